@@ -1,0 +1,3 @@
+from .ops import accept_tree
+
+__all__ = ["accept_tree"]

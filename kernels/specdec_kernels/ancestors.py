@@ -1,0 +1,60 @@
+"""Sets of ancestors as bits: how a tree's shape travels from packing to attention and acceptance.
+
+Bit `j` of node `i`'s words says that node `j` is `i` itself or one of its ancestors. A word is an int64, so bit 63
+is its sign: words are only ever combined with `&`, `|` and shifts, never compared by size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WORD = 64
+
+
+def ancestor_matrix(parents: Tensor) -> Tensor:
+    """Expand parent pointers into the ancestors-or-self relation.
+
+    Args:
+        parents: `[B, N]` int64, index of each node's parent, -1 where there is none.
+
+    Returns:
+        `[B, N, N]` bool: entry `[b, i, j]` is true where `j` is `i` or an ancestor of `i`.
+    """
+    nodes = torch.arange(parents.shape[1], device=parents.device)
+    reach = ((nodes == parents[..., None]) | (nodes == nodes[:, None])).float()  # [B, N, N]
+    # Each squaring doubles the distance covered; N nodes are never further apart than N - 1.
+    for _ in range((parents.shape[1] - 1).bit_length()):
+        reach = (reach @ reach).clamp_(max=1)
+    return reach > 0
+
+
+def pack_bits(members: Tensor) -> Tensor:
+    """Pack the last dimension of a bool tensor into int64 words.
+
+    Args:
+        members: `[..., M]` bool.
+
+    Returns:
+        `[..., ceil(M / 64)]` int64.
+    """
+    size = members.shape[-1]
+    padded = torch.nn.functional.pad(members, (0, -size % WORD))
+    weights = torch.ones((), dtype=torch.int64, device=members.device) << torch.arange(
+        WORD, device=members.device
+    )
+    return (padded.unflatten(-1, (-1, WORD)) * weights).sum(-1)
+
+
+def unpack_bits(words: Tensor, size: int) -> Tensor:
+    """Invert `pack_bits`.
+
+    Args:
+        words: `[..., W]` int64.
+        size: number of members to return, at most `64 * W`.
+
+    Returns:
+        `[..., size]` bool.
+    """
+    member = torch.arange(size, device=words.device)
+    return ((words[..., member // WORD] >> (member % WORD)) & 1).bool()

@@ -1,0 +1,3 @@
+from .ops import commit_kv
+
+__all__ = ["commit_kv"]

@@ -1,0 +1,21 @@
+"""Commit: the accepted nodes' keys and values move right behind the prefix, in place, all layers at once.
+
+    before   prefix | 0 1 2 3 4 |        path 0, 2, 3
+    after    prefix | 0 2 3 . . |        slot 2 is both read and written: sources are read before any write
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def commit_kv_reference(
+    kv: Tensor, path: Tensor, lengths: Tensor, prefix_lens: Tensor, cache_rows: Tensor
+) -> None:
+    """Move; arguments as in `commit_kv`."""
+    step = torch.arange(1, path.shape[1], device=path.device)  # the root, step 0, is in place
+    node = torch.where(step <= lengths[:, None], path[:, 1:], step)
+    source, target = prefix_lens[:, None] + node, prefix_lens[:, None] + step  # [B, N-1]
+    rows = cache_rows[:, None]
+    kv[:, :, rows, :, target] = kv[:, :, rows, :, source]

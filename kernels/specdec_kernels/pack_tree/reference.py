@@ -1,0 +1,126 @@
+"""Packing: proposals of any kind become one tree in which every shared prefix stands once (ReDrafter section 4.2.2).
+
+A proposal is a token and a pointer to the proposal it continues:
+
+    tokens   [ b  c  b  d ]        root a ─ b ─ c        two beams, "b c" and "b d", share b:
+    parents  [-1  0 -1  2 ]               └ d            four proposals, three nodes
+
+Beams, the nodes of a beam search with its parent pointers, chains, static trees and unions of them are all written
+this way. Two proposals are one node exactly when the tokens on their paths are equal, which pointer doubling decides
+in log2(depth) steps without looking at one token after another.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ancestors import ancestor_matrix, pack_bits
+
+
+class PackedTree(NamedTuple):
+    """A packed tree; node 0 is the root, parents come before their children, rows are padded to N nodes."""
+
+    tokens: Tensor
+    """`[B, N]` int64; padding repeats the root's token."""
+    parents: Tensor
+    """`[B, N]` int64; -1 for the root and for padding."""
+    depth: Tensor
+    """`[B, N]` int64; 0 for the root and for padding."""
+    ancestors: Tensor
+    """`[B, N, ceil(N / 64)]` int64 bit sets, self included."""
+    sizes: Tensor
+    """`[B]` int64, true number of nodes."""
+    scores: Tensor
+    """`[B, N]` float32; best score of the proposals merged into a node; 0 for the root, -inf for padding."""
+    source: Tensor
+    """`[B, N]` int64; label of the first proposal of a node; -1 for the root and for padding."""
+    node_of: Tensor
+    """`[B, K]` int64; the node that holds a proposal, -1 where it was invalid, too deep or over capacity."""
+    dropped: Tensor
+    """`[B]` int64; distinct nodes lost to the capacity."""
+
+
+def pack_tree_reference(
+    roots: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    scores: Tensor,
+    source: Tensor,
+    valid: Tensor,
+    *,
+    capacity: int,
+    max_depth: int,
+    row_depth: Tensor | None,
+    width: int | None,
+) -> PackedTree:
+    """Pack proposals; arguments as in `pack_tree`, all present."""
+    batch, count = tokens.shape
+    device = tokens.device
+    doublings = max_depth.bit_length()
+
+    # The root joins as entry 0, its own parent, so that every path ends there.
+    entry = torch.arange(count + 1, device=device)
+    tokens = torch.cat([roots[:, None], tokens], 1)  # [B, K+1]
+    parents = torch.cat([torch.zeros_like(roots)[:, None], parents + 1], 1)
+    scores = torch.nn.functional.pad(scores.float(), (1, 0), value=0.0)
+    source = torch.nn.functional.pad(source, (1, 0), value=-1)
+    valid = torch.nn.functional.pad(valid, (1, 0), value=True)
+
+    # One sweep up the paths: depth, validity of the whole path, equality of the whole paths.
+    depth = (entry > 0).long().expand(batch, -1)
+    same = (tokens[:, :, None] == tokens[:, None, :]) & ((entry[:, None] > 0) == (entry > 0))
+    up = parents
+    for _ in range(doublings):
+        across = same.gather(1, up[:, :, None].expand(-1, -1, count + 1))
+        same = same & across.gather(2, up[:, None, :].expand(-1, count + 1, -1))
+        valid = valid & valid.gather(1, up)
+        depth = depth + depth.gather(1, up)
+        up = up.gather(1, up)
+    limit = max_depth if row_depth is None else row_depth.clamp(max=max_depth)[:, None]
+    valid = valid & (up == 0) & (depth <= limit)  # a path that has not ended by now is too deep
+
+    # A node is the first of its equal proposals and takes the best of their scores.
+    same = same & valid[:, :, None] & valid[:, None, :]
+    first = torch.where(same, entry, count).amin(2)  # [B, K+1]
+    node = valid & (first == entry)
+    scores = torch.where(same, scores[:, None, :], -torch.inf).amax(2)
+    parents = first.gather(1, parents)
+
+    kept = node
+    if count + 1 > capacity:
+        # No node outranks its parent, and ties go to the earlier entry: so ancestors are always kept.
+        rank_by, up = torch.where(entry > 0, scores, torch.inf), parents
+        for _ in range(doublings):
+            rank_by = torch.minimum(rank_by, rank_by.gather(1, up))
+            up = up.gather(1, up)
+        rank_by = torch.where(node, rank_by, -torch.inf)
+        order = rank_by.argsort(1, descending=True, stable=True)
+        kept = node & (torch.empty_like(order).scatter_(1, order, entry.expand(batch, -1)) < capacity)
+
+    sizes = kept.sum(1)
+    if width is None:
+        width = int(sizes.max())
+    slot = torch.where(kept, kept.cumsum(1) - 1, width)  # entries without a node go to a spare slot
+    node_of = slot.gather(1, first)
+    node_of = torch.where(valid & (node_of < width), node_of, -1)
+
+    def packed(values: Tensor, padding: float | Tensor) -> Tensor:
+        out = torch.empty(batch, width + 1, dtype=values.dtype, device=device)
+        out[:] = padding
+        return out.scatter_(1, slot, values)[:, :width]
+
+    parents = packed(node_of.gather(1, parents).masked_fill(entry == 0, -1), -1)
+    return PackedTree(
+        tokens=packed(tokens, roots[:, None]),
+        parents=parents,
+        depth=packed(depth, 0),
+        ancestors=pack_bits(ancestor_matrix(parents)),
+        sizes=sizes,
+        scores=packed(scores, -torch.inf),
+        source=packed(source, -1),
+        node_of=node_of[:, 1:],
+        dropped=node.sum(1) - sizes,
+    )

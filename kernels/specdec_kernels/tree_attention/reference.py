@@ -1,0 +1,92 @@
+"""Attention of a token tree over its prefix and itself (ReDrafter section 4.2), in plain PyTorch.
+
+Slots of one row's cache, for a prefix of P tokens and N nodes:
+
+    0 ........................ P-1 | P .............. P+N-1 | stale
+    prefix: every node sees it     | node j: its descendants| nobody sees it
+
+A slot is not a position: node j sits in slot P + j at position P + depth[j].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..ancestors import unpack_bits
+
+
+def tree_mask(
+    prefix_lens: Tensor,
+    ancestors: Tensor,
+    depth: Tensor,
+    *,
+    columns: int,
+    group: int = 1,
+    window: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Write out which slots each node sees, as a bias to add to attention scores.
+
+    Args:
+        prefix_lens: `[B]` int64, committed tokens per row.
+        ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included.
+        depth: `[B, N]` int64, 0 at the root.
+        columns: number of slots to cover, at least `max(prefix_lens) + N`.
+        group: query heads per K/V head; each node's row is repeated as often.
+        window: sliding window in positions, or None; a query at position p sees positions above `p - window`.
+        dtype: dtype of the bias.
+
+    Returns:
+        `[B, N * group, columns]`: 0 where visible, -inf elsewhere.
+    """
+    nodes = depth.shape[1]
+    slot = torch.arange(columns, device=depth.device)
+    node = slot - prefix_lens[:, None]  # [B, columns]; which node sits in a slot, negative in the prefix
+    in_tree = (node >= 0) & (node < nodes)
+    node = node.clamp(0, nodes - 1)
+
+    is_ancestor = unpack_bits(ancestors, nodes)  # [B, N, N]
+    visible = is_ancestor.gather(2, node[:, None].expand(-1, nodes, -1)) & in_tree[:, None]
+    visible |= slot < prefix_lens[:, None, None]  # [B, N, columns]
+    if window is not None:
+        position = torch.where(in_tree, prefix_lens[:, None] + depth.gather(1, node), slot)
+        visible &= position[:, None] > (prefix_lens[:, None] + depth)[..., None] - window
+    bias = torch.zeros(visible.shape, dtype=dtype, device=depth.device)
+    return bias.masked_fill_(~visible, -torch.inf).repeat_interleave(group, 1)
+
+
+def tree_attention_reference(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    mask: Tensor,
+    *,
+    cache_rows: Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """softmax(softcap(scale q k^T) + mask) v, the query heads of one K/V head folded into rows.
+
+    Folding lets every node and every query head of a group share one read of their K/V head. The arithmetic is in
+    the cache's dtype, rounded once to the query's: an fp64 cache gives attention whose result does not depend on
+    the order of its sums (`exact` mode).
+
+    Shapes as in `tree_attention`; `mask` is `[B, N * H / G, S]`.
+    """
+    batch, nodes, _, _ = q.shape
+    k, v = (
+        (k_cache[:batch], v_cache[:batch])
+        if cache_rows is None
+        else (k_cache[cache_rows], v_cache[cache_rows])
+    )
+    rows = rearrange(q, "b n (g h) d -> b g (n h) d", g=k_cache.shape[1]).to(k.dtype)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask[:, None], scale=scale)
+    else:
+        scores = softcap * torch.tanh(rows @ k.mT * scale / softcap)
+        accumulator = torch.promote_types(scores.dtype, torch.float32)
+        out = (scores + mask[:, None]).softmax(-1, dtype=accumulator).to(v.dtype) @ v
+    return rearrange(out, "b g (n h) d -> b n (g h) d", n=nodes).to(q.dtype)

@@ -1,0 +1,189 @@
+"""Keys and values of all layers in one preallocated tensor that a tree can be written behind."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from specdec_kernels import commit_kv, tree_mask
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from .tree import Accepted
+
+
+class Rows(NamedTuple):
+    """Some rows of a cache, known to the device and to the host."""
+
+    index: Tensor
+    """`[B]` int64, ascending."""
+    host: list[int]
+    """The same."""
+
+    @classmethod
+    def first(cls, count: int, device: torch.device) -> Rows:
+        """Take the first `count` rows."""
+        return cls(torch.arange(count, device=device), list(range(count)))
+
+    def select(self, stay: list[int]) -> Rows:
+        """Keep the rows at these places."""
+        places = torch.tensor(stay, dtype=torch.int64, device=self.index.device)
+        return Rows(self.index[places], [self.host[at] for at in stay])
+
+
+class TreePass:
+    """Where the tokens of one forward pass lie in the cache, and what they see.
+
+    All layers of a pass share it, so a mask is written once per pass and kind of layer.
+    """
+
+    def __init__(
+        self,
+        ancestors: Tensor,
+        depth: Tensor,
+        *,
+        prefix_lens: Tensor,
+        longest_prefix: int,
+        same_prefix: bool,
+        cache_rows: Tensor | None,
+    ) -> None:
+        """Describe a pass.
+
+        Args:
+            ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
+            depth: `[B, N]` int64.
+            prefix_lens: `[B]` int64, committed tokens per row.
+            longest_prefix: the largest of them, known to the host.
+            same_prefix: whether all rows have the longest prefix.
+            cache_rows: `[B]` int64, None for all rows of the cache in order.
+        """
+        self.ancestors, self.depth = ancestors, depth
+        self.prefix_lens, self.cache_rows = prefix_lens, cache_rows
+        self.positions = prefix_lens[:, None] + depth  # [B, N]
+        self.columns = longest_prefix + depth.shape[1]
+        # Rows in order with one prefix length are written as a slice, others slot by slot.
+        self.start = longest_prefix if same_prefix and cache_rows is None else None
+        batch, nodes = depth.shape
+        device = depth.device
+        rows = torch.arange(batch, device=device) if cache_rows is None else cache_rows
+        self.write_index = rows[:, None], prefix_lens[:, None] + torch.arange(nodes, device=device)
+        self._masks: dict[tuple[int | None, int], Tensor] = {}
+
+    def mask(self, *, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Return `tree_mask` of this pass, written at the first call for a window."""
+        if (window, group) not in self._masks:
+            self._masks[window, group] = tree_mask(
+                self.prefix_lens,
+                self.ancestors,
+                self.depth,
+                columns=self.columns,
+                group=group,
+                window=window,
+                dtype=dtype,
+            )
+        return self._masks[window, group]
+
+
+class TreeCache(Cache):
+    """A cache of `capacity + tree_capacity` slots per row, handed to the model's layers as theirs.
+
+    The prefix of row `r` is its first `lengths[r]` slots, the tree of a pass lies behind it. Rolling back is
+    lowering a length. Slots start as zeros because NaN in a masked slot would still poison attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        rows: int,
+        capacity: int,
+        tree_capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Reserve slots; memory is taken at the first pass, which shows the shape of a head.
+
+        Args:
+            layers: number of attention layers.
+            rows: sequences held.
+            capacity: most committed tokens per row.
+            tree_capacity: most nodes per tree.
+            dtype: dtype of keys and values; float64 for exact attention.
+            device: where they live.
+        """
+        super().__init__(layers=[])
+        self.shape = (layers, 2, rows)
+        self.capacity, self.slots = capacity, capacity + tree_capacity
+        self.dtype, self.device = dtype, device
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        """`[rows]` int64, committed tokens of each row."""
+        self.host_lengths = [0] * rows
+        """The same, for the host; `State.advance` brings it up to date once a round."""
+        self.kv: Tensor | None = None
+        """`[layers, 2, rows, G, slots, D]`."""
+        self.current: TreePass | None = None
+
+    def set_lengths(self, lengths: list[int]) -> None:
+        """Declare how much of each row is its prefix: after prefill, or to roll back."""
+        self.host_lengths = list(lengths)
+        self.lengths = torch.tensor(lengths, device=self.device)
+
+    def open(self, ancestors: Tensor, depth: Tensor, rows: Rows) -> TreePass:
+        """Begin a pass: what the layers write next are the nodes of this tree.
+
+        Args:
+            ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
+            depth: `[B, N]` int64.
+            rows: the B cache rows that take part.
+        """
+        lengths = [self.host_lengths[row] for row in rows.host]
+        longest = max(lengths)
+        assert longest + depth.shape[1] <= self.slots, "a pass runs over the end of the cache"
+        self.current = TreePass(
+            ancestors,
+            depth,
+            prefix_lens=self.lengths[rows.index],
+            longest_prefix=longest,
+            same_prefix=min(lengths) == longest,
+            cache_rows=rows.index if len(rows.host) < self.shape[2] else None,
+        )
+        return self.current
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write `[B, G, N, D]` keys and values of the current pass; called by the model's layers.
+
+        Returns:
+            The layer's keys and values `[rows, G, columns, D]`, views of the cache.
+        """
+        now = self.current
+        assert now is not None, "a pass must be opened before the layers run"
+        batch, heads, _, size = key_states.shape
+        if self.kv is None:
+            self.kv = torch.zeros(
+                *self.shape, heads, self.slots, size, dtype=self.dtype, device=self.device
+            )
+        keys, values = self.kv[layer_idx]  # [rows, G, slots, D]
+        if now.start is not None:
+            keys[:batch, :, now.start : now.columns] = key_states
+            values[:batch, :, now.start : now.columns] = value_states
+        else:
+            rows, slots = now.write_index
+            keys[rows, :, slots] = key_states.transpose(1, 2).to(self.dtype)
+            values[rows, :, slots] = value_states.transpose(1, 2).to(self.dtype)
+        return keys[:, :, : now.columns], values[:, :, : now.columns]
+
+    def commit(self, accepted: Accepted, rows: Rows) -> None:
+        """Make the root and the accepted nodes of the current pass part of the prefix of `rows`."""
+        assert self.kv is not None
+        assert self.current is not None
+        prefix_lens = self.current.prefix_lens
+        commit_kv(
+            self.kv,
+            accepted.path,
+            accepted.lengths,
+            prefix_lens=prefix_lens,
+            cache_rows=self.current.cache_rows,
+        )
+        self.lengths[rows.index] = prefix_lens + accepted.lengths + 1

@@ -1,0 +1,49 @@
+"""Several drafters feed one tree; what they agree on is verified once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..state import State
+from ..tree import Accepted, TokenTree
+from .protocol import Budget, Drafter, Proposals
+
+
+class MixedDrafter:
+    """The union of drafters; a node's `source` is the first drafter, by place, that proposed it."""
+
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        """Combine drafters, the most trusted first."""
+        if not drafters:
+            raise ValueError("drafters: expected at least one, got none")
+        self.drafters = list(drafters)
+
+    def start(self, state: State, hidden: Tensor) -> None:
+        """Start each."""
+        for drafter in self.drafters:
+            drafter.start(state, hidden)
+
+    def draft(self, state: State, budget: Budget) -> Proposals:
+        """Put the proposals of all side by side; packing merges them."""
+        parts = [drafter.draft(state, budget) for drafter in self.drafters]
+        shifted, before = [], 0
+        for part in parts:
+            shifted.append(torch.where(part.parents < 0, -1, part.parents + before))
+            before += part.tokens.shape[1]
+        return Proposals(
+            tokens=torch.cat([part.tokens for part in parts], 1),
+            parents=torch.cat(shifted, 1),
+            scores=torch.cat([part.scores for part in parts], 1),
+            valid=torch.cat([part.valid for part in parts], 1),
+            source=torch.cat(
+                [torch.full_like(part.source, at) for at, part in enumerate(parts)], 1
+            ),
+        )
+
+    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
+        """Show each what became of the tree."""
+        for drafter in self.drafters:
+            drafter.observe(state, tree, accepted, hidden)

@@ -1,0 +1,69 @@
+"""What a drafter is: three methods, and proposals as tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..state import State
+from ..tree import Accepted, TokenTree
+
+
+class Budget(NamedTuple):
+    """How much a draft may propose this round."""
+
+    nodes: int
+    """Most nodes in a tree, the root included."""
+    depth: int
+    """Deepest node that any row can still use."""
+    row_depth: Tensor
+    """`[B]` int64, deepest node that each row can still use."""
+
+
+class Proposals(NamedTuple):
+    """Proposed tokens, each continuing an earlier proposal or the root; packing merges equal ones."""
+
+    tokens: Tensor
+    """`[B, K]` int64."""
+    parents: Tensor
+    """`[B, K]` int64, index of the proposal that each one continues; -1 for the root."""
+    scores: Tensor
+    """`[B, K]` float32, cumulative draft log-probability."""
+    valid: Tensor
+    """`[B, K]` bool; the others are padding."""
+    source: Tensor
+    """`[B, K]` int64, which beam or which drafter proposed it."""
+
+    @classmethod
+    def none(cls, batch: int, device: torch.device) -> Proposals:
+        """Propose nothing."""
+        ids = torch.zeros(batch, 0, dtype=torch.int64, device=device)
+        return cls(ids, ids, ids.float(), ids.bool(), ids)
+
+
+class Drafter(Protocol):
+    """Proposes what may come next. Whatever it proposes, the text does not change, only its speed."""
+
+    def start(self, state: State, hidden: Tensor) -> None:
+        """Begin with new prompts.
+
+        Args:
+            state: rows after prefill, roots included.
+            hidden: `[B, E]`, the target's last hidden state of each row.
+        """
+
+    def draft(self, state: State, budget: Budget) -> Proposals:
+        """Propose continuations of each row's root."""
+        ...
+
+    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
+        """Learn what became of a draft.
+
+        Args:
+            state: rows as they were drafted for; `text` already holds the accepted tokens and the next root.
+            tree: what was verified.
+            accepted: what the target agreed with.
+            hidden: `[B, N, E]`, the target's hidden states at the tree's nodes.
+        """

@@ -1,0 +1,121 @@
+"""What a decode knows about its rows, and how a round changes it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cache import Rows, TreeCache
+from .tree import Accepted, TokenTree
+
+
+class Emitted(NamedTuple):
+    """What one round adds to one row."""
+
+    row: int
+    """Index of the prompt."""
+    tokens: list[int]
+    """New tokens, cut after the end of the text."""
+    drafted: int
+    """How many of them, from the first on, a drafter proposed; the target added the rest."""
+    nodes: int
+    """Nodes verified, root included; 0 for the token that prefill gives."""
+    proposed: int
+    """Proposals that were packed into these nodes, root included."""
+    finished: bool
+    """Whether the row ends here."""
+
+
+class State:
+    """The rows still being written; a row that ends leaves by index, its cache stays where it is."""
+
+    def __init__(
+        self, cache: TreeCache, text: Tensor, *, limits: list[int], eos_token_ids: frozenset[int]
+    ) -> None:
+        """Take prompts whose prefill is done.
+
+        Args:
+            cache: one row per prompt.
+            text: `[R, columns]` int64, the prompts, with room for every token that may come and one tree.
+            limits: most new tokens per row.
+            eos_token_ids: tokens after which a row ends.
+        """
+        self.cache = cache
+        self.text = text
+        """`[R, columns]` int64: per prompt all committed tokens and the root; what follows is stale."""
+        self.rows = Rows.first(len(text), text.device)
+        """The B prompts still being written."""
+        self.remaining = list(limits)
+        self.eos_token_ids = eos_token_ids
+
+    @property
+    def lengths(self) -> Tensor:
+        """`[B]` int64, cached tokens; a row's root is the token at this index of its text."""
+        return self.cache.lengths[self.rows.index]
+
+    @property
+    def roots(self) -> Tensor:
+        """`[B]` int64, the token of each row that is certain but not cached."""
+        return self.text[self.rows.index, self.lengths]
+
+    def open(self, first_tokens: Tensor) -> list[Emitted]:
+        """Take the `[B]` tokens that prefill gave as roots."""
+        self.text[self.rows.index, self.lengths] = first_tokens
+        emitted = [
+            self._emit(at, [token], drafted=0, nodes=0, proposed=0)
+            for at, token in enumerate(first_tokens.tolist())
+        ]
+        self._leave(emitted)
+        return emitted
+
+    def write(self, tree: TokenTree, accepted: Accepted, proposed: Tensor) -> Tensor:
+        """Write the accepted tokens and the next roots into the text; comes before commit.
+
+        Args:
+            tree: what was verified.
+            accepted: what was accepted.
+            proposed: `[B]` int64, proposals behind each tree.
+
+        Returns:
+            `[B, N + 3]` int64 for `advance`: the new tokens, then how many, nodes, proposals.
+        """
+        nodes = tree.tokens.shape[1]
+        drafted = tree.tokens.gather(1, accepted.path.clamp(min=0)).roll(-1, 1)
+        new = drafted.scatter(1, accepted.lengths[:, None], accepted.next_tokens[:, None])
+        columns = self.lengths[:, None] + torch.arange(1, nodes + 1, device=new.device)
+        self.text[self.rows.index[:, None], columns] = new
+        counts = torch.stack([accepted.lengths + 1, tree.sizes, proposed], 1)
+        return torch.cat([new, counts], 1)
+
+    def advance(self, written: Tensor) -> list[Emitted]:
+        """Tell the host what was `written` and let finished rows leave; the one host read of a round."""
+        emitted = []
+        for at, values in enumerate(written.tolist()):
+            new, nodes, proposed = values[-3:]
+            self.cache.host_lengths[self.rows.host[at]] += new
+            emitted.append(
+                self._emit(at, values[:new], drafted=new - 1, nodes=nodes, proposed=proposed)
+            )
+        self._leave(emitted)
+        return emitted
+
+    def _emit(
+        self, at: int, tokens: list[int], *, drafted: int, nodes: int, proposed: int
+    ) -> Emitted:
+        tokens = tokens[: self.remaining[at]]
+        ends = [i for i, token in enumerate(tokens) if token in self.eos_token_ids]
+        if ends:
+            tokens = tokens[: ends[0] + 1]
+        self.remaining[at] -= len(tokens)
+        finished = bool(ends) or self.remaining[at] == 0
+        return Emitted(
+            self.rows.host[at], tokens, min(drafted, len(tokens)), nodes, proposed, finished
+        )
+
+    def _leave(self, emitted: list[Emitted]) -> None:
+        stay = [at for at, e in enumerate(emitted) if not e.finished]
+        if len(stay) < len(emitted):
+            self.rows = self.rows.select(stay)
+            self.remaining = [self.remaining[at] for at in stay]

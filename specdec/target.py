@@ -1,0 +1,266 @@
+"""The target: a Hugging Face causal language model that verifies a whole tree in one pass.
+
+The model's own layers run in our loop, with our cache and one registered attention function. Nothing of the model is
+copied or patched; between our passes it is the same model as before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from specdec_kernels import tree_attention
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from .cache import Rows, TreeCache, TreePass
+from .packed_linear import pack_linears
+from .tree import TokenTree
+
+ATTENTION = "specdec_tree"
+PREFILL_CHUNK = 256
+
+
+class Verified(NamedTuple):
+    """What one pass of the target says."""
+
+    logits: Tensor
+    """`[B, N, V]`, or `[B, V]` after prefill."""
+    hidden: Tensor
+    """`[B, N, E]`, or `[B, E]`: the input of the head, after the final norm."""
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    tree_pass: TreePass | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend as the library's attention interface asks: `[B, H, N, D]` queries in, `[B, N, H, D]` out."""
+    if tree_pass is None:
+        raise RuntimeError(
+            f"attn_implementation={ATTENTION!r}: expected a pass of specdec.Target, got a plain forward"
+        )
+    group = query.shape[1] // key.shape[1]
+    out = tree_attention(
+        query.transpose(1, 2),
+        key,
+        value,
+        prefix_lens=tree_pass.prefix_lens,
+        ancestors=tree_pass.ancestors,
+        depth=tree_pass.depth,
+        cache_rows=tree_pass.cache_rows,
+        scale=scaling,
+        softcap=softcap,
+        mask=tree_pass.mask(group=group, window=sliding_window, dtype=key.dtype),
+    )
+    return out, None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+class Target:
+    """A causal language model seen as embedding, layers, head, and a cache that trees fit into."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any = None, *, exact: bool = False
+    ) -> None:
+        """Wrap a model in evaluation mode.
+
+        `load_target` is the way in: it also runs the certificate that this view of the model is right.
+
+        Args:
+            model: a decoder with `embed_tokens`, `layers`, `norm` and `rotary_emb`, and a head.
+            tokenizer: the model's, where there is one.
+            exact: keep keys and values in float64 and never run fewer than two rows, so that in bf16 a node's
+                result does not depend on what is verified beside it.
+
+        Raises:
+            ValueError: if the model lacks one of these parts or is in training mode.
+        """
+        decoder = getattr(model, "model", None)
+        missing = [
+            name
+            for name in ("embed_tokens", "layers", "norm", "rotary_emb")
+            if not isinstance(getattr(decoder, name, None), nn.Module)
+        ]
+        if missing or not isinstance(model.get_output_embeddings(), nn.Module):
+            raise ValueError(
+                f"model: expected a decoder with embed_tokens, layers, norm, rotary_emb and a head, "
+                f"got {type(model).__name__} without {', '.join(missing) or 'a head'}"
+            )
+        if model.training:
+            raise ValueError(
+                "model: expected evaluation mode (call model.eval()), got training mode"
+            )
+        assert isinstance(decoder, nn.Module)
+        self.model, self.decoder, self.tokenizer = model, decoder, tokenizer
+        self.config: Any = decoder.config
+        self.exact = exact
+        self.device, self.dtype = model.device, model.dtype
+        self.position_limit = _position_limit(self.config)
+        self._rotary_by_type = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters  # type: ignore[union-attr]
+
+    def prepare(self) -> int:
+        """Pack the linear layers of a CPU model; the plain loop and every drafter gain alike.
+
+        Returns:
+            The number of layers packed.
+        """
+        return pack_linears(self.model) if self.device.type == "cpu" else 0
+
+    def new_cache(self, *, rows: int, capacity: int, tree_capacity: int) -> TreeCache:
+        """Make an empty cache for this model; arguments as in `TreeCache`."""
+        return TreeCache(
+            layers=len(self.decoder.layers),  # type: ignore[arg-type]
+            rows=rows,
+            capacity=capacity,
+            # An exact pass has two rows at least, the second one perhaps padding.
+            tree_capacity=max(tree_capacity, 2),
+            dtype=torch.float64 if self.exact else self.dtype,
+            device=self.device,
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embed `[B, N]` int64 tokens as the first layer wants them, `[B, N, E]`."""
+        hidden: Tensor = self.decoder.embed_tokens(tokens)  # type: ignore[operator]
+        multiplier = getattr(self.config, "embedding_multiplier", None)
+        return hidden if multiplier is None else hidden * multiplier
+
+    def run_layers(
+        self, hidden: Tensor, cache: TreeCache, first: int = 0, end: int | None = None
+    ) -> Tensor:
+        """Run layers `first` to `end - 1` on the nodes of the cache's current pass.
+
+        A shallow part and a deep part of one pass share the cache and compute every layer once.
+
+        Args:
+            hidden: `[B, N, E]`, the embedding or the output of layer `first - 1`.
+            cache: with an open pass.
+            first: index of the first layer.
+            end: index after the last one; None for all.
+
+        Returns:
+            `[B, N, E]`, before the final norm.
+        """
+        now = cache.current
+        assert now is not None
+        layers = list(self.decoder.layers)[first:end]  # type: ignore[arg-type]
+        types = (getattr(self.config, "layer_types", None) or [None] * (first + len(layers)))[first:]
+        rotations = self._rotations(hidden, now.positions, types)
+        with self._tree_attention():
+            for layer, kind in zip(layers, types, strict=False):
+                hidden = layer(
+                    hidden,
+                    attention_mask=None,
+                    position_ids=now.positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    position_embeddings=rotations[kind if self._rotary_by_type else None],
+                    tree_pass=now,
+                )
+        return hidden
+
+    def head(self, hidden: Tensor) -> Verified:
+        """Apply the final norm and the head to `[..., E]`, with the model's own scaling of logits."""
+        hidden = self.decoder.norm(hidden)  # type: ignore[operator]
+        single = self.exact and hidden.numel() == hidden.shape[-1]
+        rows = hidden.expand(2, *hidden.shape[1:]) if single else hidden
+        logits: Tensor = self.model.get_output_embeddings()(rows)
+        logits = logits[:1] if single else logits
+        if (scale := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
+            logits = logits * scale
+        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
+            logits = logits / divisor
+        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+            logits = torch.tanh(logits / cap) * cap
+        return Verified(logits, hidden)
+
+    def verify(self, tree: TokenTree, cache: TreeCache, rows: Rows) -> Verified:
+        """Run the whole tree in one pass; its keys and values lie behind the prefix afterwards.
+
+        Args:
+            tree: B trees of N nodes.
+            cache: holds the prefixes.
+            rows: the B cache rows that the trees belong to.
+
+        Returns:
+            Logits `[B, N, V]` and hidden states `[B, N, E]` after each node.
+        """
+        alone = self.exact and tree.tokens.numel() == 1
+        if alone:  # never one row: beside its own copy, which nothing reads
+            tree = TokenTree.chain(tree.tokens.expand(1, 2))
+        cache.open(tree.ancestors, tree.depth, rows)
+        verified = self.head(self.run_layers(self.embed(tree.tokens), cache))
+        return Verified(verified.logits[:, :1], verified.hidden[:, :1]) if alone else verified
+
+    def prefill(self, ids: Tensor, lengths: list[int], cache: TreeCache) -> Verified:
+        """Read prompts into the cache behind what it holds, a fixed number of columns at a time.
+
+        Args:
+            ids: `[B, L]` int64, without left padding; what lies beyond a row's length is any valid id.
+            lengths: per row how many of them to read, at least 1 and at most L.
+            cache: of B rows that hold equally many tokens.
+
+        Returns:
+            Logits `[B, V]` and hidden states `[B, E]` at the last token of each row.
+        """
+        batch, total = ids.shape
+        start = cache.host_lengths[0]
+        assert cache.host_lengths == [start] * batch, "prefill wants rows of one length"
+        if self.exact and batch == 1 and total % PREFILL_CHUNK == 1:
+            ids = torch.cat([ids, ids[:, -1:]], 1)  # never a chunk of one row
+        rows = Rows.first(batch, self.device)
+        final = torch.tensor(lengths, device=self.device)[:, None] - 1  # [B, 1]
+        last: Tensor | None = None
+        for begin in range(0, ids.shape[1], PREFILL_CHUNK):
+            chunk = TokenTree.chain(ids[:, begin : begin + PREFILL_CHUNK])
+            cache.set_lengths([start + begin] * batch)
+            cache.open(chunk.ancestors, chunk.depth, rows)
+            hidden = self.run_layers(self.embed(chunk.tokens), cache)
+            at = final - begin
+            here = hidden.take_along_dim(at.clamp(0, hidden.shape[1] - 1)[..., None], 1)[:, 0]
+            last = here if last is None else torch.where(at >= 0, here, last)
+        assert last is not None
+        cache.set_lengths([start + length for length in lengths])
+        return self.head(last)
+
+    def _rotations(self, hidden: Tensor, positions: Tensor, types: list[Any]) -> dict[Any, Any]:
+        rotary: Any = self.decoder.rotary_emb
+        if self._rotary_by_type:
+            return {kind: rotary(hidden, positions, kind) for kind in set(types)}
+        return {None: rotary(hidden, positions)}
+
+    @contextmanager
+    def _tree_attention(self) -> Iterator[None]:
+        """Let the layers attend through us for the length of a pass; not for several threads at once."""
+        before = self.config._attn_implementation
+        self.config._attn_implementation = ATTENTION
+        try:
+            yield
+        finally:
+            self.config._attn_implementation = before
+
+
+def _position_limit(config: Any) -> int:
+    """The number of positions within which rotations are the same for every length of text."""
+    limit: int = config.max_position_embeddings
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            original = parameters.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            limit = min(limit, original or limit)
+    return limit

@@ -1,0 +1,82 @@
+"""The two things that travel through a round: the tree that is verified, and what of it was accepted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from specdec_kernels import ancestor_matrix, pack_bits
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """Tokens to verify in one pass of the target, one tree per row.
+
+    Node 0 is the root: the guaranteed token whose keys and values are not cached yet. Parents come before their
+    children, no two children of a node share a token, and rows are padded to the widest.
+    """
+
+    tokens: Tensor
+    """`[B, N]` int64."""
+    parents: Tensor
+    """`[B, N]` int64, index of each node's parent; -1 for the root and for padding."""
+    depth: Tensor
+    """`[B, N]` int64, 0 at the root; a node sits at position `prefix + depth`."""
+    ancestors: Tensor
+    """`[B, N, ceil(N / 64)]` int64 bit sets of ancestors, self included."""
+    sizes: Tensor
+    """`[B]` int64, true number of nodes."""
+    scores: Tensor
+    """`[B, N]` float32, cumulative draft log-probability."""
+    source: Tensor
+    """`[B, N]` int64, which proposal put the node there; -1 for the root."""
+
+    @classmethod
+    def chain(cls, tokens: Tensor) -> TokenTree:
+        """Make the tree with one branch.
+
+        Args:
+            tokens: `[B, N]` int64, each token following the one before it.
+        """
+        batch, nodes = tokens.shape
+        index = torch.arange(nodes, device=tokens.device)
+        return cls(
+            tokens=tokens,
+            parents=(index - 1).expand(batch, -1),
+            depth=index.expand(batch, -1),
+            ancestors=pack_bits(index[:, None] >= index).expand(batch, -1, -1),
+            sizes=torch.full((batch,), nodes, device=tokens.device),
+            scores=torch.zeros(batch, nodes, device=tokens.device),
+            source=torch.zeros_like(tokens),
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError unless every invariant of a tree holds; reads the device, for tests."""
+        nodes = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        real = nodes < self.sizes[:, None]
+        inner = real & (nodes > 0)
+        parent = self.parents.clamp(min=0)
+        assert (self.sizes >= 1).all()
+        assert (self.parents[~inner] == -1).all()
+        assert ((self.parents >= 0) & (self.parents < nodes))[inner].all(), "parent after child"
+        assert (self.depth == self.depth.gather(1, parent) + 1)[inner].all()
+        assert (self.depth[~inner] == 0).all()
+        assert torch.equal(self.ancestors, pack_bits(ancestor_matrix(self.parents)))
+        twins = (parent[:, :, None] == parent[:, None]) & (
+            self.tokens[:, :, None] == self.tokens[:, None]
+        )
+        twins &= inner[:, :, None] & inner[:, None] & (nodes[:, None] != nodes)
+        assert not twins.any(), "two children of one node share a token"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What the target agrees with."""
+
+    path: Tensor
+    """`[B, N]` int64, the accepted nodes from the root down, -1 padded."""
+    lengths: Tensor
+    """`[B]` int64, accepted nodes below the root; a round emits one token more."""
+    next_tokens: Tensor
+    """`[B]` int64, the target's own token after the last accepted node: the next root."""
