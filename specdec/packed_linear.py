@@ -66,6 +66,7 @@ def _pack(weight: Tensor) -> Tensor:
     return packed
 
 
+@torch.no_grad()
 def can_pack(dtype: torch.dtype) -> bool:
     """Try the operators on a small product: are they there, and do they agree with `F.linear`?"""
     generator = torch.Generator().manual_seed(0)

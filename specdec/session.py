@@ -46,8 +46,7 @@ class Session:
         Raises:
             ValueError: if the drafter's name is unknown or `max_nodes` is out of range.
         """
-        if not 1 <= max_nodes <= LARGEST_TREE:
-            raise ValueError(f"max_nodes: expected 1 to {LARGEST_TREE}, got {max_nodes}")
+        check_max_nodes(max_nodes)
         self.target = target
         self.drafter = load_drafter(drafter) if isinstance(drafter, str) else drafter
         self.max_nodes = max_nodes
@@ -165,6 +164,12 @@ class Session:
                     f"prompts: expected ids from 0 to {vocabulary - 1}, got "
                     f"{min(ids)} to {max(ids)} in row {row}"
                 )
+
+
+def check_max_nodes(max_nodes: int) -> None:
+    """Raise ValueError unless a tree may have that many nodes."""
+    if not 1 <= max_nodes <= LARGEST_TREE:
+        raise ValueError(f"max_nodes: expected 1 to {LARGEST_TREE}, got {max_nodes}")
 
 
 def generate(

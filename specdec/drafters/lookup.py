@@ -1,42 +1,48 @@
-"""Lookup: what followed the last few tokens earlier in the text may follow again; nothing to train.
+"""Lookup: what followed the last tokens earlier in the text may follow again; nothing to train.
 
-Earlier places that end in the same tokens are ranked by how many agree, then by how recent they are. Their
-continuations become one tree, so places that go on alike share nodes, and the tree is cut where a node is unlikely
-to be worth its cost.
+Earlier places that end in the root's token are ranked by how many tokens before it agree too, then by how recent
+they are. The continuations of the best become one tree, in which places that go on alike share nodes. A node that is
+unlikely to be worth its cost is left out, so weak matches cost little and strong ones reach far.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..state import State
 from ..tree import Accepted, TokenTree
 from .protocol import Budget, Proposals
 
+# How often the next token follows a match of 1, 2, … tokens; 90 development prompts of Spec-Bench, the default model.
+FOLLOWS = (0.24, 0.55, 0.65, 0.72, 0.78, 0.80, 0.83, 0.93)
+
 
 @dataclass(frozen=True, slots=True)
 class LookupConfig:
-    """How far to look and how much to trust."""
+    """How much of the past to follow."""
 
-    max_match: int = 8
-    """Most tokens compared backwards from the root."""
-    min_match: int = 2
-    """Fewest that must agree."""
     places: int = 4
-    """Most earlier places followed."""
-    length: int = 12
-    """Most tokens taken from a place."""
+    """Most earlier places followed, 1 to 64."""
+    length: int = 15
+    """Most tokens taken from a place, 1 to 64."""
+    discount: float = 0.7
+    """How much less likely each further place is than the one before, above 0 to 1."""
+    least: float = 0.08
+    """Probability under which a node is not worth verifying, above 0 to 1."""
 
     def __post_init__(self) -> None:
-        """Reject values out of range."""
-        for name, low, high in (
-            ("max_match", 1, 64), ("min_match", 1, self.max_match), ("places", 1, 64), ("length", 1, 64)
-        ):  # fmt: skip
-            if not low <= (value := getattr(self, name)) <= high:
-                raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+        """Raise ValueError for a value out of range."""
+        for name in ("places", "length"):
+            if not 1 <= (value := getattr(self, name)) <= 64:
+                raise ValueError(f"{name}: expected 1 to 64, got {value}")
+        for name in ("discount", "least"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name}: expected above 0 to 1, got {value}")
 
 
 class LookupDrafter:
@@ -51,18 +57,56 @@ class LookupDrafter:
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose what followed the longest and latest matches."""
-        config = self.config
+        config, device = self.config, state.text.device
         length = min(config.length, budget.depth)
-        text = state.text[state.rows.index]  # [B, columns]
-        ends = state.lengths[:, None]  # the root is the last known token
-        place = torch.arange(int(max(state.cache.host_lengths)), device=text.device)
-        matched = self._matched(text, ends, place)  # [B, P]
+        places = max(state.cache.host_lengths[row] for row in state.rows.host)
+        width = min(config.places, places)
+        if length == 0:
+            return Proposals.none(len(state.rows.host), device)
+        text = state.text[state.rows.index, : places + 1]  # [B, P + 1]; a row ends in its root
+        root = state.lengths[:, None]  # [B, 1]
+        place = torch.arange(places, device=device)
+        matched = torch.where(place < root, matches(text, root)[:, :-1], 0)  # [B, P]
 
-        # Longer matches first, later places first among equals: one key, distinct per place.
-        usable = (matched >= config.min_match) & (place < ends)
-        rank = torch.where(usable, matched * len(place) + place, -1)
-        best, at = rank.topk(min(config.places, len(place)), 1)  # [B, W]
-        columns = at[..., None] + torch.arange(1, length + 1, device=text.device)
-        tokens = text.gather(1, columns.flatten(1).clamp(max=text.shape[1] - 1))
-        valid = (columns <= ends[..., None]) & (best >= 0)[..., None]
-        ...
+        # Longer matches first, later places first among equals: one key that no two places share.
+        best, at = (matched * places + place).topk(width, 1)  # [B, W]
+        agreed = best.div(places, rounding_mode="floor")
+        step = torch.arange(length, device=device)
+        columns = at[..., None] + 1 + step  # [B, W, L]
+        tokens = text.gather(1, columns.clamp(max=places).flatten(1))
+
+        # Every token that proves right makes the match one longer.
+        follows = torch.tensor(FOLLOWS, device=device).log()
+        each = follows[(agreed[..., None] - 1 + step).clamp(0, len(FOLLOWS) - 1)]
+        rank = torch.arange(width, device=device)[:, None]
+        scores = each.cumsum(-1) + rank * math.log(config.discount)
+        valid = (columns <= root[..., None]) & (agreed > 0)[..., None]
+        valid &= scores >= math.log(config.least)
+        source = rank.expand(width, length).flatten()
+        index = torch.arange(width * length, device=device)
+        return Proposals(
+            tokens=tokens,
+            parents=torch.where(index % length == 0, -1, index - 1).expand_as(tokens),
+            scores=scores.flatten(1),
+            valid=valid.flatten(1),
+            source=source.expand_as(tokens),
+        )
+
+    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
+        """Do nothing: accepted tokens are in the text."""
+
+
+def matches(text: Tensor, root: Tensor) -> Tensor:
+    """Count how many tokens agree, going back from each place and from the root.
+
+    Args:
+        text: `[B, P]` int64.
+        root: `[B, 1]` int64, the column of each row's last token.
+
+    Returns:
+        `[B, P]` int64, 0 to `len(FOLLOWS)`.
+    """
+    most = len(FOLLOWS)
+    windows = F.pad(text, (most - 1, 0), value=-1).unfold(1, most, 1).flip(-1)  # [B, P, most]
+    tail = windows.take_along_dim(root[..., None], 1)  # [B, 1, most]
+    return ((windows == tail) & (tail >= 0)).long().cumprod(-1).sum(-1)

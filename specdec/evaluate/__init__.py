@@ -1,0 +1,1 @@
+"""Comparing methods honestly: same prompts, one process, alternating, tokens always checked."""

@@ -1,0 +1,228 @@
+"""The benchmark: methods take turns on every prompt, and every text is checked."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from ..metrics import CTAR_WIDTHS, Metrics
+from .methods import PLAIN, TRANSFORMERS, Runner
+from .questions import Question
+from .replay import TIE_RATE, replay
+
+WARMUP_TOKENS = 8
+
+
+@dataclass(slots=True)
+class Run:
+    """One method on one prompt."""
+
+    method: str
+    question_id: int
+    turn: int
+    category: str
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    rounds: int | None
+    tokens_per_round: float | None
+    ctar: list[float] | None
+    nodes_per_round: float | None
+    identical: bool
+    """Whether the tokens are the reference's."""
+    ties: int
+    """Where they are not: tokens that rounding decided, by replay in float64."""
+    errors: int
+    """Tokens that differ beyond the tie rule."""
+    margin: float
+    """Largest relative distance to the best logit in the replay."""
+    seconds: dict[str, float]
+    """Per stage of our loop."""
+
+
+@dataclass(slots=True)
+class Benchmark:
+    """Everything a benchmark run measured."""
+
+    runs: list[Run]
+    summary: dict[str, dict[str, Any]]
+    machine: dict[str, Any]
+
+    @property
+    def lossless(self) -> bool:
+        """Whether no answer differs beyond the tie rule."""
+        return all(row["lossless"] for row in self.summary.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is saved."""
+        return asdict(self)
+
+
+def run_benchmark(
+    runner: Runner,
+    questions: list[Question],
+    methods: list[str],
+    *,
+    max_new_tokens: int,
+    turns: int,
+    load_model64: Callable[[], PreTrainedModel],
+    progress: Callable[[Question, str], None],
+) -> Benchmark:
+    """Run methods alternately on every question.
+
+    Args:
+        runner: runs one method on one prompt.
+        questions: from `read_questions`.
+        methods: names; the plain loop joins them where it is missing.
+        max_new_tokens: most new tokens per turn.
+        turns: most turns per question; later ones follow the reference's own answer.
+        load_model64: gives the float64 model for replays, called when the first text differs.
+        progress: told before each run.
+    """
+    methods = methods if PLAIN in methods else [PLAIN, *methods]
+    dtype = runner.target.dtype
+    full = dtype in (torch.float32, torch.float64)
+    reference = TRANSFORMERS if full and TRANSFORMERS in methods else PLAIN
+    model64: PreTrainedModel | None = None
+    runs: list[Run] = []
+    pooled = {method: Metrics() for method in methods}
+
+    for at, (question, turn, prompt, answer) in enumerate(_prompts(runner, questions, turns)):
+        # Another method begins each time, so that none always has the warm or the cold machine.
+        order = methods[at % len(methods) :] + methods[: at % len(methods)]
+        if at == 0:
+            for method in order:
+                runner.write(method, prompt, min(WARMUP_TOKENS, max_new_tokens))
+        written = {}
+        for method in order:
+            progress(question, method)
+            written[method] = runner.write(method, prompt, max_new_tokens)
+        expected = written[reference].tokens
+        answer(expected)
+        for method in methods:
+            w = written[method]
+            identical, ties, errors, margin = w.tokens == expected, 0, 0, 0.0
+            if not identical:
+                model64 = model64 or load_model64()
+                ties, errors, margin = replay(model64, prompt, w.tokens, dtype)
+            metrics = w.metrics
+            if metrics is not None:
+                pooled[method].add(metrics)
+            runs.append(
+                Run(
+                    method=method,
+                    question_id=question.question_id,
+                    turn=turn,
+                    category=question.category,
+                    new_tokens=len(w.tokens),
+                    prefill_seconds=w.prefill_seconds,
+                    decode_seconds=w.decode_seconds,
+                    rounds=metrics.rounds if metrics else None,
+                    tokens_per_round=metrics.tokens_per_round if metrics else None,
+                    ctar=[metrics.ctar(width) for width in CTAR_WIDTHS] if metrics else None,
+                    nodes_per_round=metrics.nodes_per_round if metrics else None,
+                    identical=identical,
+                    ties=ties,
+                    errors=errors,
+                    margin=margin,
+                    seconds=dict(metrics.seconds) if metrics else {},
+                )
+            )
+    summary = {m: _summarize(m, runs, pooled[m], full=full) for m in methods}
+    return Benchmark(runs, summary, _machine(runner, reference))
+
+
+def speed(runs: list[Run]) -> float:
+    """Return new tokens per second, prefill included, pooled over runs."""
+    return sum(r.new_tokens for r in runs) / sum(r.prefill_seconds + r.decode_seconds for r in runs)
+
+
+def _prompts(
+    runner: Runner, questions: list[Question], turns: int
+) -> Iterator[tuple[Question, int, list[int], Callable[[list[int]], None]]]:
+    """Give each turn's prompt, and a place to put the answer that the next turn follows."""
+    tokenizer = runner.target.tokenizer
+    for question in questions:
+        messages: list[dict[str, str]] = []
+
+        def answer(tokens: list[int], messages: list[dict[str, str]] = messages) -> None:
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            messages.append({"role": "assistant", "content": text})
+
+        for turn, text in enumerate(question.turns[:turns]):
+            messages.append({"role": "user", "content": text})
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            yield question, turn, ids, answer
+
+
+def _summarize(method: str, runs: list[Run], metrics: Metrics, *, full: bool) -> dict[str, Any]:
+    own = [run for run in runs if run.method == method]
+    tokens, ties = sum(r.new_tokens for r in own), sum(r.ties for r in own)
+
+    def speedup(base: str, category: str | None = None) -> float | None:
+        ours, theirs = (
+            [r for r in runs if r.method == m and category in (None, r.category)]
+            for m in (method, base)
+        )
+        return speed(ours) / speed(theirs) if theirs else None
+
+    known = bool(metrics.gains)
+    return {
+        "tokens_per_second": speed(own),
+        "speedup_vs_transformers": speedup(TRANSFORMERS),
+        "speedup_vs_plain": speedup(PLAIN),
+        "tokens_per_round": metrics.tokens_per_round if known else None,
+        "ctar": [metrics.ctar(width) for width in CTAR_WIDTHS] if known else None,
+        "nodes_per_round": metrics.nodes_per_round if known else None,
+        "identical": sum(r.identical for r in own),
+        "answers": len(own),
+        "new_tokens": tokens,
+        "ties": ties,
+        "errors": sum(r.errors for r in own),
+        "largest_margin": max(r.margin for r in own),
+        "lossless": not any(r.errors for r in own)
+        and (not full or ties <= max(1.0, TIE_RATE * tokens)),
+        "stage_seconds": metrics.seconds,
+        "categories": {
+            category: {
+                "tokens_per_second": speed([r for r in own if r.category == category]),
+                "speedup_vs_transformers": speedup(TRANSFORMERS, category),
+                "speedup_vs_plain": speedup(PLAIN, category),
+            }
+            for category in dict.fromkeys(r.category for r in own)
+        },
+    }
+
+
+def _machine(runner: Runner, reference: str) -> dict[str, Any]:
+    target = runner.target
+    device = target.device
+    return {
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({_processor()})",
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "exact": target.exact,
+        "reference": reference,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()

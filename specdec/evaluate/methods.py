@@ -1,0 +1,108 @@
+"""The methods that can be compared: our loop with any drafter, and the library's own generation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from ..drafters import DRAFTERS
+from ..metrics import Metrics
+from ..session import Session
+from ..target import Target
+
+PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP = "plain", "transformers", "transformers-lookup"
+# What the library's documentation suggests for prompt lookup.
+PROMPT_LOOKUP_TOKENS = 10
+
+
+class Written(NamedTuple):
+    """What a method wrote for one prompt, and in what time."""
+
+    tokens: list[int]
+    prefill_seconds: float
+    """Until the first token."""
+    decode_seconds: float
+    metrics: Metrics | None
+    """None for the library's methods, which do not tell."""
+
+
+def check_methods(names: list[str]) -> None:
+    """Raise ValueError unless every name is a method."""
+    known = [PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP, *(d for d in DRAFTERS if d != "none")]
+    for name in names:
+        if any(part not in known for part in name.split("+")):
+            raise ValueError(f"methods: expected some of {', '.join(known)}, got {name!r}")
+
+
+class Runner:
+    """Runs any method on one model; the library's on a copy that nothing was prepared on."""
+
+    def __init__(
+        self, target: Target, stock: PreTrainedModel | None, *, max_nodes: int, eos: list[int]
+    ) -> None:
+        """Take what all methods share.
+
+        Args:
+            target: for our methods.
+            stock: the same model as the library loads it; None where its methods are not run.
+            max_nodes: most nodes per tree.
+            eos: tokens that end a text.
+        """
+        self.target, self.stock = target, stock
+        self.max_nodes, self.eos = max_nodes, eos
+
+    def write(self, method: str, prompt: list[int], max_new_tokens: int) -> Written:
+        """Let a method write up to `max_new_tokens` tokens after `prompt`."""
+        if method in (TRANSFORMERS, TRANSFORMERS_LOOKUP):
+            return self._library(method, prompt, max_new_tokens)
+        drafter = "none" if method == PLAIN else method
+        began = time.perf_counter()
+        generation = Session(self.target, drafter, max_nodes=self.max_nodes).generate(
+            [prompt], max_new_tokens=max_new_tokens, eos_token_ids=self.eos
+        )
+        total = time.perf_counter() - began
+        prefill = generation.metrics.prefill_seconds
+        return Written(generation.tokens[0], prefill, total - prefill, generation.metrics)
+
+    def _library(self, method: str, prompt: list[int], max_new_tokens: int) -> Written:
+        assert self.stock is not None
+        ids = torch.tensor([prompt], device=self.stock.device)
+        options: dict[str, Any] = {}
+        if method == TRANSFORMERS_LOOKUP:
+            options["prompt_lookup_num_tokens"] = PROMPT_LOOKUP_TOKENS
+        clock = _FirstToken()
+        began = time.perf_counter()
+        with torch.inference_mode():
+            out = self.stock.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=self.eos or None,
+                pad_token_id=self.eos[0] if self.eos else 0,
+                streamer=clock,
+                **options,
+            )
+        ended = time.perf_counter()
+        first = clock.first or ended
+        return Written(out[0, len(prompt) :].tolist(), first - began, ended - first, None)
+
+
+class _FirstToken(BaseStreamer):
+    """Notes when the first new token comes; the library puts the prompt before it."""
+
+    def __init__(self) -> None:
+        self.puts = 0
+        self.first: float | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        self.puts += 1
+        if self.puts == 2:
+            self.first = time.perf_counter()
+
+    def end(self) -> None:
+        pass
