@@ -15,7 +15,7 @@ from .tree import Accepted
 class Rows(NamedTuple):
     """Some rows of a cache, known to the device and to the host."""
 
-    index: Tensor
+    ids: Tensor
     """`[B]` int64, ascending."""
     host: list[int]
     """The same."""
@@ -27,8 +27,8 @@ class Rows(NamedTuple):
 
     def select(self, stay: list[int]) -> Rows:
         """Keep the rows at these places."""
-        places = torch.tensor(stay, dtype=torch.int64, device=self.index.device)
-        return Rows(self.index[places], [self.host[at] for at in stay])
+        places = torch.tensor(stay, dtype=torch.int64, device=self.ids.device)
+        return Rows(self.ids[places], [self.host[at] for at in stay])
 
 
 class TreePass:
@@ -142,10 +142,10 @@ class TreeCache(Cache):
         self.current = TreePass(
             ancestors,
             depth,
-            prefix_lens=self.lengths[rows.index],
+            prefix_lens=self.lengths[rows.ids],
             longest_prefix=longest,
             same_prefix=min(lengths) == longest,
-            cache_rows=rows.index if len(rows.host) < self.shape[2] else None,
+            cache_rows=rows.ids if len(rows.host) < self.shape[2] else None,
         )
         return self.current
 
@@ -186,4 +186,4 @@ class TreeCache(Cache):
             prefix_lens=prefix_lens,
             cache_rows=self.current.cache_rows,
         )
-        self.lengths[rows.index] = prefix_lens + accepted.lengths + 1
+        self.lengths[rows.ids] = prefix_lens + accepted.lengths + 1

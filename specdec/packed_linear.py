@@ -8,7 +8,6 @@ decides whether they are used.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Rows that the layout is made for: the width of a typical tree.
@@ -27,9 +26,9 @@ class SharedProduct:
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Pack the layers' weights as one."""
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        self.packed = _pack(torch.cat([layer.weight for layer in layers]))
-        self.bias = torch.cat(biases).detach() if biases else None
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self.packed = _pack(torch.cat([layer.weight.detach() for layer in layers]))
+        self.bias = torch.cat(biases) if biases else None
         self.sizes = [layer.out_features for layer in layers]
         self.input: Tensor | None = None
         self.parts: dict[int, Tensor] = {}
@@ -92,7 +91,7 @@ def pack_linears(model: nn.Module) -> int:
     """
     dtypes = {dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)}
 
-    def packable(layer: nn.Module | None) -> bool:
+    def packable(layer: nn.Linear) -> bool:
         return (
             type(layer) is nn.Linear
             and layer.weight.device.type == "cpu"
@@ -101,8 +100,8 @@ def pack_linears(model: nn.Module) -> int:
 
     packed = 0
     for module in list(model.modules()):
-        children = dict(module.named_children())
-        groups = [group for group in SIBLINGS if all(packable(children.get(n)) for n in group)]
+        children = {name: x for name, x in module.named_children() if isinstance(x, nn.Linear)}
+        groups = [group for group in SIBLINGS if set(group) <= set(children)]
         grouped = {name for group in groups for name in group}
         for names in [*groups, *((name,) for name in children if name not in grouped)]:
             layers = [children[name] for name in names]
@@ -111,6 +110,7 @@ def pack_linears(model: nn.Module) -> int:
             product = SharedProduct(layers)
             for place, layer in enumerate(layers):
                 layer.__class__ = PackedLinear
+                assert isinstance(layer, PackedLinear)
                 layer.product, layer.place = product, place
             packed += len(layers)
     return packed

@@ -132,9 +132,7 @@ class Session:
         if cache is not None and len(texts) == len(self._texts) == 1 and capacity <= cache.capacity:
             # The last token of a prompt is always read again: its logits are wanted.
             most = min(cache.host_lengths[0], len(self._texts[0]), len(texts[0]) - 1)
-            shared = next(
-                (i for i in range(most) if self._texts[0][i] != texts[0][i]), most
-            )
+            shared = next((i for i in range(most) if self._texts[0][i] != texts[0][i]), most)
             cache.set_lengths([shared])
             return cache
         self._cache = self.target.new_cache(

@@ -53,16 +53,16 @@ class State:
     @property
     def lengths(self) -> Tensor:
         """`[B]` int64, cached tokens; a row's root is the token at this index of its text."""
-        return self.cache.lengths[self.rows.index]
+        return self.cache.lengths[self.rows.ids]
 
     @property
     def roots(self) -> Tensor:
         """`[B]` int64, the token of each row that is certain but not cached."""
-        return self.text[self.rows.index, self.lengths]
+        return self.text[self.rows.ids, self.lengths]
 
     def open(self, first_tokens: Tensor) -> list[Emitted]:
         """Take the `[B]` tokens that prefill gave as roots."""
-        self.text[self.rows.index, self.lengths] = first_tokens
+        self.text[self.rows.ids, self.lengths] = first_tokens
         emitted = [
             self._emit(at, [token], drafted=0, nodes=0, proposed=0)
             for at, token in enumerate(first_tokens.tolist())
@@ -85,7 +85,7 @@ class State:
         drafted = tree.tokens.gather(1, accepted.path.clamp(min=0)).roll(-1, 1)
         new = drafted.scatter(1, accepted.lengths[:, None], accepted.next_tokens[:, None])
         columns = self.lengths[:, None] + torch.arange(1, nodes + 1, device=new.device)
-        self.text[self.rows.index[:, None], columns] = new
+        self.text[self.rows.ids[:, None], columns] = new
         counts = torch.stack([accepted.lengths + 1, tree.sizes, proposed], 1)
         return torch.cat([new, counts], 1)
 

@@ -110,7 +110,8 @@ class Target:
         self.exact = exact
         self.device, self.dtype = model.device, model.dtype
         self.position_limit = _position_limit(self.config)
-        self._rotary_by_type = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters  # type: ignore[union-attr]
+        rotary: Any = decoder.rotary_emb
+        self._rotary_by_type = "layer_type" in inspect.signature(rotary.forward).parameters
 
     def prepare(self) -> int:
         """Pack the linear layers of a CPU model; the plain loop and every drafter gain alike.
@@ -157,7 +158,9 @@ class Target:
         now = cache.current
         assert now is not None
         layers = list(self.decoder.layers)[first:end]  # type: ignore[arg-type]
-        types = (getattr(self.config, "layer_types", None) or [None] * (first + len(layers)))[first:]
+        types = (getattr(self.config, "layer_types", None) or [None] * (first + len(layers)))[
+            first:
+        ]
         rotations = self._rotations(hidden, now.positions, types)
         with self._tree_attention():
             for layer, kind in zip(layers, types, strict=False):

@@ -43,7 +43,8 @@ def pack_bits(members: Tensor) -> Tensor:
     weights = torch.ones((), dtype=torch.int64, device=members.device) << torch.arange(
         WORD, device=members.device
     )
-    return (padded.unflatten(-1, (-1, WORD)) * weights).sum(-1)
+    words: Tensor = (padded.unflatten(-1, (-1, WORD)) * weights).sum(-1)
+    return words
 
 
 def unpack_bits(words: Tensor, size: int) -> Tensor:

@@ -63,7 +63,7 @@ class LookupDrafter:
         width = min(config.places, places)
         if length == 0:
             return Proposals.none(len(state.rows.host), device)
-        text = state.text[state.rows.index, : places + 1]  # [B, P + 1]; a row ends in its root
+        text = state.text[state.rows.ids, : places + 1]  # [B, P + 1]; a row ends in its root
         root = state.lengths[:, None]  # [B, 1]
         place = torch.arange(places, device=device)
         matched = torch.where(place < root, matches(text, root)[:, :-1], 0)  # [B, P]

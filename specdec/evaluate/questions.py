@@ -33,7 +33,9 @@ def read_questions(
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts: expected a readable JSONL file, got {path} ({error})") from error
+        raise ValueError(
+            f"prompts: expected a readable JSONL file, got {path} ({error})"
+        ) from error
     questions = []
     seen: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):

@@ -1,7 +1,7 @@
 """Commit: the accepted nodes' keys and values move right behind the prefix, in place, all layers at once.
 
-    before   prefix | 0 1 2 3 4 |        path 0, 2, 3
-    after    prefix | 0 2 3 . . |        slot 2 is both read and written: sources are read before any write
+before   prefix | 0 1 2 3 4 |        path 0, 2, 3
+after    prefix | 0 2 3 . . |        slot 2 is both read and written: sources are read before any write
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ def pack_tree_reference(
             up = up.gather(1, up)
         rank_by = torch.where(node, rank_by, -torch.inf)
         order = rank_by.argsort(dim=1, descending=True, stable=True)
-        kept = node & (torch.empty_like(order).scatter_(1, order, entry.expand(batch, -1)) < capacity)
+        kept = node & (
+            torch.empty_like(order).scatter_(1, order, entry.expand(batch, -1)) < capacity
+        )
 
     sizes = kept.sum(1)
     if width is None:

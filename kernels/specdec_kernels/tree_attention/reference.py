@@ -44,7 +44,9 @@ def tree_mask(
     """
     nodes = depth.shape[1]
     slot = torch.arange(columns, device=depth.device)
-    node = slot - prefix_lens[:, None]  # [B, columns]; which node sits in a slot, negative in the prefix
+    node = (
+        slot - prefix_lens[:, None]
+    )  # [B, columns]; which node sits in a slot, negative in the prefix
     in_tree = (node >= 0) & (node < nodes)
     node = node.clamp(0, nodes - 1)
 

@@ -1,0 +1,121 @@
+import pytest
+import specdec
+import torch
+from specdec.session import Session
+from specdec.target import Target
+from tiny import POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
+
+
+def test_generate_returns_what_the_library_returns():
+    model = tiny_model("llama")
+    ids = torch.tensor([random_prompt(9, 1), random_prompt(9, 2)])
+    ends = [int(library_greedy(model, ids[0].tolist(), 12)[6])]
+    options = {"max_new_tokens": 12, "eos_token_id": ends, "pad_token_id": 0}
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
+    for drafter in ("none", "lookup"):
+        assert torch.equal(specdec.generate(model, ids, drafter, **options), expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(side):
+    model = tiny_model("qwen3")
+    prompts = [random_prompt(4, 1), random_prompt(11, 2)]
+    rows = [torch.tensor(p) for p in prompts]
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad(rows, batch_first=True, padding_side=side)
+    mask = pad([torch.ones_like(r) for r in rows], batch_first=True, padding_side=side)
+    options = {"max_new_tokens": 9, "eos_token_id": [VOCABULARY + 1]}
+    out = specdec.generate(model, ids, attention_mask=mask, **options)
+    assert torch.equal(out[:, : ids.shape[1]], ids)
+    expected = [library_greedy(model, p, 9) for p in prompts]
+    assert out[:, ids.shape[1] :].tolist() == expected
+    assert specdec.generate(model, rows, **options)[:, 11:].tolist() == expected
+
+
+def test_a_session_reads_only_what_is_new(monkeypatch):
+    model = tiny_model("llama", seed=3)
+    target = Target(model)
+    read = []
+    prefill = target.prefill
+    monkeypatch.setattr(
+        target, "prefill", lambda ids, *rest: read.append(ids.shape[1]) or prefill(ids, *rest)
+    )
+    session = Session(target, "lookup", max_nodes=8)
+    prompt = random_prompt(20, 4)
+    first = session.generate([prompt], max_new_tokens=10).tokens[0]
+    longer = prompt + first + random_prompt(5, 5)
+    second = session.generate([longer], max_new_tokens=10).tokens[0]
+    assert second == library_greedy(model, longer, 10)
+    assert read == [20, 6]  # the last token written was never cached, and five came new
+
+    other = longer[:12] + random_prompt(9, 6)  # goes back: rolled back by length
+    third = session.generate([other], max_new_tokens=10).tokens[0]
+    assert third == library_greedy(model, other, 10)
+    assert read[2] <= 9
+
+    again = session.generate([other], max_new_tokens=10).tokens[0]  # the same prompt once more
+    assert again == third
+    assert read[3] == 1
+
+
+def test_a_session_survives_text_that_ended_inside_a_path_or_was_not_read_to_its_end():
+    model = tiny_model("llama", seed=4)
+    prompt = random_prompt(6, 6) * 3
+    full = library_greedy(model, prompt, 20)
+    session = Session(Target(model), "lookup")
+    ended = session.generate([prompt], max_new_tokens=20, eos_token_ids=[full[7]]).tokens[0]
+    longer = prompt + ended + random_prompt(3, 7)
+    assert session.generate([longer], max_new_tokens=9).tokens[0] == library_greedy(
+        model, longer, 9
+    )
+
+    rounds = session.stream([longer], max_new_tokens=20)
+    next(rounds), next(rounds)
+    rounds.close()
+    assert session.generate([longer], max_new_tokens=9).tokens[0] == library_greedy(
+        model, longer, 9
+    )
+
+
+def test_a_session_takes_batches_between_conversations():
+    model = tiny_model("llama", seed=5)
+    session = Session(Target(model), "lookup")
+    for prompts in ([random_prompt(5, 1)], [random_prompt(4, 2), random_prompt(8, 3)], [[7]]):
+        expected = [library_greedy(model, p, 8) for p in prompts]
+        assert session.generate(prompts, max_new_tokens=8).tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "prompts: expected at least one, got none"),
+        ([[3], []], {}, "prompts: expected at least one token, got none in row 1"),
+        ([[3] * POSITIONS], {}, f"fewer tokens than the model's {POSITIONS} positions, got {POSITIONS} in row 0"),
+        ([[3, VOCABULARY]], {}, f"prompts: expected ids from 0 to {VOCABULARY - 1}, got 3 to {VOCABULARY} in row 0"),
+        ([[3, -1]], {}, "got -1 to 3 in row 0"),
+        ([[3]], {"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_bad_prompts_are_named(prompts, options, message):
+    session = Session(Target(tiny_model("llama")))
+    with pytest.raises(ValueError, match=message):
+        session.generate(prompts, **({"max_new_tokens": 4} | options))
+
+
+def test_bad_arguments_are_named():
+    model = tiny_model("llama")
+    ids = torch.tensor([[3, 4]])
+    with pytest.raises(ValueError, match="max_nodes: expected 1 to 256, got 257"):
+        specdec.generate(model, ids, max_nodes=257)
+    with pytest.raises(ValueError, match="input_ids: expected device cpu, got meta"):
+        specdec.generate(model, ids.to("meta"))
+    with pytest.raises(ValueError, match=r"all rows on one device, got \['cpu', 'meta'\]"):
+        specdec.generate(model, [ids[0], ids[0].to("meta")])
+    with pytest.raises(ValueError, match=r"input_ids: expected shape \[B, L\], got \[2\]"):
+        specdec.generate(model, ids[0])
+    with pytest.raises(ValueError, match=r"attention_mask: expected shape \[1, 2\], got \[1, 3\]"):
+        specdec.generate(model, ids, attention_mask=torch.ones(1, 3))
+    with pytest.raises(ValueError, match="drafter: expected one of"):
+        specdec.generate(model, ids, "unknown")
+    with pytest.raises(ValueError, match="input_ids: expected at least one row"):
+        specdec.generate(model, [])

@@ -1,0 +1,224 @@
+"""The target: a node of a tree says what the model itself says after that node's path."""
+
+import pytest
+import torch
+from specdec.cache import Rows
+from specdec.certificate import certify, certify_exact, own_logits
+from specdec.decode import accept
+from specdec.loading import load_target
+from specdec.target import ATTENTION, Target
+from specdec.tree import TokenTree
+from specdec_kernels import pack_tree
+from tiny import FAMILIES, POSITIONS, VOCABULARY, random_prompt, tiny_model
+
+CPU = torch.device("cpu")
+
+
+def random_tree(batch, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high, shape):
+        return torch.randint(0, high, shape, generator=generator)
+
+    parents = torch.stack([draw(i + 1, (batch,)) - 1 for i in range(count)], 1)
+    tree = pack_tree(
+        draw(VOCABULARY, (batch,)),
+        draw(VOCABULARY, (batch, count)),
+        parents,
+        torch.zeros(batch, count),
+        capacity=count + 1,
+        max_depth=count,
+    )
+    return TokenTree(*tree[:7])
+
+
+def path_to(tree, row, node):
+    path = [node]
+    while tree.parents[row, path[0]] >= 0:
+        path.insert(0, int(tree.parents[row, path[0]]))
+    return path
+
+
+def prefilled(target, prompts, tree_capacity):
+    longest = max(map(len, prompts))
+    ids = torch.tensor([p + [5] * (longest - len(p)) for p in prompts])
+    cache = target.new_cache(rows=len(prompts), capacity=longest + 70, tree_capacity=tree_capacity)
+    return target.prefill(ids, [len(p) for p in prompts], cache), cache
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("count", [0, 5, 64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_verifying_a_tree_equals_replaying_each_path_alone(family, count):
+    model = tiny_model(family)
+    target = Target(model)
+    # The library runs Gemma 2 with its eager attention, whose softmax is in float32.
+    near = {"rtol": 1e-5, "atol": 1e-5} if family == "gemma2" else {"rtol": 1e-9, "atol": 1e-9}
+    prompts = [random_prompt(length, seed=length) for length in (1, 9, 23)]
+    first, cache = prefilled(target, prompts, count + 1)
+    tree = (
+        random_tree(3, count, seed=count)
+        if count
+        else TokenTree.chain(torch.tensor([[3], [4], [5]]))
+    )
+    verified = target.verify(tree, cache, Rows.first(3, CPU))
+    for row, prompt in enumerate(prompts):
+        own = model(torch.tensor([prompt]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(first.logits[row], own, **near)
+        for node in range(int(tree.sizes[row])):
+            text = prompt + tree.tokens[row, path_to(tree, row, node)].tolist()
+            own = model(torch.tensor([text]), use_cache=False).logits[0, -1]
+            torch.testing.assert_close(verified.logits[row, node], own, **near)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("seed", range(5))
+def test_commit_equals_recomputing_the_prefix(family, seed):
+    target = Target(tiny_model(family))
+    prompts = [random_prompt(length, seed=length) for length in (4, 11, 2)]
+    _, cache = prefilled(target, prompts, 13)
+    rows = Rows.first(3, CPU)
+    texts = [list(p) for p in prompts]
+    for turn in range(3):
+        tree = random_tree(3, 12, seed=10 * seed + turn)
+        verified = target.verify(tree, cache, rows)
+        assert verified.logits.isfinite().all()
+        # Agree with one random path per row.
+        generator = torch.Generator().manual_seed(seed)
+        picked = torch.full(tree.tokens.shape, VOCABULARY)
+        for row in range(3):
+            leaf = int(torch.randint(0, int(tree.sizes[row]), (), generator=generator))
+            path = path_to(tree, row, leaf)
+            for parent, child in zip(path[:-1], path[1:], strict=True):
+                picked[row, parent] = tree.tokens[row, child]
+            texts[row] += tree.tokens[row, path].tolist()
+        cache.commit(accept(tree, picked), rows)
+        cache.host_lengths = cache.lengths.tolist()
+        assert cache.host_lengths == [len(text) for text in texts]
+    for row, text in enumerate(texts):
+        _, fresh = prefilled(target, [text], 13)
+        kept = cache.kv[:, :, row, :, : len(text)]
+        torch.testing.assert_close(kept, fresh.kv[:, :, 0, :, : len(text)], rtol=1e-9, atol=1e-9)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shallow_and_deep_parts_make_the_whole(family):
+    target = Target(tiny_model(family))
+    _, cache = prefilled(target, [random_prompt(6, 1), random_prompt(3, 2)], 8)
+    tree, rows = random_tree(2, 7, seed=4), Rows.first(2, CPU)
+    whole = target.verify(tree, cache, rows).logits
+    for exit_layer in (1, 2):
+        cache.open(tree.ancestors, tree.depth, rows)
+        shallow = target.run_layers(target.embed(tree.tokens), cache, 0, exit_layer)
+        deep = target.run_layers(shallow, cache, exit_layer)
+        assert torch.equal(target.head(deep).logits, whole)
+
+
+@torch.inference_mode()
+def test_prefill_in_chunks_equals_prefill_at_once(monkeypatch):
+    target = Target(tiny_model("mistral"))
+    prompts = [random_prompt(length, seed=length) for length in (5, 40, 17)]
+    whole, cache = prefilled(target, prompts, 1)
+    monkeypatch.setattr("specdec.target.PREFILL_CHUNK", 8)
+    chunked, chunked_cache = prefilled(target, prompts, 1)
+    torch.testing.assert_close(chunked.logits, whole.logits, rtol=1e-9, atol=1e-9)
+    assert chunked_cache.host_lengths == cache.host_lengths == [5, 40, 17]
+
+
+@torch.inference_mode()
+def test_large_garbage_in_unused_slots_never_matters():
+    target = Target(tiny_model("gemma3"))
+    prompts = [random_prompt(6, 1), random_prompt(14, 2)]
+    _, cache = prefilled(target, prompts, 8)
+    tree, rows = random_tree(2, 7, seed=5), Rows.first(2, CPU)
+    clean = target.verify(tree, cache, rows).logits
+    for row, prompt in enumerate(prompts):
+        cache.kv[:, 0, row, :, len(prompt) :] = 1e18
+        cache.kv[:, 1, row, :, len(prompt) :] = -1e18
+    assert torch.equal(target.verify(tree, cache, rows).logits, clean)
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny_model("llama")
+    before, ids = model.config._attn_implementation, torch.tensor([[3, 4, 5]])
+    expected = model(ids).logits
+    target = load_target(model, pack=False)
+    assert model.config._attn_implementation == before
+    assert torch.equal(model(ids).logits, expected)
+    with pytest.raises(RuntimeError, match="expected a pass of specdec.Target"):
+        try:
+            model.config._attn_implementation = ATTENTION
+            model(ids)
+        finally:
+            model.config._attn_implementation = before
+    assert target.position_limit == POSITIONS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_get_their_certificate(family):
+    model = tiny_model(family)
+    certify(Target(model), own_logits(model))
+
+
+def test_a_model_that_computes_something_else_is_refused_by_name():
+    model = tiny_model("llama", seed=7)
+    own = own_logits(model)
+    hook = model.model.layers[1].register_forward_hook(lambda module, args, out: out * 1.01)
+    try:
+        with pytest.raises(ValueError, match="LlamaForCausalLM is not supported: expected prefill"):
+            certify(Target(model), own)
+    finally:
+        hook.remove()
+
+
+def test_positions_taken_from_slots_are_refused(monkeypatch):
+    model = tiny_model("llama", seed=8)
+    own, target = own_logits(model), Target(model)
+    rotations = target._rotations
+
+    def wrong(hidden, positions, types):
+        slots = positions[:, :1] + torch.arange(positions.shape[1])
+        return rotations(hidden, slots, types)
+
+    monkeypatch.setattr(target, "_rotations", wrong)
+    with pytest.raises(ValueError, match="expected tree verification to agree"):
+        certify(target, own)
+
+
+def test_a_model_without_the_parts_is_refused_by_name():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)).eval()
+    with pytest.raises(ValueError, match="GPT2LMHeadModel without embed_tokens, layers, norm"):
+        Target(model)
+
+
+def test_a_model_in_training_mode_is_refused():
+    model = tiny_model("llama", seed=9).train()
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        Target(model)
+    model.eval()
+
+
+def test_rotations_that_change_with_length_end_the_positions_early():
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from tiny import SHAPE
+
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}  # fmt: skip
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)).eval()
+    assert Target(model).position_limit == 32
+
+
+def test_exact_is_refused_where_bits_depend_on_width(monkeypatch):
+    target = Target(tiny_model("llama", dtype=torch.float32), exact=True)
+    head = target.head
+
+    def sloppy(hidden):
+        verified = head(hidden)
+        return verified._replace(logits=verified.logits + 1e-3 * hidden.shape[1])
+
+    monkeypatch.setattr(target, "head", sloppy)
+    with pytest.raises(ValueError, match="exact: expected torch.float32 passes on this machine"):
+        certify_exact(target)

@@ -1,0 +1,81 @@
+"""Tiny random models of many families, made on the spot, and the library's own greedy text."""
+
+from functools import lru_cache
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCABULARY = 61
+POSITIONS = 160
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": 0.3,  # wide enough that greedy text does not settle on one token
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+WINDOW = 7
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**SHAPE),
+    "qwen2": lambda: Qwen2Config(**SHAPE),
+    "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=8),
+    "mistral": lambda: MistralConfig(**SHAPE, sliding_window=WINDOW),
+    "phi3": lambda: Phi3Config(**SHAPE),
+    "gemma3": lambda: Gemma3TextConfig(
+        **SHAPE,
+        head_dim=8,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "gemma2": lambda: Gemma2Config(**SHAPE, head_dim=8, sliding_window=WINDOW),
+    "granite": lambda: GraniteConfig(
+        **SHAPE, embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5
+    ),
+}
+FAMILIES = list(CONFIGS)
+
+
+@lru_cache(maxsize=64)
+def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family]())
+    return model.to(dtype).eval()
+
+
+def random_prompt(length: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+
+
+def library_greedy(
+    model: PreTrainedModel, prompt: list[int], new_tokens: int, eos: list[int] | None = None
+) -> list[int]:
+    """The library's own greedy text, one unpadded row."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        # An id that is never picked: None would bring back the generation config's.
+        eos_token_id=eos or [VOCABULARY + 1],
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
