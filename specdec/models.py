@@ -13,11 +13,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from huggingface_hub.utils import logging as hub_logging
 from platformdirs import user_cache_path
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import logging as transformers_logging
@@ -50,20 +53,34 @@ def load_model(
         ValueError: if there is no such model, or the cached default is damaged.
     """
     source = str(default_model_path()) if name == DEFAULT_MODEL else name
-    progress = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # loading takes about a second; a download shows its own bar
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"model: expected {DEFAULT_MODEL!r}, a hub id or a local folder, got {name!r} ({reason})"
         ) from error
+    return model.to(device).eval(), tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what libraries say while loading: what matters comes back as an error of one line."""
+    libraries = (transformers_logging, hub_logging)
+    before = [library.get_verbosity() for library in libraries]
+    progress = transformers_logging.is_progress_bar_enabled()
+    try:
+        for library in libraries:
+            library.set_verbosity_error()
+        transformers_logging.disable_progress_bar()  # about a second; a download shows its own bar
+        yield
     finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
         if progress:
             transformers_logging.enable_progress_bar()
-    return model.to(device).eval(), tokenizer
 
 
 def default_model_path() -> Path:

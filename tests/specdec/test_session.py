@@ -1,9 +1,10 @@
 import pytest
-import specdec
 import torch
+from tiny import POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
+
+import specdec
 from specdec.session import Session
 from specdec.target import Target
-from tiny import POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 
 def test_generate_returns_what_the_library_returns():

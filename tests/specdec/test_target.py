@@ -1,15 +1,18 @@
 """The target: a node of a tree says what the model itself says after that node's path."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from specdec_kernels import pack_tree
+from tiny import FAMILIES, POSITIONS, VOCABULARY, random_prompt, tiny_model
+
 from specdec.cache import Rows
 from specdec.certificate import certify, certify_exact, own_logits
 from specdec.decode import accept
 from specdec.loading import load_target
 from specdec.target import ATTENTION, Target
 from specdec.tree import TokenTree
-from specdec_kernels import pack_tree
-from tiny import FAMILIES, POSITIONS, VOCABULARY, random_prompt, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -90,7 +93,7 @@ def test_commit_equals_recomputing_the_prefix(family, seed):
         for row in range(3):
             leaf = int(torch.randint(0, int(tree.sizes[row]), (), generator=generator))
             path = path_to(tree, row, leaf)
-            for parent, child in zip(path[:-1], path[1:], strict=True):
+            for parent, child in pairwise(path):
                 picked[row, parent] = tree.tokens[row, child]
             texts[row] += tree.tokens[row, path].tolist()
         cache.commit(accept(tree, picked), rows)
@@ -203,8 +206,8 @@ def test_a_model_in_training_mode_is_refused():
 
 
 def test_rotations_that_change_with_length_end_the_positions_early():
-    from transformers import LlamaConfig, LlamaForCausalLM
     from tiny import SHAPE
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)).eval()

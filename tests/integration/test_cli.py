@@ -1,0 +1,147 @@
+"""What a person sees: answers, tables, and one line for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from specdec import cli
+from specdec.models import default_model_path
+
+QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """A model on disk, small enough to run whole commands with."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama").float().save_pretrained(folder)
+    vocabulary = {"<unk>": 0} | {f"w{i}": i for i in range(1, 61)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}w1"
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def run(capsys, *arguments, code=0):
+    cli.console.file = cli.messages.file = None  # whatever pytest captures with now
+    sys.argv = ["specdec", *map(str, arguments)]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert (stopped.value.code or 0) == code
+    return capsys.readouterr()
+
+
+def test_generate_writes_an_answer_and_its_figures(tiny_folder, capsys):
+    out = run(
+        capsys, "generate", "w5 w6 w5 w6", "--model", tiny_folder, "--max-new-tokens", 20, "--compare"
+    ).out  # fmt: skip
+    for figure in (
+        "tokens per second",
+        "tokens per round",
+        "CTAR(1..6)",
+        "removed by packing",
+        "verify",
+    ):
+        assert figure in out
+    assert out.count("identical") == 2
+
+
+def test_bench_saves_every_run_and_says_that_tokens_agree(tiny_folder, capsys, tmp_path):
+    saved = tmp_path / "runs.json"
+    arguments = ("--model", tiny_folder, "--limit", 2, "--max-new-tokens", 6, "--json", saved)
+    out = run(capsys, "bench", "--prompts", QUESTIONS, *arguments).out
+    assert "2/2" in out
+    result = json.loads(saved.read_text())
+    assert len(result["runs"]) == 2 * 4
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_bench_ends_with_1_when_an_answer_differs(tiny_folder, capsys, monkeypatch):
+    write = cli.Runner.write
+
+    def wrong(self, method, prompt, most):
+        written = write(self, method, prompt, most)
+        return (
+            written._replace(tokens=[*written.tokens[:-1], 5 - written.tokens[-1] % 2])
+            if method == "lookup"
+            else written
+        )
+
+    monkeypatch.setattr(cli.Runner, "write", wrong)
+    arguments = ("--model", tiny_folder, "--limit", 1, "--max-new-tokens", 6)
+    assert "differ beyond the tie rule" in run(
+        capsys, "bench", "--prompts", QUESTIONS, *arguments, code=1
+    ).err  # fmt: skip
+
+
+def test_chat_keeps_what_was_said(tiny_folder, capsys, monkeypatch):
+    said = iter(["w5 w6", "w7 w8", ""])
+    monkeypatch.setattr(cli.console, "input", lambda prompt: next(said))
+    out = run(capsys, "chat", "--model", tiny_folder, "--max-new-tokens", 8).out
+    assert out.count("tokens/s") == 2
+
+
+def test_info_says_what_is_there(tiny_folder, capsys):
+    out = run(capsys, "info", "--model", tiny_folder).out
+    for fact in ("torch", "transformers", "threads", "exact bfloat16", "LlamaForCausalLM"):
+        assert fact in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", " "], "prompt: expected some text, got none"),
+        (["generate", "w1", "--drafter", "magic"], "drafter: expected one of none, lookup"),
+        (["generate", "w1", "--max-nodes", "0"], "max_nodes: expected 1 to 256, got 0"),
+        (["generate", "w1", "--max-nodes", "257"], "max_nodes: expected 1 to 256, got 257"),
+        (["generate", "w1", "--max-new-tokens", "0"], "max_new_tokens: expected at least 1, got 0"),
+        (["generate", "w1", "--device", "toaster"], "device: expected one of this machine's, got 'toaster'"),
+        (["generate", "w1 " * 200], "prompts: expected fewer tokens than the model's 160 positions, got 201"),
+        (["bench", "--prompts", "nowhere.jsonl"], "prompts: expected a readable JSONL file, got nowhere.jsonl"),
+        (["bench", "--prompts", str(QUESTIONS), "--methods", "magic"], "methods: expected some of plain"),
+        (["bench", "--prompts", str(QUESTIONS), "--limit", "0"], "limit: expected at least 1, got 0"),
+        (["bench", "--prompts", str(QUESTIONS), "--json", "/no/where.json"], "json: expected an existing folder"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, capsys, arguments, message):
+    captured = run(capsys, *arguments, "--model", tiny_folder, code=2)
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith("specdec: ")
+    assert message in line
+
+
+def test_an_unknown_model_and_an_unsupported_one_are_named(capsys, tmp_path):
+    assert "got 'no/model'" in run(capsys, "generate", "x", "--model", "no/model", code=2).err
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)).save_pretrained(
+        tmp_path
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
+    tokenizer.save_pretrained(tmp_path)
+    capsys.readouterr()  # what the library says while saving
+    error = run(capsys, "generate", "x", "--model", tmp_path, code=2).err
+    assert "got GPT2LMHeadModel without embed_tokens" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.model
+def test_the_first_token_comes_within_ten_seconds_of_the_command():
+    default_model_path()  # warm
+    program = subprocess.Popen(
+        [sys.executable, "-m", "specdec.cli", "generate", "--raw", "Once upon a time", "--max-new-tokens", "1"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        out, _ = program.communicate(timeout=10)
+    finally:
+        program.kill()
+    assert out.strip()

@@ -1,0 +1,119 @@
+"""The default model: the library's own text in float32, the plain loop's to the bit in exact bfloat16."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from scripted import ScriptedDrafter
+
+from specdec.drafters import LookupDrafter, MixedDrafter
+from specdec.evaluate.questions import read_questions
+from specdec.evaluate.replay import TIE_RATE, replay
+from specdec.loading import load_target
+from specdec.models import load_model
+from specdec.session import Session
+
+DATA = Path(__file__).parents[1] / "data"
+QUESTIONS = read_questions(DATA / "questions.jsonl")
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def prompt_of(target, question):
+    messages = [{"role": "user", "content": question.turns[0]}]
+    return target.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+
+def ends(target):
+    return [target.model.generation_config.eos_token_id]
+
+
+@pytest.fixture(scope="module")
+def target32():
+    return load_target(dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def exact16():
+    try:
+        return load_target(dtype=torch.bfloat16, exact=True)
+    except ValueError as error:
+        if not str(error).startswith("exact:"):
+            raise
+        pytest.skip(f"this machine cannot: {error}")
+
+
+def test_float32_text_is_the_librarys_on_65_prompts_of_13_categories(target32):
+    golden = json.loads((DATA / "library_greedy.json").read_text())
+    assert Counter(q.category for q in QUESTIONS) == dict.fromkeys(
+        {q.category for q in QUESTIONS}, 5
+    )
+    assert len({q.category for q in QUESTIONS}) == 13
+    session = Session(target32, "lookup")
+    tokens, differing = 0, []
+    for question in QUESTIONS:
+        prompt = prompt_of(target32, question)
+        written = session.generate(
+            [prompt], max_new_tokens=golden["new_tokens"], eos_token_ids=ends(target32)
+        ).tokens[0]
+        tokens += len(written)
+        if written != golden["answers"][str(question.question_id)]:
+            differing.append((question.question_id, prompt, written))
+    if differing:  # rounding may decide a tie, and nothing else
+        model64 = load_model()[0].double()
+        verdicts = {i: replay(model64, p, w, torch.float32) for i, p, w in differing}
+        print(verdicts)
+        assert all(v.errors == 0 for v in verdicts.values()), verdicts
+        assert sum(v.ties for v in verdicts.values()) <= max(1, TIE_RATE * tokens)
+
+
+def test_float32_text_is_the_librarys_in_this_very_process(target32):
+    stock, _ = load_model()
+    for question in (QUESTIONS[0], QUESTIONS[30], QUESTIONS[-1]):
+        prompt = prompt_of(target32, question)
+        ids = torch.tensor([prompt])
+        out = stock.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False
+        )
+        for drafter in ("none", "lookup"):
+            written = Session(target32, drafter).generate(
+                [prompt], max_new_tokens=32, eos_token_ids=ends(target32)
+            )
+            assert written.tokens[0] == out[0, len(prompt) :].tolist()
+
+
+def test_exact_bfloat16_is_bit_identical_with_lookup_oracle_and_distractors(exact16):
+    counts: Counter[str] = Counter()
+    chosen = []
+    for question in QUESTIONS:
+        counts[question.category] += 1
+        if counts[question.category] <= 2:
+            chosen.append(prompt_of(exact16, question))
+    assert len(chosen) == 26
+    new, vocabulary = 48, exact16.config.vocab_size
+    options = {"max_new_tokens": new, "eos_token_ids": ends(exact16)}
+    plain = [Session(exact16, "none").generate([p], **options).tokens[0] for p in chosen]
+
+    def scripted(place, right, seed):
+        return ScriptedDrafter(
+            [p + t for p, t in zip(*place, strict=True)],
+            right=right, seed=seed, most_proposals=24, vocabulary=vocabulary,
+        )  # fmt: skip
+
+    for place, (prompt, expected) in enumerate(zip(chosen, plain, strict=True)):
+        one = ([prompt], [expected])
+        drafters = {
+            "lookup": LookupDrafter(),
+            "oracle": scripted(one, 1.0, place),
+            "distractors": MixedDrafter([scripted(one, 0.4, place), LookupDrafter()]),
+        }
+        for name, drafter in drafters.items():
+            written = Session(exact16, drafter).generate([prompt], **options)
+            assert written.tokens[0] == expected, (place, name)
+
+    for start in range(0, 26, 4):  # ragged batches
+        prompts, expected = chosen[start : start + 4], plain[start : start + 4]
+        drafter = MixedDrafter([LookupDrafter(), scripted((prompts, expected), 0.5, start)])
+        written = Session(exact16, drafter).generate(prompts, **options)
+        assert written.tokens == expected, start

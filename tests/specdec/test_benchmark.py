@@ -1,0 +1,159 @@
+"""The benchmark on a tiny model: what is recorded, and that errors are not missed."""
+
+import json
+
+import pytest
+import torch
+from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
+
+from specdec.evaluate.benchmark import run_benchmark
+from specdec.evaluate.methods import Runner, check_methods
+from specdec.evaluate.questions import Question, read_questions
+from specdec.evaluate.replay import replay
+from specdec.evaluate.report import benchmark_tables, metrics_table
+from specdec.metrics import Metrics
+from specdec.state import Emitted
+from specdec.target import Target
+
+METHODS = ["transformers", "transformers-lookup", "lookup"]
+QUESTIONS = [Question(1, "qa", ["ab", "c"]), Question(2, "rag", ["abcabcabc"])]
+
+
+class Letters:
+    """A tokenizer of one letter per token."""
+
+    def apply_chat_template(self, messages, add_generation_prompt):
+        return {"input_ids": [3 + ord(c) % 50 for m in messages for c in m["content"]]}
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(chr(97 + i % 26) for i in ids)
+
+
+def benchmark(runner=Runner, dtype=torch.float64, **options):
+    model = tiny_model("llama", seed=6, dtype=dtype)
+    settings = {"max_new_tokens": 12, "turns": 2} | options
+    return run_benchmark(
+        runner(Target(model, Letters()), model, max_nodes=8, eos=[VOCABULARY + 1]),
+        QUESTIONS,
+        METHODS,
+        load_model64=lambda: tiny_model("llama", seed=6),
+        progress=lambda question, method: None,
+        **settings,
+    )
+
+
+def test_every_run_is_recorded_and_summed_up():
+    result = benchmark()
+    saved = json.loads(json.dumps(result.as_json()))
+    assert set(saved) == {"runs", "summary", "machine"}
+    assert len(saved["runs"]) == 4 * 3  # the plain loop joins; three turns in all
+    for run in saved["runs"]:
+        assert {
+            "method", "question_id", "category", "new_tokens", "rounds", "prefill_seconds", "decode_seconds",
+            "tokens_per_round", "ctar", "nodes_per_round", "identical", "ties",
+        } <= set(run)  # fmt: skip
+        assert run["identical"]
+        assert run["new_tokens"] == 12
+    assert list(saved["summary"]) == ["plain", *METHODS]
+    for summary in saved["summary"].values():
+        assert {
+            "tokens_per_second", "speedup_vs_transformers", "speedup_vs_plain", "tokens_per_round", "ctar",
+            "identical", "stage_seconds",
+        } <= set(summary)  # fmt: skip
+        assert summary["lossless"]
+    assert saved["summary"]["plain"]["tokens_per_round"] == 1.0
+    assert saved["summary"]["plain"]["speedup_vs_plain"] == 1.0
+    assert {"device", "dtype", "threads", "versions"} <= set(saved["machine"])
+    assert saved["machine"]["reference"] == "transformers"
+    assert result.lossless
+    assert [t.row_count for t in benchmark_tables(result)] == [4, 2]
+
+
+def test_a_wrong_token_is_an_error():
+    class Wrong(Runner):
+        def write(self, method, prompt, max_new_tokens):
+            written = super().write(method, prompt, max_new_tokens)
+            if method != "lookup":
+                return written
+            tokens = list(written.tokens)
+            tokens[5] = (tokens[5] + 1) % VOCABULARY
+            return written._replace(tokens=tokens)
+
+    result = benchmark(Wrong)
+    assert not result.lossless
+    assert result.summary["lookup"]["errors"] >= 3
+    assert result.summary["transformers"]["errors"] == 0
+
+
+def test_a_replay_tells_ties_from_errors():
+    model, prompt = tiny_model("llama", seed=6), random_prompt(5, 1)
+    tokens = library_greedy(model, prompt, 8)
+    assert replay(model, prompt, tokens, torch.float32) == (0, 0, 0.0)
+    with torch.inference_mode():
+        last = model(torch.tensor([prompt + tokens[:-1]])).logits[0, -1]
+    best, second = last.topk(2).values
+    tokens[-1] = int(last.topk(2).indices[1])
+    verdict = replay(model, prompt, tokens, torch.float32)
+    assert verdict.errors == 1
+    assert verdict.margin == pytest.approx(float((best - second) / best.abs()))
+
+    class Tied:
+        """The same model with the second-best token lifted to just under the best."""
+
+        device = model.device
+
+        def __call__(self, ids, **options):
+            out = model(ids, **options)
+            out.logits[0, -1, tokens[-1]] = out.logits[0, -1].max() * (1 - 1e-7)
+            return out
+
+    assert replay(Tied(), prompt, tokens, torch.float32)[:2] == (1, 0)
+
+
+def test_metrics_by_hand():
+    metrics = Metrics()
+    for gain in (1, 3, 4):
+        metrics.count([Emitted(0, list(range(gain)), gain - 1, 8, 10, False)])
+    assert metrics.tokens_per_round == pytest.approx(8 / 3)
+    assert [metrics.ctar(w) for w in (1, 2, 3, 4)] == pytest.approx([2 / 3, 2 / 3, 1 / 3, 0])
+    assert metrics.nodes_per_round == 8
+    assert metrics.share_removed == pytest.approx(0.2)
+    assert metrics_table(metrics, "by hand").row_count == 7
+    other = Metrics()
+    other.add(metrics)
+    assert other.rounds == 3
+    assert Metrics().tokens_per_round == Metrics().ctar(1) == Metrics().tokens_per_second == 0
+
+
+def test_questions_are_read_in_order_and_counted(tmp_path):
+    path = tmp_path / "q.jsonl"
+    lines = [{"question_id": i, "category": "ab"[i % 2], "turns": [str(i)]} for i in range(6)]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert [q.question_id for q in read_questions(path)] == [0, 1, 2, 3, 4, 5]
+    assert [q.question_id for q in read_questions(path, per_category=2, limit=3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", '{"question_id": 1, "category": "a"}', '{"question_id": 1, "category": "a", "turns": [""]}'],
+)  # fmt: skip
+def test_a_malformed_line_is_named(tmp_path, line):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question_id": 1, "category": "a", "turns": ["x"]}\n' + line)
+    with pytest.raises(ValueError, match=r"prompts: expected an object .* line 2, got "):
+        read_questions(path)
+
+
+def test_methods_and_files_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(ValueError, match="methods: expected some of plain, transformers"):
+        check_methods(["plain", "magic"])
+    with pytest.raises(ValueError, match="prompts: expected a readable JSONL file"):
+        read_questions(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="prompts: expected at least one question"):
+        read_questions(tmp_path / "empty.jsonl")
+
+
+def test_half_precision_is_compared_with_our_own_plain_loop():
+    result = benchmark(dtype=torch.bfloat16, turns=1)
+    assert result.machine["reference"] == "plain"

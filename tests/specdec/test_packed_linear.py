@@ -1,0 +1,77 @@
+import copy
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import nn
+
+from specdec.packed_linear import PackedLinear, can_pack, pack_linears
+
+pytestmark = pytest.mark.skipif(
+    not can_pack(torch.float32), reason="torch has no packed linear layers on this machine"
+)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2", "phi3"]
+)  # without and with bias, and already fused
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packing_changes_no_result_beyond_rounding(family, dtype):
+    with torch.inference_mode(False):
+        model = copy.deepcopy(tiny_model(family, dtype=dtype))
+    ids = torch.tensor([[3, 4, 5, 6]])
+    before, names = model(ids).logits, set(model.state_dict())
+    packed = pack_linears(model)
+    assert packed == sum(isinstance(m, nn.Linear) for m in model.modules())
+    after = model(ids).logits
+    if dtype == torch.bfloat16:
+        assert torch.equal(after, before)  # the same library multiplies, without reordering first
+    else:
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    assert set(model.state_dict()) == names
+    assert pack_linears(model) == 0
+
+
+@torch.inference_mode()
+def test_siblings_share_one_product_and_never_a_stale_one():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, n) for n in (8, 4, 4))
+
+    module = Attention()
+    plain = copy.deepcopy(module)
+    assert pack_linears(module) == 3
+    assert module.q_proj.product is module.v_proj.product
+    x, y = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    calls = [
+        ("q_proj", x),
+        ("k_proj", x),
+        ("k_proj", x),
+        ("v_proj", y),
+        ("q_proj", x),
+        ("v_proj", x),
+    ]
+    for name, given in calls:
+        out = getattr(module, name)(given)
+        torch.testing.assert_close(out, getattr(plain, name)(given), rtol=1e-5, atol=1e-5)
+    kept = module.q_proj(x)
+    x.zero_()  # the same object with other values, asked twice for the same part
+    torch.testing.assert_close(module.q_proj(x), plain.q_proj(x), rtol=1e-5, atol=1e-5)
+    assert kept.abs().sum() > 0
+
+
+def test_other_layers_stay_as_they_are():
+    model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Embedding(3, 4))
+    assert pack_linears(model) == 0
+    assert not any(isinstance(m, PackedLinear) for m in model.modules())
+
+
+def test_machines_without_the_operators_are_told_apart(monkeypatch):
+    def missing(weight):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("specdec.packed_linear._pack", missing)
+    assert not can_pack(torch.float32)
+    assert pack_linears(nn.Sequential(nn.Linear(4, 4))) == 0
