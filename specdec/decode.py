@@ -53,8 +53,9 @@ def decode(
             tree = pack(state.roots, proposals, budget)
         with clock("verify"):
             verified = target.verify(tree, state.cache, state.rows)
+            picked = pick(verified.logits)
         with clock("accept"):
-            accepted = accept(tree, pick(verified.logits))
+            accepted = accept(tree, picked)
         with clock("commit"):
             written = state.write(tree, accepted, proposals.valid.sum(1) + 1)
             state.cache.commit(accepted, state.rows)

@@ -108,5 +108,5 @@ def matches(text: Tensor, root: Tensor) -> Tensor:
     """
     most = len(FOLLOWS)
     windows = F.pad(text, (most - 1, 0), value=-1).unfold(1, most, 1).flip(-1)  # [B, P, most]
-    tail = windows.take_along_dim(root[..., None], 1)  # [B, 1, most]
+    tail = windows.gather(1, root[..., None].expand(-1, -1, most))  # [B, 1, most]
     return ((windows == tail) & (tail >= 0)).long().cumprod(-1).sum(-1)

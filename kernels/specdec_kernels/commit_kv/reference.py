@@ -14,8 +14,12 @@ def commit_kv_reference(
     kv: Tensor, path: Tensor, lengths: Tensor, prefix_lens: Tensor, cache_rows: Tensor
 ) -> None:
     """Move; arguments as in `commit_kv`."""
-    step = torch.arange(1, path.shape[1], device=path.device)  # the root, step 0, is in place
-    node = torch.where(step <= lengths[:, None], path[:, 1:], step)
-    source, target = prefix_lens[:, None] + node, prefix_lens[:, None] + step  # [B, N-1]
+    # On a CPU the longest path is known for nothing; elsewhere reading it would wait for the device.
+    longest = int(lengths.max()) if path.device.type == "cpu" else path.shape[1] - 1
+    if longest == 0:
+        return
+    step = torch.arange(1, longest + 1, device=path.device)  # the root, step 0, is in place
+    node = torch.where(step <= lengths[:, None], path[:, 1 : longest + 1], step)
+    source, target = prefix_lens[:, None] + node, prefix_lens[:, None] + step  # [B, longest]
     rows = cache_rows[:, None]
     kv[:, :, rows, :, target] = kv[:, :, rows, :, source]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ancestors import ancestor_matrix, pack_bits
@@ -61,46 +62,43 @@ def pack_tree_reference(
     device = tokens.device
     doublings = max_depth.bit_length()
 
-    # The root joins as entry 0, its own parent, so that every path ends there.
+    # The root joins as entry 0, its own parent, so that every path ends there. What is invalid is its own parent
+    # too, so no path through it does.
     entry = torch.arange(count + 1, device=device)
     tokens = torch.cat([roots[:, None], tokens], 1)  # [B, K+1]
-    parents = torch.cat([torch.zeros_like(roots)[:, None], parents + 1], 1)
-    scores = torch.nn.functional.pad(scores.float(), (1, 0), value=0.0)
-    source = torch.nn.functional.pad(source, (1, 0), value=-1)
-    valid = torch.nn.functional.pad(valid, (1, 0), value=True)
+    source = F.pad(source, (1, 0), value=-1)
+    scores = F.pad(scores.float(), (1, 0))
+    parents = F.pad(torch.where(valid, parents + 1, entry[1:]), (1, 0))
 
-    # One sweep up the paths: depth, validity of the whole path, equality of the whole paths.
-    depth = (entry > 0).long().expand(batch, -1)
-    same = (tokens[:, :, None] == tokens[:, None, :]) & ((entry[:, None] > 0) == (entry > 0))
-    up = parents
+    # One sweep up the paths: do they end at the root, how long are they, which are equal?
+    up, below = parents, entry > 0
+    depth = below.long().expand(batch, -1)
+    same = (tokens[:, :, None] == tokens[:, None]) & (below[:, None] == below)  # [B, K+1, K+1]
     for _ in range(doublings):
-        across = same.gather(1, up[:, :, None].expand(-1, -1, count + 1))
-        same = same & across.gather(2, up[:, None, :].expand(-1, count + 1, -1))
-        valid = valid & valid.gather(1, up)
+        above = same.gather(1, up[:, :, None].expand_as(same))
+        same = same & above.gather(2, up[:, None].expand_as(same))
         depth = depth + depth.gather(1, up)
         up = up.gather(1, up)
     limit = max_depth if row_depth is None else row_depth.clamp(max=max_depth)[:, None]
-    valid = valid & (up == 0) & (depth <= limit)  # a path that has not ended by now is too deep
+    valid = (up == 0) & (depth <= limit)  # a path that has not ended by now is too deep
 
     # A node is the first of its equal proposals and takes the best of their scores.
-    same = same & valid[:, :, None] & valid[:, None, :]
+    same = same & valid[:, :, None] & valid[:, None]
     first = torch.where(same, entry, count).amin(2)  # [B, K+1]
     node = valid & (first == entry)
-    scores = torch.where(same, scores[:, None, :], -torch.inf).amax(2)
+    scores = torch.where(same, scores[:, None], -torch.inf).amax(2)
     parents = first.gather(1, parents)
 
     kept = node
     if count + 1 > capacity:
         # No node outranks its parent, and ties go to the earlier entry: so ancestors are always kept.
-        rank_by, up = torch.where(entry > 0, scores, torch.inf), parents
+        rank_by, up = torch.where(node, scores, -torch.inf), parents
+        rank_by[:, 0] = torch.inf
         for _ in range(doublings):
             rank_by = torch.minimum(rank_by, rank_by.gather(1, up))
             up = up.gather(1, up)
-        rank_by = torch.where(node, rank_by, -torch.inf)
         order = rank_by.argsort(dim=1, descending=True, stable=True)
-        kept = node & (
-            torch.empty_like(order).scatter_(1, order, entry.expand(batch, -1)) < capacity
-        )
+        kept = node.scatter(1, order[:, capacity:], False)
 
     sizes = kept.sum(1)
     if width is None:
@@ -108,21 +106,23 @@ def pack_tree_reference(
     slot = torch.where(kept, kept.cumsum(1) - 1, width)  # entries without a node go to a spare slot
     node_of = slot.gather(1, first)
     node_of = torch.where(valid & (node_of < width), node_of, -1)
+    parents = torch.where(below, node_of.gather(1, parents), -1)
 
-    def packed(values: Tensor, padding: float | Tensor) -> Tensor:
-        out = torch.empty(batch, width + 1, dtype=values.dtype, device=device)
-        out[:] = padding
-        return out.scatter_(1, slot, values)[:, :width]
-
-    parents = packed(node_of.gather(1, parents).masked_fill(entry == 0, -1), -1)
+    fields = torch.stack([tokens, parents, depth, source], 1)  # [B, 4, K+1]
+    padding = torch.tensor([0, -1, 0, -1], device=device)[:, None]
+    padded = padding.repeat(batch, 1, width + 1)
+    padded[:, 0] = roots[:, None]
+    padded.scatter_(2, slot[:, None].expand(-1, 4, -1), fields)
+    tokens, parents, depth, source = padded[..., :width].unbind(1)
+    best = torch.full((batch, width + 1), -torch.inf, device=device).scatter_(1, slot, scores)
     return PackedTree(
-        tokens=packed(tokens, roots[:, None]),
+        tokens=tokens,
         parents=parents,
-        depth=packed(depth, 0),
+        depth=depth,
         ancestors=pack_bits(ancestor_matrix(parents)),
         sizes=sizes,
-        scores=packed(scores, -torch.inf),
-        source=packed(source, -1),
+        scores=best[:, :width],
+        source=source,
         node_of=node_of[:, 1:],
         dropped=node.sum(1) - sizes,
     )
