@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from specdec_kernels import commit_kv, tree_mask
 from torch import Tensor
 from transformers.cache_utils import Cache
+
+from specdec_kernels import commit_kv, tree_mask
 
 from .tree import Accepted
 
@@ -63,11 +64,17 @@ class TreePass:
         self.columns = longest_prefix + depth.shape[1]
         # Rows in order with one prefix length are written as a slice, others slot by slot.
         self.start = longest_prefix if same_prefix and cache_rows is None else None
-        batch, nodes = depth.shape
-        device = depth.device
-        rows = torch.arange(batch, device=device) if cache_rows is None else cache_rows
-        self.write_index = rows[:, None], prefix_lens[:, None] + torch.arange(nodes, device=device)
+        if self.start is None:
+            batch, nodes = depth.shape
+            rows = torch.arange(batch, device=depth.device) if cache_rows is None else cache_rows
+            slots = prefix_lens[:, None] + torch.arange(nodes, device=depth.device)
+            self.write_index = rows[:, None], slots
         self._masks: dict[tuple[int | None, int], Tensor] = {}
+
+    @property
+    def windows(self) -> set[int | None]:
+        """Sliding windows that layers have asked for so far; None is none."""
+        return {window for window, _ in self._masks}
 
     def mask(self, *, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Return `tree_mask` of this pass, written at the first call for a window."""

@@ -7,9 +7,10 @@ instead of decoding subtly wrong text.
 from __future__ import annotations
 
 import torch
-from specdec_kernels import pack_tree
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from specdec_kernels import pack_tree
 
 from .cache import Rows
 from .target import Target
@@ -26,8 +27,10 @@ PROMPT = 9
 # Two branches and a deeper leaf; the last node of a long branch is not the last node of the tree.
 PARENTS = [-1, 0, 0, 1, 2, 2, 3, 6]
 PATHS = ([0, 1, 3, 6, 7], [0, 2, 4], [0, 2, 5])
-# Widths at which CPU libraries change how they multiply.
-EXACT_WIDTHS = (2, 3, 5, 8, 16, 17, 33)
+# Widths at which CPU libraries may change how they multiply: compared with steps of one node, and, as these are many,
+# wide ones with pieces of a width that was.
+EXACT_WIDTHS = (2, 3, 5, 8, 16, 17, 32)
+EXACT_WIDE = (33, 64, 256)
 
 
 def _prompt(vocabulary: int, rows: int, length: int) -> Tensor:
@@ -66,11 +69,13 @@ def certify(target: Target, own: list[Tensor]) -> None:
         capacity=nodes,
         max_depth=nodes - 1,
     )
-    tree, rows = TokenTree(*packed[:7]), Rows.first(1, target.device)
+    tree, rows = TokenTree.from_packed(packed), Rows.first(1, target.device)
     cache = target.new_cache(rows=1, capacity=PROMPT, tree_capacity=nodes)
 
     prefilled = target.prefill(prompt, [PROMPT], cache).logits
     verified = target.verify(tree, cache, rows).logits[0]
+    assert cache.current is not None
+    _check_windows(target, cache.current.windows)
     middle = max(1, target.config.num_hidden_layers // 3)
     cache.open(tree.ancestors, tree.depth, rows)
     shallow = target.run_layers(target.embed(tokens), cache, 0, middle)
@@ -81,8 +86,27 @@ def certify(target: Target, own: list[Tensor]) -> None:
         _compare(target, "the shallow-deep split", split[path], logits[PROMPT:])
 
 
+def _check_windows(target: Target, seen: set[int | None]) -> None:
+    """Compare sliding windows by what layers ask for: the probe is shorter than most of them."""
+    window = getattr(target.config, "sliding_window", None)
+    # Layers without types are all alike.
+    windows = {None: window, "full_attention": None, "sliding_attention": window}
+    if unknown := set(target.layer_types) - set(windows):
+        raise ValueError(
+            f"model: {type(target.model).__name__} is not supported: expected layers of full or sliding attention, "
+            f"got {', '.join(map(str, unknown))}"
+        )
+    expected = {windows[kind] for kind in target.layer_types}
+    if seen != expected:
+        raise ValueError(
+            f"model: {type(target.model).__name__} is not supported: expected its layers to attend with the windows "
+            f"{expected} of its configuration, got {seen}"
+        )
+
+
 def _compare(target: Target, part: str, ours: Tensor, own: Tensor) -> None:
-    distance = float((ours.double() - own.double()).norm() / own.double().norm().clamp(min=1e-30))
+    ours, own = ours.cpu().double(), own.cpu().double()  # not every device has float64
+    distance = float((ours - own).norm() / own.norm().clamp(min=1e-30))
     limit = TOLERANCE[target.dtype]
     if not distance <= limit:  # also where it is NaN
         raise ValueError(
@@ -101,29 +125,34 @@ def certify_exact(target: Target) -> None:
     Raises:
         ValueError: if one bit differs between a pass over several nodes or rows and passes over one.
     """
-    length, longest = 40, max(EXACT_WIDTHS)
-    prompts = _prompt(target.config.vocab_size, 3, length).to(target.device)
-    chain = _prompt(target.config.vocab_size, 1, longest).to(target.device)
-    row = Rows.first(1, target.device)
+    length, longest, rows = 40, max(EXACT_WIDE), 3
+    prompts = _prompt(target.config.vocab_size, rows, length).to(target.device)
+    chains = _prompt(target.config.vocab_size, rows, longest).to(target.device)
+    first = Rows.first(1, target.device)
     cache = target.new_cache(rows=1, capacity=length + longest, tree_capacity=longest)
     alone = target.prefill(prompts[:1], [length], cache).logits
 
-    steps = []
-    for at in range(longest):
-        step = TokenTree.chain(chain[:, at : at + 1])
-        steps.append(target.verify(step, cache, row).logits[0, 0])
-        cache.set_lengths([length + at + 1])
-    batch = target.new_cache(rows=3, capacity=length, tree_capacity=2)
-    differs = (
-        []
-        if torch.equal(target.prefill(prompts, [length] * 3, batch).logits[:1], alone)
-        else ["a batch"]
-    )
+    def verify(begin: int, end: int) -> Tensor:
+        cache.set_lengths([length + begin])
+        return target.verify(TokenTree.chain(chains[:1, begin:end]), cache, first).logits[0]
+
+    differs = []
+    proven = max(EXACT_WIDTHS)
+    steps = torch.cat([verify(at, at + 1) for at in range(proven)])
     for width in EXACT_WIDTHS:
-        cache.set_lengths([length])
-        logits = target.verify(TokenTree.chain(chain[:, :width]), cache, row).logits[0]
-        if not torch.equal(logits, torch.stack(steps[:width])):
+        if not torch.equal(verify(0, width), steps[:width]):
             differs.append(f"{width} nodes")
+    pieces = torch.cat([verify(at, at + proven) for at in range(0, longest, proven)])
+    for width in EXACT_WIDE:
+        if not torch.equal(verify(0, width), pieces[:width]):
+            differs.append(f"{width} nodes")
+
+    batch = target.new_cache(rows=rows, capacity=length, tree_capacity=proven)
+    together = target.prefill(prompts, [length] * rows, batch).logits
+    trees = TokenTree.chain(chains[:, :proven])
+    nodes = target.verify(trees, batch, Rows.first(rows, target.device)).logits
+    if not torch.equal(together[:1], alone) or not torch.equal(nodes[0], steps):
+        differs.append(f"{rows} rows")
     if differs:
         raise ValueError(
             f"exact: expected {target.dtype} passes on this machine to give the same bits alone and together, "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
-import tempfile
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,19 +17,19 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from . import __version__
 from .drafters import load_drafter
-from .evaluate.benchmark import run_benchmark
+from .evaluate.benchmark import Benchmark, Prompt, chat_prompts, run_benchmark
 from .evaluate.methods import PLAIN, TRANSFORMERS, Runner, check_methods
 from .evaluate.questions import Question, read_questions
-from .evaluate.replay import replay
 from .evaluate.report import benchmark_tables, metrics_table
 from .loading import load_target
 from .metrics import Metrics
-from .models import load_model
+from .models import DEFAULT_MODEL, load_model
 from .packed_linear import can_pack
-from .session import Session, check_max_nodes
+from .session import MAX_NODES, Session, check_max_nodes, end_tokens
 from .target import Target
 
 app = typer.Typer(
@@ -76,10 +77,10 @@ def generate(
     prompt: Annotated[
         str, typer.Argument(help="What to ask; - reads standard input.")
     ] = DEMO_PROMPT,
-    model: ModelOption = "smollm2-135m-instruct",
+    model: ModelOption = DEFAULT_MODEL,
     drafter: DrafterOption = "lookup",
     max_new_tokens: NewTokensOption = 128,
-    max_nodes: NodesOption = 16,
+    max_nodes: NodesOption = MAX_NODES,
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     exact: ExactOption = False,
@@ -100,21 +101,24 @@ def generate(
         ids = target.tokenizer(text)["input_ids"]
     else:
         ids = _chat_ids(target, [{"role": "user", "content": text}])
-        console.print(text, style="bold")
-    tokens, metrics = _show(session, ids, max_new_tokens)
+        console.print(text, style="bold", markup=False, emoji=False)
+    _, metrics = _show(session, ids, max_new_tokens)
     _legend()
 
     console.print(metrics_table(metrics, f"{drafter}, {dtype}"))
     if compare:
-        _compare(session, model, ids, tokens, metrics, max_new_tokens, drafter)
+        prompt_ids = Prompt(Question(0, "prompt", [text]), 0, ids, lambda tokens: None)
+        _compare(
+            target, model, [prompt_ids], [drafter, PLAIN, TRANSFORMERS], max_new_tokens, max_nodes
+        )
 
 
 @app.command()
 def chat(
-    model: ModelOption = "smollm2-135m-instruct",
+    model: ModelOption = DEFAULT_MODEL,
     drafter: DrafterOption = "lookup",
     max_new_tokens: NewTokensOption = 512,
-    max_nodes: NodesOption = 16,
+    max_nodes: NodesOption = MAX_NODES,
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     exact: ExactOption = False,
@@ -150,8 +154,8 @@ def bench(
     per_category: Annotated[int | None, typer.Option(help="Most questions of a category.")] = None,
     turns: Annotated[int, typer.Option(help="Most turns of a question.")] = 1,
     max_new_tokens: NewTokensOption = 128,
-    max_nodes: NodesOption = 16,
-    model: ModelOption = "smollm2-135m-instruct",
+    max_nodes: NodesOption = MAX_NODES,
+    model: ModelOption = DEFAULT_MODEL,
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     exact: ExactOption = False,
@@ -168,48 +172,22 @@ def bench(
     ):  # fmt: skip
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ValueError(f"json: expected an existing folder, got {json_file.parent}")
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise ValueError(f"json: expected a file in an existing folder, got {json_file}")
     questions = read_questions(prompts, limit=limit, per_category=per_category)
     target = _session(model, "none", max_nodes, dtype, device, exact).target
-    library = any(name.startswith(TRANSFORMERS) for name in names)
-    stock = _stock_model(model, dtype, device) if library else None
-    runner = Runner(target, stock, max_nodes=max_nodes, eos=_ends(target))
-
-    columns = (
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
-    )
-    with Progress(*columns, console=messages) as bar:
-        total = sum(len(q.turns[:turns]) for q in questions) * len({"plain", *names})
-        task = bar.add_task("runs", total=total, now="")
-
-        def progress(question: Question, method: str) -> None:
-            now = f"{question.category} {question.question_id}: {method}"
-            bar.update(task, advance=1, now=now)
-
-        result = run_benchmark(
-            runner,
-            questions,
-            names,
-            max_new_tokens=max_new_tokens,
-            turns=turns,
-            load_model64=lambda: _stock_model(model, dtype, device).double(),
-            progress=progress,
-        )
+    asked = chat_prompts(target.tokenizer, questions, turns)
+    total = sum(len(question.turns[:turns]) for question in questions)
+    result = _compare(target, model, asked, names, max_new_tokens, max_nodes, total)
     if json_file is not None:
         _write_whole(json_file, json.dumps(result.as_json(), indent=1))
-    for table in benchmark_tables(result):
-        console.print(table)
     if not result.lossless:
         messages.print("specdec: answers differ beyond the tie rule", style="red")
         raise typer.Exit(1)
 
 
 @app.command()
-def info(model: ModelOption = "smollm2-135m-instruct") -> None:
+def info(model: ModelOption = DEFAULT_MODEL) -> None:
     """Say what is installed, what this machine can do, and what the model is."""
     table = Table(show_header=False)
     table.add_row("specdec", __version__)
@@ -224,14 +202,14 @@ def info(model: ModelOption = "smollm2-135m-instruct") -> None:
     packable = [d for d in (DType.float32, DType.bfloat16) if can_pack(getattr(torch, d))]
     table.add_row("packed linears", ", ".join(packable) or "none")
     for precision in (DType.float32, DType.bfloat16):
+        possible = "yes"
         try:
-            target = load_target(model, dtype=getattr(torch, precision), exact=True)
-            table.add_row(f"exact {precision}", "yes")
+            load_target(model, dtype=getattr(torch, precision), exact=True)
         except ValueError as error:
             if not str(error).startswith("exact"):
                 raise
-            table.add_row(f"exact {precision}", "no")
-            continue
+            possible = "no"
+        table.add_row(f"exact {precision}", possible)
     target = load_target(model)
     parameters = sum(p.numel() for p in target.model.parameters())
     table.add_row("model", f"{model}: {type(target.model).__name__}, {parameters / 1e6:.0f} M")
@@ -262,9 +240,9 @@ def _device(name: str) -> Any:
     return device
 
 
-def _stock_model(model: str, dtype: DType, device: str) -> Any:
+def _stock_model(target: Target, model: str) -> PreTrainedModel:
     """Load the model again, as the library gives it and without anything prepared."""
-    return load_model(model, dtype=getattr(torch, dtype), device=device)[0]
+    return load_model(model, dtype=target.dtype, device=target.device)[0]
 
 
 def _chat_ids(target: Target, history: list[dict[str, str]]) -> list[int]:
@@ -276,24 +254,22 @@ def _chat_ids(target: Target, history: list[dict[str, str]]) -> list[int]:
     return ids
 
 
-def _ends(target: Target) -> list[int]:
-    eos = target.model.generation_config.eos_token_id
-    return [eos] if isinstance(eos, int) else list(eos or [])
-
-
 def _show(session: Session, ids: list[int], max_new_tokens: int) -> tuple[list[int], Metrics]:
     """Stream an answer to the terminal."""
     metrics = Metrics()
     tokens: list[int] = []
     text = _Detokenizer(session.target.tokenizer)
     rounds = session.stream(
-        [ids], max_new_tokens=max_new_tokens, eos_token_ids=_ends(session.target), metrics=metrics
+        [ids],
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=end_tokens(session.target.model.generation_config),
+        metrics=metrics,
     )
     for (emitted,) in rounds:
         tokens += emitted.tokens
         for place, token in enumerate(emitted.tokens):
             style = DRAFTED if place < emitted.drafted else OWN
-            console.print(text.add(token), style=style, end="", markup=False)
+            console.print(text.add(token), style=style, end="", markup=False, emoji=False)
         console.file.flush()
     console.print()
     return tokens, metrics
@@ -326,50 +302,54 @@ def _legend() -> None:
 
 
 def _compare(
-    session: Session,
+    target: Target,
     model: str,
-    ids: list[int],
-    tokens: list[int],
-    metrics: Metrics,
+    prompts: Iterable[Prompt],
+    methods: list[str],
     max_new_tokens: int,
-    drafter: str,
-) -> None:
-    """Time the plain loop and the library on the same prompt and check that they write the same."""
-    target = session.target
-    precision = DType(str(target.dtype).removeprefix("torch."))
-    stock = _stock_model(model, precision, str(target.device))
-    runner = Runner(target, stock, max_nodes=session.max_nodes, eos=_ends(target))
-    table = Table(title="same prompt, same process")
-    for column in ("method", "tokens/s", "seconds", "passes", "text"):
-        table.add_column(column, justify="left" if column in ("method", "text") else "right")
-
-    def row(method: str, count: int, seconds: float, passes: int, text: str) -> None:
-        table.add_row(method, f"{count / seconds:.1f}", f"{seconds:.2f}", str(passes), text)
-
-    row(drafter, len(tokens), sum(metrics.seconds.values()), metrics.rounds + 1, "as shown above")
-    for method in (PLAIN, TRANSFORMERS):
-        with messages.status(f"{method} …"):
-            written = runner.write(method, ids, max_new_tokens)
-        if written.tokens == tokens:
-            verdict = "identical"
-        else:
-            replayed = replay(
-                _stock_model(model, precision, str(target.device)).double(),
-                ids,
-                written.tokens,
-                target.dtype,
-            )
-            verdict = f"differs, margin {replayed.margin:.1e}"
-        seconds = written.prefill_seconds + written.decode_seconds
-        row(method, len(written.tokens), seconds, len(written.tokens), verdict)
-    console.print(table)
+    max_nodes: int,
+    count: int = 1,
+) -> Benchmark:
+    """Run methods on `count` prompts, show how far it is and what came out."""
+    methods = list(dict.fromkeys([PLAIN, *methods]))
+    library = any(method.startswith(TRANSFORMERS) for method in methods)
+    runner = Runner(
+        target,
+        _stock_model(target, model) if library else None,
+        max_nodes=max_nodes,
+        eos=end_tokens(target.model.generation_config),
+    )
+    columns = (
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=messages, transient=True) as bar:
+        task = bar.add_task("runs", total=count * len(methods), now="")
+        result = run_benchmark(
+            runner,
+            prompts,
+            methods,
+            max_new_tokens=max_new_tokens,
+            load_model64=lambda: _stock_model(target, model).cpu().double(),
+            progress=lambda question, method: bar.update(
+                task, advance=1, now=f"{question.category} {question.question_id}: {method}"
+            ),
+        )
+    for table in benchmark_tables(result)[: None if count > 1 else 1]:
+        console.print(table)
+    return result
 
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
-        file.write(text)
-    Path(file.name).replace(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def main() -> None:

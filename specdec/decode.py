@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from specdec_kernels import accept_tree, pack_tree
 from torch import Tensor
+
+from specdec_kernels import accept_tree, pack_tree
 
 from .drafters.protocol import Budget, Drafter, Proposals
 from .metrics import Stopwatch
@@ -40,8 +41,10 @@ def decode(
     Yields:
         What each row gained, first from prefill, then from each round.
     """
-    emitted = state.open(pick(prefilled.logits))
-    drafter.start(state, prefilled.hidden[state.rows.ids])
+    with clock("prefill"):
+        emitted = state.open(pick(prefilled.logits))
+    with clock("draft"):
+        drafter.start(state, prefilled.hidden[state.rows.ids])
     yield emitted
 
     while state.rows.host:
@@ -81,7 +84,7 @@ def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:
         valid=proposals.valid,
         row_depth=budget.row_depth,
     )
-    return TokenTree(*packed[:7])
+    return TokenTree.from_packed(packed)
 
 
 def accept(tree: TokenTree, picked: Tensor) -> Accepted:

@@ -16,18 +16,19 @@ def load_target(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     exact: bool = False,
-    pack: bool = True,
+    pack: bool | None = None,
 ) -> Target:
     """Load a model and certify that trees can be verified with it.
 
     Args:
         model: the embedded default's name, a hub id, a local folder, or a model in evaluation mode, which stays
-            usable as it is.
+            as it is unless `pack` is true.
         dtype: of the weights, for a model given by name.
         device: for a model given by name.
         exact: make every logit independent of what is verified beside it, to the bit, at some cost in time and
             four times the cache in bf16; refused where this machine's arithmetic does not allow it.
-        pack: pack the linear layers of a CPU model; faster, and as much memory again for them.
+        pack: pack the linear layers of a CPU model, in place; faster, and as much memory again for them. A model
+            packed once must not be trained, changed or moved afterwards. None packs models given by name only.
 
     Returns:
         The target, with its tokenizer where a name was given.
@@ -38,11 +39,17 @@ def load_target(
     tokenizer = None
     if isinstance(model, str):
         model, tokenizer = load_model(model, dtype=dtype, device=device)
+        pack = pack is not False
     target = Target(model, tokenizer, exact=exact)
-    own = own_logits(model)
-    if pack:
-        target.prepare()
-    certify(target, own)
+    try:
+        own = own_logits(model)
+        if pack:
+            target.prepare()
+        certify(target, own)
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        # Layers that want something else than ours fail in their own ways.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model: {type(model).__name__} is not supported: {reason}") from error
     if exact:
         certify_exact(target)
     return target

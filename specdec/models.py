@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub.utils import logging as hub_logging
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import logging as transformers_logging
 
@@ -50,14 +51,16 @@ def load_model(
         The model in evaluation mode, and the tokenizer.
 
     Raises:
-        ValueError: if there is no such model, or the cached default is damaged.
+        ValueError: if there is no such model, the cached default is damaged, or the device lacks the dtype.
     """
+    if dtype == torch.float64 and torch.device(device).type == "mps":
+        raise ValueError("dtype: expected one that mps has, got float64")
     source = str(default_model_path()) if name == DEFAULT_MODEL else name
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"model: expected {DEFAULT_MODEL!r}, a hub id or a local folder, got {name!r} ({reason})"

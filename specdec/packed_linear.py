@@ -21,7 +21,8 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class SharedProduct:
     """One product for sibling layers: whoever is called first computes it, the others take their part.
 
-    A part is handed out once, so an input that comes again is multiplied again.
+    A part is handed out once, so an input that comes again is multiplied again. Between the calls of the siblings of
+    one block their input must stay as it is, which it does in every block that the library has.
     """
 
     def __init__(self, layers: list[nn.Linear]) -> None:
@@ -49,7 +50,8 @@ class SharedProduct:
 class PackedLinear(nn.Linear):
     """A linear layer that multiplies with a packed copy of its weight.
 
-    `weight` and `bias` stay as they are, so state dicts do not change; a weight changed later is not seen.
+    `weight` and `bias` stay as they are, so state dicts do not change; a weight changed later is not seen. Where
+    gradients are recorded the plain product is taken, since the packed one has none.
     """
 
     product: SharedProduct
@@ -57,6 +59,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply to `[..., in_features]`."""
+        if torch.is_grad_enabled():
+            return super().forward(input)
         return self.product.take(input, self.place)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from .cache import TreeCache
 from .decode import decode
@@ -19,6 +20,26 @@ from .target import Target
 
 MAX_NODES = 16
 LARGEST_TREE = 256
+# Settings with which the library's greedy generation is more than the best token, and values that change nothing.
+ALTERS_GREEDY_TEXT: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "bad_words_ids": (),
+    "sequence_bias": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "guidance_scale": (1.0,),
+    "watermarking_config": (),
+    "stop_strings": (),
+    "max_time": (),
+    "num_beams": (1,),
+}
 
 
 @dataclass(slots=True)
@@ -34,7 +55,7 @@ class Session:
     """A target, a drafter and the text they share; a prompt that continues it is read from where it is new."""
 
     def __init__(
-        self, target: Target, drafter: Drafter | str = "none", *, max_nodes: int = MAX_NODES
+        self, target: Target, drafter: Drafter | str = "lookup", *, max_nodes: int = MAX_NODES
     ) -> None:
         """Begin without text.
 
@@ -52,6 +73,7 @@ class Session:
         self.max_nodes = max_nodes
         self._cache: TreeCache | None = None
         self._texts: list[list[int]] = []
+        self._stream: object = None
 
     def generate(
         self,
@@ -60,7 +82,7 @@ class Session:
         max_new_tokens: int,
         eos_token_ids: Iterable[int] = (),
     ) -> Generation:
-        """Write greedily until each row ends; arguments as in `stream`."""
+        """Write greedily until each row ends; arguments and errors as in `stream`."""
         generation = Generation([[] for _ in prompts])
         for emitted in self.stream(
             prompts,
@@ -87,10 +109,11 @@ class Session:
                 is read from the first new token on.
             max_new_tokens: most new tokens per row; fewer where the model's positions end.
             eos_token_ids: tokens after which a row ends.
-            metrics: filled as the text is written.
+            metrics: added to as the text is written.
 
-        Yields:
-            Per round, what each unfinished row gained.
+        Returns:
+            Per round, what each unfinished row gained. A stream that is continued after a newer one began raises
+            RuntimeError: they share one cache.
 
         Raises:
             ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
@@ -99,47 +122,53 @@ class Session:
         texts = [list(prompt) for prompt in prompts]
         self._validate(texts, max_new_tokens)
         metrics = Metrics() if metrics is None else metrics
-        clock = Stopwatch()
-        metrics.seconds = clock.seconds
-        device = self.target.device
-        limits = [min(max_new_tokens, self.target.position_limit - len(text)) for text in texts]
-        capacity = max(len(text) + limit for text, limit in zip(texts, limits, strict=True))
+        return self._rounds(texts, max_new_tokens, frozenset(eos_token_ids), metrics)
 
+    def _rounds(
+        self, texts: list[list[int]], most: int, eos_token_ids: frozenset[int], metrics: Metrics
+    ) -> Iterator[list[Emitted]]:
+        self._stream = this = object()
+        clock = Stopwatch(metrics.seconds)
+        limits = [min(most, self.target.position_limit - len(text)) for text in texts]
+        capacity = max(len(text) + limit for text, limit in zip(texts, limits, strict=True))
         with clock("prefill"), torch.inference_mode():
             cache = self._reuse_cache(texts, capacity)
             known = cache.host_lengths[0]
-            text = torch.zeros(
-                len(texts), capacity + self.max_nodes + 1, dtype=torch.int64, device=device
-            )
-            for row, ids in enumerate(texts):
-                text[row, : len(ids)] = torch.tensor(ids, device=device)
+            columns = capacity + self.max_nodes + 1
+            padded = torch.tensor([ids + [0] * (columns - len(ids)) for ids in texts])
+            text = padded.to(self.target.device)
             prompt = text[:, known : max(map(len, texts))]
             prefilled = self.target.prefill(prompt, [len(ids) - known for ids in texts], cache)
-        state = State(cache, text, limits=limits, eos_token_ids=frozenset(eos_token_ids))
+        state = State(cache, text, limits=limits, eos_token_ids=eos_token_ids)
         self._texts = texts
-        rounds = decode(
+        for emitted in decode(
             self.target, self.drafter, state, prefilled, max_nodes=self.max_nodes, clock=clock
-        )
-        for emitted in rounds:
+        ):
             for e in emitted:
                 texts[e.row] += e.tokens
             metrics.count(emitted)
             yield emitted
+            if self._stream is not this:
+                raise RuntimeError(
+                    "stream: expected the session's latest, got one that a newer one ended"
+                )
 
     def _reuse_cache(self, texts: list[list[int]], capacity: int) -> TreeCache:
         """Keep the cached tokens that a single prompt shares with this session's text, or begin anew."""
         cache = self._cache
         if cache is not None and len(texts) == len(self._texts) == 1 and capacity <= cache.capacity:
+            known, text = self._texts[0], texts[0]
             # The last token of a prompt is always read again: its logits are wanted.
-            most = min(cache.host_lengths[0], len(self._texts[0]), len(texts[0]) - 1)
-            shared = next((i for i in range(most) if self._texts[0][i] != texts[0][i]), most)
+            most = min(cache.host_lengths[0], len(known), len(text) - 1)
+            shared = next((i for i in range(most) if known[i] != text[i]), most)
             cache.set_lengths([shared])
+            self._texts = [known[:shared]]  # all that still holds should prefill be interrupted
             return cache
+        if len(texts) == 1:  # a conversation goes on: room to grow without reading everything again
+            capacity = max(capacity, min(2 * capacity, self.target.position_limit))
+        self._texts = []
         self._cache = self.target.new_cache(
-            rows=len(texts),
-            # A conversation goes on: room to grow without reading everything again.
-            capacity=min(2 * capacity, max(capacity, self.target.position_limit)),
-            tree_capacity=self.max_nodes,
+            rows=len(texts), capacity=capacity, tree_capacity=self.max_nodes
         )
         return self._cache
 
@@ -170,6 +199,22 @@ def check_max_nodes(max_nodes: int) -> None:
         raise ValueError(f"max_nodes: expected 1 to {LARGEST_TREE}, got {max_nodes}")
 
 
+def end_tokens(source: GenerationConfig | int | Sequence[int]) -> list[int]:
+    """List the tokens that end a text: those of a generation config, or as they are given."""
+    ids = source.eos_token_id if isinstance(source, GenerationConfig) else source
+    return [ids] if isinstance(ids, int) else list(ids or [])
+
+
+def check_generation_config(config: GenerationConfig) -> None:
+    """Raise ValueError where a model's own settings change what greedy generation picks."""
+    for name, harmless in ALTERS_GREEDY_TEXT.items():
+        value = getattr(config, name, None)
+        if value is not None and value not in harmless:
+            raise ValueError(
+                f"generation_config: expected {name} to be None, which is all that is supported so far, got {value}"
+            )
+
+
 def generate(
     model: PreTrainedModel | Target,
     input_ids: Tensor | Sequence[Tensor],
@@ -182,6 +227,8 @@ def generate(
     max_nodes: int = MAX_NODES,
 ) -> Tensor:
     """Write the text that `model.generate(..., do_sample=False)` writes, in fewer passes.
+
+    A model that is passed as it is stays as it is; `load_target(model, pack=True)` makes one faster on a CPU.
 
     Args:
         model: a Hugging Face causal language model in evaluation mode, or what `load_target` made of one; the
@@ -198,10 +245,16 @@ def generate(
         `[B, L + T]` int64, the input followed by up to T new tokens, as the library returns it.
 
     Raises:
-        ValueError: if an argument is out of range, rows live on different devices, or the model is not supported.
+        ValueError: if an argument is out of range, rows live on different devices, the model is not supported, or its
+            generation config asks for something that changes greedy text, such as a repetition penalty.
     """
     target = model if isinstance(model, Target) else load_target(model)
+    check_generation_config(target.model.generation_config)
     if not isinstance(input_ids, Tensor):
+        if attention_mask is not None:
+            raise ValueError(
+                "attention_mask: expected none beside a list of unpadded rows, got one"
+            )
         input_ids, attention_mask = _stack(list(input_ids))
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids: expected shape [B, L], got {list(input_ids.shape)}")
@@ -214,10 +267,8 @@ def generate(
         )
     prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, keep, strict=True)]
 
-    config = target.model.generation_config
-    eos = config.eos_token_id if config and eos_token_id is None else eos_token_id
-    ends = [eos] if isinstance(eos, int) else list(eos or [])
-    pad = config.pad_token_id if config and pad_token_id is None else pad_token_id
+    ends = end_tokens(target.model.generation_config if eos_token_id is None else eos_token_id)
+    pad = target.model.generation_config.pad_token_id if pad_token_id is None else pad_token_id
     if pad is None:
         pad = ends[0] if ends else 0
     new = (

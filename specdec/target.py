@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from specdec_kernels import tree_attention
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+
+from specdec_kernels import tree_attention
 
 from .cache import Rows, TreeCache, TreePass
 from .packed_linear import pack_linears
@@ -87,7 +88,8 @@ class Target:
                 result does not depend on what is verified beside it.
 
         Raises:
-            ValueError: if the model lacks one of these parts or is in training mode.
+            ValueError: if the model lacks one of these parts or is in training mode, or `exact` is asked of a
+                device without float64.
         """
         decoder = getattr(model, "model", None)
         missing = [
@@ -104,11 +106,16 @@ class Target:
             raise ValueError(
                 "model: expected evaluation mode (call model.eval()), got training mode"
             )
+        if exact and model.device.type == "mps":
+            raise ValueError("exact: expected a device with float64, got mps")
         assert isinstance(decoder, nn.Module)
         self.model, self.decoder, self.tokenizer = model, decoder, tokenizer
         self.config: Any = decoder.config
         self.exact = exact
         self.device, self.dtype = model.device, model.dtype
+        self.layer_types: list[str | None] = list(
+            getattr(self.config, "layer_types", None) or [None] * len(decoder.layers)  # type: ignore[arg-type]
+        )
         self.position_limit = _position_limit(self.config)
         rotary: Any = decoder.rotary_emb
         self._rotary_by_type = "layer_type" in inspect.signature(rotary.forward).parameters
@@ -158,12 +165,10 @@ class Target:
         now = cache.current
         assert now is not None
         layers = list(self.decoder.layers)[first:end]  # type: ignore[arg-type]
-        types = (getattr(self.config, "layer_types", None) or [None] * (first + len(layers)))[
-            first:
-        ]
+        types = self.layer_types[first:end]
         rotations = self._rotations(hidden, now.positions, types)
         with self._tree_attention():
-            for layer, kind in zip(layers, types, strict=False):
+            for layer, kind in zip(layers, types, strict=True):
                 hidden = layer(
                     hidden,
                     attention_mask=None,
@@ -239,7 +244,9 @@ class Target:
         cache.set_lengths([start + length for length in lengths])
         return self.head(last)
 
-    def _rotations(self, hidden: Tensor, positions: Tensor, types: list[Any]) -> dict[Any, Any]:
+    def _rotations(
+        self, hidden: Tensor, positions: Tensor, types: list[str | None]
+    ) -> dict[Any, Any]:
         rotary: Any = self.decoder.rotary_emb
         if self._rotary_by_type:
             return {kind: rotary(hidden, positions, kind) for kind in set(types)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from specdec_kernels import ancestor_matrix, pack_bits
 from torch import Tensor
+
+from specdec_kernels import PackedTree, ancestor_matrix, pack_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,13 @@ class TokenTree:
             ancestors=pack_bits(index[:, None] >= index).expand(batch, -1, -1),
             sizes=torch.full((batch,), nodes, device=tokens.device),
             scores=torch.zeros(batch, nodes, device=tokens.device),
-            source=torch.zeros_like(tokens),
+            source=torch.where(index == 0, -1, 0).expand(batch, -1),
         )
+
+    @classmethod
+    def from_packed(cls, packed: PackedTree) -> TokenTree:
+        """Take the tree that `pack_tree` made."""
+        return cls(**{name: getattr(packed, name) for name in cls.__slots__})
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant of a tree holds; reads the device, for tests."""

@@ -13,10 +13,10 @@ class ScriptedDrafter:
     `right` 0 proposes garbage, 1 trees that hold the true continuation as deep as they go.
     """
 
-    def __init__(self, texts, *, right, seed, most_proposals, vocabulary, merged=True):
+    def __init__(self, texts, *, right, seed, most_proposals, vocabulary):
         self.texts, self.right, self.vocabulary = texts, right, vocabulary
         self.random = random.Random(seed)
-        self.most_proposals, self.merged = most_proposals, merged
+        self.most_proposals = most_proposals
         self.sizes = []
 
     def start(self, state, hidden):

@@ -26,7 +26,7 @@ def test_containers_are_not_packages():
         assert not list((ROOT / folder).rglob("__init__.py"))
 
 
-def test_the_kernels_need_torch_alone():
+def test_the_kernels_need_torch_and_einops_alone():
     done = run(
         "import sys; sys.path.insert(0, 'kernels')\n"
         "for name in ('triton', 'transformers', 'specdec'): sys.modules[name] = None\n"

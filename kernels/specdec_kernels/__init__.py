@@ -1,4 +1,4 @@
-"""The hot steps of a speculative-decoding round as functions of tensors; needs torch alone."""
+"""The hot steps of a speculative-decoding round as functions of tensors; needs torch and einops alone."""
 
 from .accept_tree import accept_tree
 from .ancestors import ancestor_matrix, pack_bits, unpack_bits

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specdec_kernels import beam_parents
+
 from ..state import State
 from ..tree import Accepted, TokenTree
 from .protocol import Budget, Proposals
@@ -82,14 +84,12 @@ class LookupDrafter:
         scores = each.cumsum(-1) + rank * math.log(config.discount)
         valid = (columns <= root[..., None]) & (agreed > 0)[..., None]
         valid &= scores >= math.log(config.least)
-        source = rank.expand(width, length).flatten()
-        index = torch.arange(width * length, device=device)
         return Proposals(
             tokens=tokens,
-            parents=torch.where(index % length == 0, -1, index - 1).expand_as(tokens),
+            parents=beam_parents(columns),
             scores=scores.flatten(1),
             valid=valid.flatten(1),
-            source=source.expand_as(tokens),
+            source=rank.expand(-1, length).flatten().expand_as(tokens),
         )
 
     def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:

@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..drafters import DRAFTERS
 from ..metrics import Metrics
-from ..session import Session
+from ..session import Session, check_generation_config
 from ..target import Target
 
 PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP = "plain", "transformers", "transformers-lookup"
@@ -31,10 +31,11 @@ class Written(NamedTuple):
 
 
 def check_methods(names: list[str]) -> None:
-    """Raise ValueError unless every name is a method."""
-    known = [PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP, *(d for d in DRAFTERS if d != "none")]
+    """Raise ValueError unless every name is a method, or several drafters joined by `+`."""
+    alone = [PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP]
     for name in names:
-        if any(part not in known for part in name.split("+")):
+        if name not in alone and any(part not in DRAFTERS for part in name.split("+")):
+            known = [*alone, *DRAFTERS]
             raise ValueError(f"methods: expected some of {', '.join(known)}, got {name!r}")
 
 
@@ -51,7 +52,11 @@ class Runner:
             stock: the same model as the library loads it; None where its methods are not run.
             max_nodes: most nodes per tree.
             eos: tokens that end a text.
+
+        Raises:
+            ValueError: if the model's generation config changes greedy text, which we do not follow yet.
         """
+        check_generation_config(target.model.generation_config)
         self.target, self.stock = target, stock
         self.max_nodes, self.eos = max_nodes, eos
 

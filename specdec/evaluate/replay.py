@@ -1,4 +1,4 @@
-"""Telling a tie from an error: the text is replayed in float64."""
+"""Telling a tie from an error: texts that differ are judged by the float64 model."""
 
 from __future__ import annotations
 
@@ -13,33 +13,54 @@ TIE = {torch.float64: 0.0, torch.float32: 1e-5, torch.bfloat16: 2**-5, torch.flo
 TIE_RATE = 1e-4
 
 
-class Replay(NamedTuple):
-    """How a text compares with the float64 model's own picks at each of its prefixes."""
+class Verdict(NamedTuple):
+    """How a text differs from the one it should be."""
 
     ties: int
-    """Tokens that are not the best but within rounding of it."""
+    """Tokens that are not the float64 model's best but within rounding of it, or where the reference's is not."""
     errors: int
-    """Tokens that are neither."""
+    """Differences beyond that: a worse token, or an end in another place than the text gives reason for."""
     margin: float
     """Largest relative distance of a token to the best one."""
 
 
+SAME = Verdict(0, 0, 0.0)
+
+
 @torch.inference_mode()
-def replay(
-    model64: PreTrainedModel, prompt: list[int], tokens: list[int], dtype: torch.dtype
-) -> Replay:
-    """Judge every token of a text given the text before it.
+def judge(
+    model64: PreTrainedModel,
+    prompt: list[int],
+    expected: list[int],
+    tokens: list[int],
+    dtype: torch.dtype,
+) -> Verdict:
+    """Judge a text that should be another.
+
+    Where the two part, both tokens must be within rounding of the best. From there on each token of the text is
+    judged by what comes before it.
 
     Args:
         model64: the model, its weights as they were in `dtype`, cast to float64.
         prompt: token ids.
+        expected: the reference's text.
         tokens: the text to judge.
-        dtype: what the text was computed in.
+        dtype: what both were computed in.
     """
+    if tokens == expected:
+        return SAME
+    part = next(
+        (i for i, pair in enumerate(zip(tokens, expected, strict=False)) if pair[0] != pair[1]),
+        None,
+    )
+    if part is None:  # one text goes on where the other ended
+        return Verdict(0, 1, 0.0)
     ids = torch.tensor([prompt + tokens[:-1]], device=model64.device)
     logits = model64(ids, use_cache=False, logits_to_keep=len(tokens)).logits[0]
     best = logits.max(-1).values
     chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
-    margin = (best - chosen) / best.abs()
-    ties = int(((margin > 0) & (margin <= TIE[dtype])).sum())
-    return Replay(ties, int((margin > TIE[dtype]).sum()), float(margin.max()))
+    margins = (best - chosen) / best.abs()
+    reference = (best[part] - logits[part, expected[part]]) / best[part].abs()
+    margins[part] = torch.maximum(margins[part], reference)
+    ties = int(((margins > 0) & (margins <= TIE[dtype])).sum())
+    return Verdict(ties, int((margins > TIE[dtype]).sum()), float(margins.max()))

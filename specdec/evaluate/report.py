@@ -10,7 +10,7 @@ from .benchmark import Benchmark
 
 def metrics_table(metrics: Metrics, title: str) -> Table:
     """Show what one decode did: speed, acceptance, nodes, time per stage."""
-    table = Table(title=title, show_header=False)
+    table = Table(title=title, show_header=False, title_justify="left")
     table.add_row("new tokens", f"{metrics.new_tokens} in {metrics.rounds} rounds")
     table.add_row("tokens per second", f"{metrics.tokens_per_second:.1f}")
     table.add_row("tokens per round", f"{metrics.tokens_per_round:.2f}")
@@ -33,7 +33,7 @@ def benchmark_tables(benchmark: Benchmark) -> list[Table]:
     )
     summary = Table(title=title)
     for column in (
-        "method", "tokens/s", "x transformers", "x plain", "tokens/round", "nodes", "identical", "ties", "errors"
+        "method", "tokens/s", "x transformers", "x plain", "tokens/round", "nodes", "identical", "ties", "errors", "margin"
     ):  # fmt: skip
         summary.add_column(column, justify="left" if column == "method" else "right")
     for method, row in benchmark.summary.items():
@@ -47,6 +47,7 @@ def benchmark_tables(benchmark: Benchmark) -> list[Table]:
             f"{row['identical']}/{row['answers']}",
             str(row["ties"]),
             str(row["errors"]),
+            f"{row['largest_margin']:.0e}" if row["largest_margin"] else "-",
         )
     base = (
         "transformers"

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import tiny_model
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specdec import cli
 from specdec.models import default_model_path
+from tiny import tiny_model
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 
@@ -20,7 +21,7 @@ QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 def tiny_folder(tmp_path_factory):
     """A model on disk, small enough to run whole commands with."""
     folder = tmp_path_factory.mktemp("tiny")
-    tiny_model("llama").float().save_pretrained(folder)
+    tiny_model("llama", dtype=torch.float32).save_pretrained(folder)
     vocabulary = {"<unk>": 0} | {f"w{i}": i for i in range(1, 61)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -51,7 +52,13 @@ def test_generate_writes_an_answer_and_its_figures(tiny_folder, capsys):
         "verify",
     ):
         assert figure in out
-    assert out.count("identical") == 2
+    assert out.count("1/1") == 3
+
+
+def test_prompts_are_shown_as_they_are(tiny_folder, capsys):
+    said = "what does [/INST] or a[i] :smile: mean"
+    out = run(capsys, "generate", said, "--model", tiny_folder, "--max-new-tokens", 2).out
+    assert said in out
 
 
 def test_bench_saves_every_run_and_says_that_tokens_agree(tiny_folder, capsys, tmp_path):
@@ -108,7 +115,9 @@ def test_info_says_what_is_there(tiny_folder, capsys):
         (["bench", "--prompts", "nowhere.jsonl"], "prompts: expected a readable JSONL file, got nowhere.jsonl"),
         (["bench", "--prompts", str(QUESTIONS), "--methods", "magic"], "methods: expected some of plain"),
         (["bench", "--prompts", str(QUESTIONS), "--limit", "0"], "limit: expected at least 1, got 0"),
-        (["bench", "--prompts", str(QUESTIONS), "--json", "/no/where.json"], "json: expected an existing folder"),
+        (["bench", "--prompts", str(QUESTIONS), "--methods", "plain+lookup"], "methods: expected some of plain"),
+        (["bench", "--prompts", str(QUESTIONS), "--json", "/"], "json: expected a file in an existing folder"),
+        (["bench", "--prompts", str(QUESTIONS), "--json", "/no/where.json"], "json: expected a file in an existing folder"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, capsys, arguments, message):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripted import ScriptedDrafter
 
+from scripted import ScriptedDrafter
 from specdec.drafters import LookupDrafter, MixedDrafter
 from specdec.evaluate.questions import read_questions
-from specdec.evaluate.replay import TIE_RATE, replay
+from specdec.evaluate.replay import TIE_RATE, judge
 from specdec.loading import load_target
 from specdec.models import load_model
-from specdec.session import Session
+from specdec.session import Session, end_tokens
 
 DATA = Path(__file__).parents[1] / "data"
 QUESTIONS = read_questions(DATA / "questions.jsonl")
@@ -26,7 +26,7 @@ def prompt_of(target, question):
 
 
 def ends(target):
-    return [target.model.generation_config.eos_token_id]
+    return end_tokens(target.model.generation_config)
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +53,21 @@ def test_float32_text_is_the_librarys_on_65_prompts_of_13_categories(target32):
     session = Session(target32, "lookup")
     tokens, differing = 0, []
     for question in QUESTIONS:
-        prompt = prompt_of(target32, question)
+        prompt, expected = (
+            prompt_of(target32, question),
+            golden["answers"][str(question.question_id)],
+        )
         written = session.generate(
             [prompt], max_new_tokens=golden["new_tokens"], eos_token_ids=ends(target32)
         ).tokens[0]
         tokens += len(written)
-        if written != golden["answers"][str(question.question_id)]:
-            differing.append((question.question_id, prompt, written))
+        if written != expected:
+            differing.append((question.question_id, prompt, expected, written))
     if differing:  # rounding may decide a tie, and nothing else
         model64 = load_model()[0].double()
-        verdicts = {i: replay(model64, p, w, torch.float32) for i, p, w in differing}
-        print(verdicts)
+        verdicts = {i: judge(model64, *texts, torch.float32) for i, *texts in differing}
         assert all(v.errors == 0 for v in verdicts.values()), verdicts
-        assert sum(v.ties for v in verdicts.values()) <= max(1, TIE_RATE * tokens)
+        assert sum(v.ties for v in verdicts.values()) <= max(1, TIE_RATE * tokens), verdicts
 
 
 def test_float32_text_is_the_librarys_in_this_very_process(target32):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from specdec_kernels import ancestor_matrix, pack_bits, unpack_bits
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specdec_kernels import beam_parents, pack_beams, pack_tree, unpack_bits
 
 from specdec.tree import TokenTree
+from specdec_kernels import beam_parents, pack_beams, pack_tree, unpack_bits
 
 GOLDEN = Path(__file__).parents[1] / "data" / "redrafter_tree.npz"
 
@@ -61,7 +61,7 @@ def test_packing_equals_merging_one_by_one(proposed, capacity, max_depth):
         capacity=capacity,
         max_depth=max_depth,
     )
-    TokenTree(*tree[:7]).check()
+    TokenTree.from_packed(tree).check()
     ordered, node_of, best = naive_pack(7, tokens, parents, scores, valid, capacity, max_depth)
     paths = []
     for node, parent in enumerate(tree.parents[0].tolist()):
@@ -82,7 +82,7 @@ def test_unpacking_a_packed_tree_gives_the_beams_back(batch, width, length, voca
     beams = torch.randint(0, vocabulary, (batch, width, length), generator=generator)
     beams[:, :, 0] = beams[:, :1, 0]
     tree, unpacker = pack_beams(beams)
-    TokenTree(*tree[:7]).check()
+    TokenTree.from_packed(tree).check()
     assert torch.equal(tree.tokens.gather(1, unpacker.flatten(1)).view_as(beams), beams)
     assert torch.equal(
         tree.depth.gather(1, unpacker.flatten(1)).view_as(beams),

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from specdec_kernels import ancestor_matrix, pack_bits, tree_attention
 
 SCALE = 0.3

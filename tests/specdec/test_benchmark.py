@@ -4,16 +4,16 @@ import json
 
 import pytest
 import torch
-from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
 
-from specdec.evaluate.benchmark import run_benchmark
+from specdec.evaluate.benchmark import chat_prompts, run_benchmark
 from specdec.evaluate.methods import Runner, check_methods
 from specdec.evaluate.questions import Question, read_questions
-from specdec.evaluate.replay import replay
+from specdec.evaluate.replay import SAME, Verdict, judge
 from specdec.evaluate.report import benchmark_tables, metrics_table
 from specdec.metrics import Metrics
 from specdec.state import Emitted
 from specdec.target import Target
+from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
 
 METHODS = ["transformers", "transformers-lookup", "lookup"]
 QUESTIONS = [Question(1, "qa", ["ab", "c"]), Question(2, "rag", ["abcabcabc"])]
@@ -29,16 +29,16 @@ class Letters:
         return "".join(chr(97 + i % 26) for i in ids)
 
 
-def benchmark(runner=Runner, dtype=torch.float64, **options):
+def benchmark(runner=Runner, dtype=torch.float64, turns=2, exact=False):
     model = tiny_model("llama", seed=6, dtype=dtype)
-    settings = {"max_new_tokens": 12, "turns": 2} | options
+    target = Target(model, Letters(), exact=exact)
     return run_benchmark(
-        runner(Target(model, Letters()), model, max_nodes=8, eos=[VOCABULARY + 1]),
-        QUESTIONS,
+        runner(target, model, max_nodes=8, eos=[VOCABULARY + 1]),
+        chat_prompts(Letters(), QUESTIONS, turns),
         METHODS,
+        max_new_tokens=12,
         load_model64=lambda: tiny_model("llama", seed=6),
         progress=lambda question, method: None,
-        **settings,
     )
 
 
@@ -69,33 +69,53 @@ def test_every_run_is_recorded_and_summed_up():
     assert [t.row_count for t in benchmark_tables(result)] == [4, 2]
 
 
-def test_a_wrong_token_is_an_error():
+def lookup_that(change):
+    """A runner whose lookup text is changed."""
+
     class Wrong(Runner):
         def write(self, method, prompt, max_new_tokens):
             written = super().write(method, prompt, max_new_tokens)
-            if method != "lookup":
-                return written
-            tokens = list(written.tokens)
-            tokens[5] = (tokens[5] + 1) % VOCABULARY
-            return written._replace(tokens=tokens)
+            return (
+                written._replace(tokens=change(written.tokens)) if method == "lookup" else written
+            )
 
-    result = benchmark(Wrong)
+    return Wrong
+
+
+def wrong_token(tokens):
+    return [*tokens[:5], (tokens[5] + 1) % VOCABULARY, *tokens[6:]]
+
+
+@pytest.mark.parametrize(
+    "change", [wrong_token, lambda tokens: tokens[:-3], lambda tokens: [*tokens, 5]]
+)
+def test_a_wrong_token_and_a_wrong_end_are_errors(change):
+    result = benchmark(lookup_that(change))
     assert not result.lossless
     assert result.summary["lookup"]["errors"] >= 3
+    assert result.summary["lookup"]["identical"] == 0
     assert result.summary["transformers"]["errors"] == 0
 
 
-def test_a_replay_tells_ties_from_errors():
+def test_no_tie_excuses_a_difference_in_exact_mode(monkeypatch):
+    monkeypatch.setattr("specdec.evaluate.benchmark.judge", lambda *_: Verdict(1, 0, 0.0))
+    result = benchmark(lookup_that(wrong_token), dtype=torch.bfloat16, exact=True)
+    assert result.summary["lookup"]["errors"] == 3
+    assert not result.lossless
+
+
+def test_judging_tells_ties_from_errors():
     model, prompt = tiny_model("llama", seed=6), random_prompt(5, 1)
-    tokens = library_greedy(model, prompt, 8)
-    assert replay(model, prompt, tokens, torch.float32) == (0, 0, 0.0)
+    expected = library_greedy(model, prompt, 8)
+    assert judge(model, prompt, expected, expected, torch.float32) == SAME
     with torch.inference_mode():
-        last = model(torch.tensor([prompt + tokens[:-1]])).logits[0, -1]
+        last = model(torch.tensor([prompt + expected[:-1]])).logits[0, -1]
     best, second = last.topk(2).values
-    tokens[-1] = int(last.topk(2).indices[1])
-    verdict = replay(model, prompt, tokens, torch.float32)
-    assert verdict.errors == 1
-    assert verdict.margin == pytest.approx(float((best - second) / best.abs()))
+    other = [*expected[:-1], int(last.topk(2).indices[1])]
+    for text, reference in ((other, expected), (expected, other)):  # whichever of the two is wrong
+        verdict = judge(model, prompt, reference, text, torch.float32)
+        assert verdict[:2] == (0, 1)
+        assert verdict.margin == pytest.approx(float((best - second) / best.abs()))
 
     class Tied:
         """The same model with the second-best token lifted to just under the best."""
@@ -104,10 +124,11 @@ def test_a_replay_tells_ties_from_errors():
 
         def __call__(self, ids, **options):
             out = model(ids, **options)
-            out.logits[0, -1, tokens[-1]] = out.logits[0, -1].max() * (1 - 1e-7)
+            out.logits[0, -1, other[-1]] = out.logits[0, -1].max() * (1 - 1e-7)
             return out
 
-    assert replay(Tied(), prompt, tokens, torch.float32)[:2] == (1, 0)
+    for text, reference in ((other, expected), (expected, other)):
+        assert judge(Tied(), prompt, reference, text, torch.float32)[:2] == (1, 0)
 
 
 def test_metrics_by_hand():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from scripted import ScriptedDrafter
-from tiny import FAMILIES, POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
 
+from scripted import ScriptedDrafter
 from specdec.drafters import LookupConfig, LookupDrafter, MixedDrafter, NoDrafter
 from specdec.session import Session
 from specdec.target import Target
+from tiny import FAMILIES, POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 NEW = 24
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from tiny import tiny_model
 
 from specdec.drafters import Budget, LookupConfig, LookupDrafter, load_drafter
 from specdec.drafters.lookup import FOLLOWS, matches
 from specdec.drafters.mixed import MixedDrafter
 from specdec.state import State
 from specdec.target import Target
+from tiny import tiny_model
 
 
 def state_of(texts):

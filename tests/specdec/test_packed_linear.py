@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-from tiny import tiny_model
 from torch import nn
 
 from specdec.packed_linear import PackedLinear, can_pack, pack_linears
+from tiny import tiny_model
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.float32), reason="torch has no packed linear layers on this machine"
@@ -34,7 +34,7 @@ def test_packing_changes_no_result_beyond_rounding(family, dtype):
 
 
 @torch.inference_mode()
-def test_siblings_share_one_product_and_never_a_stale_one():
+def test_siblings_share_one_product_in_any_order_of_calls():
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -57,7 +57,7 @@ def test_siblings_share_one_product_and_never_a_stale_one():
         out = getattr(module, name)(given)
         torch.testing.assert_close(out, getattr(plain, name)(given), rtol=1e-5, atol=1e-5)
     kept = module.q_proj(x)
-    x.zero_()  # the same object with other values, asked twice for the same part
+    x.zero_()  # the same object with other values, asked for a part that was handed out
     torch.testing.assert_close(module.q_proj(x), plain.q_proj(x), rtol=1e-5, atol=1e-5)
     assert kept.abs().sum() > 0
 
@@ -75,3 +75,10 @@ def test_machines_without_the_operators_are_told_apart(monkeypatch):
     monkeypatch.setattr("specdec.packed_linear._pack", missing)
     assert not can_pack(torch.float32)
     assert pack_linears(nn.Sequential(nn.Linear(4, 4))) == 0
+
+
+def test_gradients_flow_as_without_packing():
+    model = nn.Sequential(nn.Linear(4, 4))
+    assert pack_linears(model) == 1
+    model(torch.ones(2, 4)).sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from tiny import POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 import specdec
+from specdec.metrics import Metrics
 from specdec.session import Session
 from specdec.target import Target
+from tiny import POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 
 def test_generate_returns_what_the_library_returns():
@@ -78,6 +79,38 @@ def test_a_session_survives_text_that_ended_inside_a_path_or_was_not_read_to_its
     )
 
 
+def test_a_stream_that_a_newer_one_ended_says_so():
+    session = Session(Target(tiny_model("llama", seed=5)), "none")
+    older = session.stream([random_prompt(4, 1)], max_new_tokens=9)
+    next(older)
+    list(session.stream([random_prompt(4, 2)], max_new_tokens=3))
+    with pytest.raises(RuntimeError, match="a newer one ended"):
+        next(older)
+
+
+def test_figures_of_several_streams_add_up():
+    session, metrics = Session(Target(tiny_model("llama", seed=5)), "none"), Metrics()
+    list(session.stream([random_prompt(4, 1)], max_new_tokens=9, metrics=metrics))
+    once = dict(metrics.seconds)
+    list(session.stream([random_prompt(4, 2)], max_new_tokens=5, metrics=metrics))
+    assert metrics.new_tokens == 14
+    assert all(metrics.seconds[stage] > seconds for stage, seconds in once.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("repetition_penalty", 1.1), ("no_repeat_ngram_size", 3), ("min_new_tokens", 5)],
+)
+def test_settings_that_change_greedy_text_are_refused_by_name(name, value):
+    model, ids = tiny_model("llama", seed=5), torch.tensor([[3, 4]])
+    setattr(model.generation_config, name, value)
+    try:
+        with pytest.raises(ValueError, match=f"expected {name} to be None.* got {value}"):
+            specdec.generate(model, ids)
+    finally:
+        setattr(model.generation_config, name, None)
+
+
 def test_a_session_takes_batches_between_conversations():
     model = tiny_model("llama", seed=5)
     session = Session(Target(model), "lookup")
@@ -118,5 +151,31 @@ def test_bad_arguments_are_named():
         specdec.generate(model, ids, attention_mask=torch.ones(1, 3))
     with pytest.raises(ValueError, match="drafter: expected one of"):
         specdec.generate(model, ids, "unknown")
+    with pytest.raises(ValueError, match="attention_mask: expected none beside a list"):
+        specdec.generate(model, [ids[0]], attention_mask=torch.ones(1, 2))
     with pytest.raises(ValueError, match="input_ids: expected at least one row"):
         specdec.generate(model, [])
+
+
+def test_an_interrupted_prefill_leaves_nothing_wrong_behind(monkeypatch):
+    model = tiny_model("llama", seed=8)
+    target = Target(model)
+    session = Session(target, "none")
+    first = random_prompt(30, 8)
+    text = first + session.generate([first], max_new_tokens=4).tokens[0]
+    held = session._cache
+    monkeypatch.setattr("specdec.target.PREFILL_CHUNK", 8)
+    passes, run = [], target.run_layers
+
+    def interrupted(*arguments):
+        passes.append(1)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(target, "run_layers", interrupted)
+        session.generate([first[:5] + random_prompt(24, 9)], max_new_tokens=4)
+    assert session._cache is held  # the interruption struck while the held cache was written over
+    again = session.generate([text], max_new_tokens=9).tokens[0]
+    assert again == library_greedy(model, text, 9)

@@ -1,11 +1,10 @@
 """The target: a node of a tree says what the model itself says after that node's path."""
 
+import copy
 from itertools import pairwise
 
 import pytest
 import torch
-from specdec_kernels import pack_tree
-from tiny import FAMILIES, POSITIONS, VOCABULARY, random_prompt, tiny_model
 
 from specdec.cache import Rows
 from specdec.certificate import certify, certify_exact, own_logits
@@ -13,6 +12,8 @@ from specdec.decode import accept
 from specdec.loading import load_target
 from specdec.target import ATTENTION, Target
 from specdec.tree import TokenTree
+from specdec_kernels import pack_tree
+from tiny import FAMILIES, POSITIONS, VOCABULARY, random_prompt, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def random_tree(batch, count, seed):
         capacity=count + 1,
         max_depth=count,
     )
-    return TokenTree(*tree[:7])
+    return TokenTree.from_packed(tree)
 
 
 def path_to(tree, row, node):
@@ -190,6 +191,42 @@ def test_positions_taken_from_slots_are_refused(monkeypatch):
         certify(target, own)
 
 
+def test_windows_that_layers_do_not_ask_for_are_refused():
+    model = tiny_model("mistral", seed=9)
+    own, window = own_logits(model), model.config.sliding_window
+    model.config.sliding_window = (
+        10**6
+    )  # the layers ask for this one: wider than the probe, so logits agree
+    try:
+        target = Target(model)
+        certify(target, own_logits(model))
+        target.config.layer_types = target.layer_types = ["full_attention"] * 3
+        with pytest.raises(
+            ValueError, match="expected its layers to attend with the windows {None}"
+        ):
+            certify(target, own_logits(model))
+        target.layer_types = ["chunked_attention"] * 3
+        with pytest.raises(ValueError, match="full or sliding attention, got chunked_attention"):
+            certify(target, own)
+    finally:
+        model.config.sliding_window = window
+        del model.config.layer_types
+
+
+def test_layers_that_want_another_cache_are_refused_by_name():
+    model = copy.deepcopy(tiny_model("llama", seed=9))
+    forward = model.model.layers[0].forward
+
+    def picky(hidden, *, tree_pass=None, **options):
+        if tree_pass is not None:
+            raise TypeError("unexpected keyword argument tree_pass")
+        return forward(hidden, **options)
+
+    model.model.layers[0].forward = picky
+    with pytest.raises(ValueError, match="LlamaForCausalLM is not supported: unexpected keyword"):
+        load_target(model)
+
+
 def test_a_model_without_the_parts_is_refused_by_name():
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -206,8 +243,9 @@ def test_a_model_in_training_mode_is_refused():
 
 
 def test_rotations_that_change_with_length_end_the_positions_early():
-    from tiny import SHAPE
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tiny import SHAPE
 
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)).eval()

@@ -1,0 +1,43 @@
+"""What the pages show runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from specdec.session import Session
+from specdec.target import Target
+from tiny import library_greedy, random_prompt, tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+def snippets(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_drafter_of_the_flow_page_works():
+    (code,) = snippets("docs/flow.md")
+    names = {}
+    exec(code, names)
+    model, prompt = tiny_model("llama"), random_prompt(6, 1)
+    written = Session(Target(model), names["RepeatDrafter"]()).generate([prompt], max_new_tokens=20)
+    assert written.tokens == [library_greedy(model, prompt, 20)]
+    assert written.metrics.nodes_per_round > 2
+
+
+@pytest.mark.model
+def test_the_example_of_the_readme_works(capsys):
+    threads = torch.get_num_threads()
+    (code,) = snippets("README.md")
+    exec(code, {})
+    torch.set_num_threads(threads)
+    assert len(capsys.readouterr().out) > 20
+
+
+def test_the_pages_link_to_files_that_are_there():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), (page.name, link)
