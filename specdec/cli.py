@@ -337,7 +337,7 @@ def _compare(
                 task, advance=1, now=f"{question.category} {question.question_id}: {method}"
             ),
         )
-    for table in benchmark_tables(result)[: None if count > 1 else 1]:
+    for table in benchmark_tables(result)[: None if count > 1 else 2]:
         console.print(table)
     return result
 

@@ -40,9 +40,7 @@ def pack_bits(members: Tensor) -> Tensor:
     """
     size = members.shape[-1]
     padded = torch.nn.functional.pad(members, (0, -size % WORD))
-    weights = torch.ones((), dtype=torch.int64, device=members.device) << torch.arange(
-        WORD, device=members.device
-    )
+    weights = 1 << torch.arange(WORD, device=members.device)
     words: Tensor = (padded.unflatten(-1, (-1, WORD)) * weights).sum(-1)
     return words
 

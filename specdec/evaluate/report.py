@@ -25,46 +25,53 @@ def metrics_table(metrics: Metrics, title: str) -> Table:
 
 
 def benchmark_tables(benchmark: Benchmark) -> list[Table]:
-    """Show the summary per method and the speed-up per category."""
-    machine = benchmark.machine
-    title = (
+    """Show per method the speed and how the text was checked, then the speed-up per category."""
+    machine, summary = benchmark.machine, benchmark.summary
+    speed = _table(
         f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}"
-        f"{', exact' if machine['exact'] else ''}; reference: {machine['reference']}"
+        f"{', exact' if machine['exact'] else ''}",
+        [
+            "method",
+            "tokens\n/s",
+            "x trans-\nformers",
+            "x\nplain",
+            "tokens\n/round",
+            "nodes\n/round",
+        ],
     )
-    summary = Table(title=title)
-    for column in (
-        "method", "tokens/s", "x transformers", "x plain", "tokens/round", "nodes", "identical", "ties", "errors", "margin"
-    ):  # fmt: skip
-        summary.add_column(column, justify="left" if column == "method" else "right")
-    for method, row in benchmark.summary.items():
-        summary.add_row(
+    checked = _table(
+        f"text compared with {machine['reference']}",
+        ["method", "identical", "ties", "errors", "largest margin"],
+    )
+    for method, row in summary.items():
+        speed.add_row(
             method,
             f"{row['tokens_per_second']:.1f}",
             _number(row["speedup_vs_transformers"]),
             _number(row["speedup_vs_plain"]),
             _number(row["tokens_per_round"]),
             _number(row["nodes_per_round"]),
+        )
+        checked.add_row(
+            method,
             f"{row['identical']}/{row['answers']}",
             str(row["ties"]),
             str(row["errors"]),
             f"{row['largest_margin']:.0e}" if row["largest_margin"] else "-",
         )
-    base = (
-        "transformers"
-        if any(row["speedup_vs_transformers"] for row in benchmark.summary.values())
-        else "plain"
-    )
-    categories = Table(title=f"speed-up over {base} by category")
-    categories.add_column("category")
-    for method in benchmark.summary:
-        categories.add_column(method, justify="right")
-    for category in next(iter(benchmark.summary.values()))["categories"]:
-        cells = [
-            _number(row["categories"][category][f"speedup_vs_{base}"])
-            for row in benchmark.summary.values()
-        ]
-        categories.add_row(category, *cells)
-    return [summary, categories]
+    base = "transformers" if summary["plain"]["speedup_vs_transformers"] else "plain"
+    categories = _table(f"speed-up over {base} by category", ["category", *summary])
+    for category in summary["plain"]["categories"]:
+        cells = [m["categories"][category][f"speedup_vs_{base}"] for m in summary.values()]
+        categories.add_row(category, *map(_number, cells))
+    return [speed, checked, categories]
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right", no_wrap=True)
+    return table
 
 
 def _number(value: float | None) -> str:

@@ -18,8 +18,8 @@ def accept_tree_reference(
     """Accept; arguments and results as in `accept_tree`."""
     batch, nodes = tokens.shape
     node = torch.arange(nodes, device=tokens.device)
-    right = tokens == picked.gather(1, parents.clamp(min=0))
-    right = (right | (node == 0)) & (node < sizes[:, None])
+    right = (tokens == picked.gather(1, parents.clamp(min=0))) & (node < sizes[:, None])
+    right[:, 0] = True
 
     wrong = pack_bits(~right)[:, None]  # [B, 1, words]
     accepted = ((ancestors & wrong) == 0).all(-1)  # [B, N]
