@@ -1,4 +1,4 @@
-"""Draw the picture and write the tables of docs/benchmarks.md from the data files in bench/results.
+"""Draw the picture and write the tables of README.md and docs/benchmarks.md from the data files in bench/results.
 
 python bench/report.py
 """
@@ -6,7 +6,6 @@ python bench/report.py
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
 DOCS = Path(__file__).parents[1] / "docs"
 DTYPES = ("float32", "bfloat16")
 COLORS = {
@@ -24,6 +24,7 @@ COLORS = {
     "plain": "#54aeff",
     "lookup": "#1a7f37",
 }
+TEXTS = {"float32": "one text for all methods", "bfloat16": "each method's own text"}
 LABELS = {
     "transformers": "transformers generate",
     "transformers-lookup": "transformers prompt lookup",
@@ -37,20 +38,28 @@ def main() -> None:
     steps = {dtype: load(f"step_cpu_{dtype}.json") for dtype in DTYPES}
     exact = load("spec_bench_cpu_bfloat16_exact.json")
     draw(spec_bench)
-    page = DOCS / "benchmarks.md"
+    both = {**spec_bench, "bfloat16, exact": exact}
+    fill(README, {"results": readme_table(both)})
+    fill(
+        DOCS / "benchmarks.md",
+        {
+            "machine": machine_line(spec_bench["float32"]["machine"]),
+            "methods": methods_table(both),
+            "categories": "\n\n".join(categories_table(d, spec_bench[d]) for d in DTYPES),
+            "steps": steps_table(steps),
+            "kinds": kinds_table(steps),
+            "stages": stages_table(spec_bench),
+        },
+    )
+
+
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Put each table between the two marks of its name."""
     text = page.read_text()
-    for name, table in {
-        "machine": machine_line(spec_bench["float32"]["machine"]),
-        "methods": methods_table({**spec_bench, "bfloat16, exact": exact}),
-        "categories": "\n\n".join(categories_table(dtype, spec_bench[dtype]) for dtype in DTYPES),
-        "steps": steps_table(steps),
-        "kinds": kinds_table(steps),
-        "stages": stages_table(spec_bench),
-    }.items():
+    for name, table in tables.items():
         mark = f"<!-- {name} -->"
-        pattern = re.compile(f"{mark}.*?{mark}", re.DOTALL)
-        assert pattern.search(text), f"{page} has no place for {name}"
-        text = pattern.sub(lambda _: f"{mark}\n\n{table}\n\n{mark}", text)  # noqa: B023
+        before, _, after = text.split(mark)
+        text = f"{before}{mark}\n\n{table}\n\n{mark}{after}"
     page.write_text(text)
 
 
@@ -77,14 +86,13 @@ def draw(spec_bench: dict[str, dict[str, Any]]) -> None:
             at = [x + 0.2 * (place - 1.5) for x in range(len(categories))]
             axis.bar(at, heights, 0.2, color=COLORS[method], label=LABELS[method])
         axis.axhline(1, color="#57606a", linewidth=0.8)
-        axis.set_title(
-            f"{dtype}: same tokens per prompt, speed relative to transformers", loc="left"
-        )
+        axis.set_title(f"{dtype}, {TEXTS[dtype]}: speed relative to transformers", loc="left")
         axis.set_ylabel("times as fast")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xticks(range(len(categories)), [c.replace("_", "\n") for c in categories])
-    axes[0].legend(frameon=False, ncols=2)
-    figure.tight_layout()
+    labels = [category.replace("_", " ") for category in categories]
+    axes[-1].set_xticks(range(len(categories)), labels, rotation=30, ha="right")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
     figure.savefig(DOCS / "speedups.png", dpi=110)
 
 
@@ -96,6 +104,31 @@ def machine_line(machine: dict[str, Any]) -> str:
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def readme_table(results: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [
+            dtype,
+            LABELS[method],
+            f"{row['tokens_per_second']:.1f}",
+            number(row["speedup_vs_transformers"]),
+            number(row["tokens_per_round"]),
+            f"{row['identical']} of {row['answers']}",
+        ]
+        for dtype, result in results.items()
+        for method, row in sorted(result["summary"].items(), key=lambda m: list(COLORS).index(m[0]))
+    ]
+    machine = machine_line(results["float32"]["machine"])
+    header = [
+        "dtype",
+        "method",
+        "tokens/s",
+        "x transformers",
+        "tokens/round",
+        "same text as reference",
+    ]
+    return f"{table(header, rows)}\n\n{machine}"
 
 
 def methods_table(results: dict[str, dict[str, Any]]) -> str:
