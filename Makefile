@@ -1,6 +1,7 @@
 # Each verb does its own set-up: a virtual environment in .venv, pinned packages, the default model (once).
 PYTHON ?= python3
 BIN := .venv/bin
+SPEC_BENCH := $(BIN)/specdec bench --prompts tests/data/questions.jsonl
 
 .PHONY: demo test check bench
 
@@ -15,8 +16,15 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# About half an hour on two cores; run nothing else meanwhile.
 bench: .venv/installed-dev
-	$(BIN)/python -m pytest bench --benchmark-json bench/results/ops.json
+	for dtype in float32 bfloat16; do \
+	  $(BIN)/python bench/step_time.py --dtype $$dtype --json bench/results/step_cpu_$$dtype.json && \
+	  $(SPEC_BENCH) --dtype $$dtype --json bench/results/spec_bench_cpu_$$dtype.json || exit; \
+	done
+	$(SPEC_BENCH) --methods plain,lookup --dtype bfloat16 --exact \
+	  --json bench/results/spec_bench_cpu_bfloat16_exact.json
+	$(BIN)/python bench/report.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -21,7 +21,14 @@ from transformers import PreTrainedModel
 
 from . import __version__
 from .drafters import load_drafter
-from .evaluate.benchmark import Benchmark, Prompt, chat_prompts, run_benchmark
+from .evaluate.benchmark import (
+    Benchmark,
+    Prompt,
+    chat_prompts,
+    check_chat_template,
+    check_questions,
+    run_benchmark,
+)
 from .evaluate.methods import PLAIN, TRANSFORMERS, Runner, check_methods
 from .evaluate.questions import Question, read_questions
 from .evaluate.report import benchmark_tables, metrics_table
@@ -176,6 +183,7 @@ def bench(
         raise ValueError(f"json: expected a file in an existing folder, got {json_file}")
     questions = read_questions(prompts, limit=limit, per_category=per_category)
     target = _session(model, "none", max_nodes, dtype, device, exact).target
+    check_questions(target, questions)
     asked = chat_prompts(target.tokenizer, questions, turns)
     total = sum(len(question.turns[:turns]) for question in questions)
     result = _compare(target, model, asked, names, max_new_tokens, max_nodes, total)
@@ -220,15 +228,13 @@ def info(model: ModelOption = DEFAULT_MODEL) -> None:
 def _session(
     model: str, drafter: str, max_nodes: int, dtype: DType, device: str, exact: bool
 ) -> Session:
-
     check_max_nodes(max_nodes)
     loaded = load_drafter(drafter)  # names are checked before seconds are spent on the model
     target = load_target(model, dtype=getattr(torch, dtype), device=_device(device), exact=exact)
     return Session(target, loaded, max_nodes=max_nodes)
 
 
-def _device(name: str) -> Any:
-
+def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -246,11 +252,9 @@ def _stock_model(target: Target, model: str) -> PreTrainedModel:
 
 
 def _chat_ids(target: Target, history: list[dict[str, str]]) -> list[int]:
-    if target.tokenizer.chat_template is None:
-        raise ValueError("model: expected a tokenizer with a chat template (or --raw), got none")
-    ids: list[int] = target.tokenizer.apply_chat_template(history, add_generation_prompt=True)[
-        "input_ids"
-    ]
+    check_chat_template(target.tokenizer)
+    encoded = target.tokenizer.apply_chat_template(history, add_generation_prompt=True)
+    ids: list[int] = encoded["input_ids"]
     return ids
 
 

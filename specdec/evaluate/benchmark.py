@@ -155,6 +155,23 @@ def speed(runs: list[Run]) -> float:
     return sum(r.new_tokens for r in runs) / sum(r.prefill_seconds + r.decode_seconds for r in runs)
 
 
+def check_chat_template(tokenizer: Any) -> None:
+    """Raise ValueError unless the tokenizer can write a conversation as the model expects it."""
+    if tokenizer.chat_template is None:
+        raise ValueError("model: expected a tokenizer with a chat template, got none")
+
+
+def check_questions(target: Target, questions: list[Question]) -> None:
+    """Raise ValueError for a first turn that the model cannot take, before anything is run."""
+    check_chat_template(target.tokenizer)
+    for prompt in chat_prompts(target.tokenizer, questions, turns=1):
+        if len(prompt.ids) >= target.position_limit:
+            raise ValueError(
+                f"prompts: expected fewer tokens than the model's {target.position_limit} positions, "
+                f"got {len(prompt.ids)} in question {prompt.question.question_id}"
+            )
+
+
 def chat_prompts(tokenizer: Any, questions: list[Question], turns: int) -> Iterator[Prompt]:
     """Give the first turns of each question in the model's chat template, each after the answer to the last."""
     for question in questions:

@@ -89,6 +89,19 @@ def test_bench_ends_with_1_when_an_answer_differs(tiny_folder, capsys, monkeypat
     ).err  # fmt: skip
 
 
+def test_bench_finds_a_prompt_that_is_too_long_before_it_runs_anything(
+    tiny_folder, capsys, tmp_path, monkeypatch
+):
+    lines = [
+        {"question_id": i, "category": "a", "turns": ["w3 " * n]} for i, n in ((1, 2), (2, 300))
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr(cli, "run_benchmark", lambda *_, **__: pytest.fail("ran"))
+    arguments = ("--prompts", tmp_path / "q.jsonl", "--model", tiny_folder)
+    error = run(capsys, "bench", *arguments, code=2).err
+    assert "positions, got 301 in question 2" in error
+
+
 def test_chat_keeps_what_was_said(tiny_folder, capsys, monkeypatch):
     said = iter(["w5 w6", "w7 w8", ""])
     monkeypatch.setattr(cli.console, "input", lambda prompt: next(said))
