@@ -105,7 +105,7 @@ class Session:
         """Write greedily, and hand out what each round adds.
 
         Args:
-            prompts: token ids per row, of any lengths. A single prompt that begins with this session's text so far
+            prompts: token ids per row, of any lengths. A single prompt that begins with the session's text so far
                 is read from the first new token on.
             max_new_tokens: most new tokens per row; fewer where the model's positions end.
             eos_token_ids: tokens after which a row ends.
@@ -154,7 +154,7 @@ class Session:
                 )
 
     def _reuse_cache(self, texts: list[list[int]], capacity: int) -> TreeCache:
-        """Keep the cached tokens that a single prompt shares with this session's text, or begin anew."""
+        """Keep the cached tokens that a single prompt shares with the session's text, or begin anew."""
         cache = self._cache
         if cache is not None and len(texts) == len(self._texts) == 1 and capacity <= cache.capacity:
             known, text = self._texts[0], texts[0]
