@@ -24,6 +24,7 @@ bench: .venv/installed-dev
 	done
 	$(SPEC_BENCH) --methods plain,lookup --dtype bfloat16 --exact \
 	  --json bench/results/spec_bench_cpu_bfloat16_exact.json
+	$(BIN)/python bench/rounding.py --json bench/results/rounding_cpu_bfloat16.json
 	$(BIN)/python bench/report.py
 
 .venv/installed: pyproject.toml constraints.txt

@@ -104,6 +104,19 @@ def test_no_tie_excuses_a_difference_in_exact_mode(monkeypatch):
     assert not result.lossless
 
 
+def test_exact_mode_promises_our_plain_loop_and_not_the_library(monkeypatch):
+    monkeypatch.setattr("specdec.evaluate.benchmark.judge", lambda *_: Verdict(1, 0, 1e-7))
+
+    class OtherLibrary(Runner):
+        def _library(self, method, prompt, max_new_tokens):
+            written = super()._library(method, prompt, max_new_tokens)
+            return written._replace(tokens=wrong_token(written.tokens))
+
+    result = benchmark(OtherLibrary, dtype=torch.float32, exact=True)
+    assert result.machine["reference"] == "transformers"
+    assert result.summary["lookup"]["errors"] == result.summary["plain"]["errors"] == 0
+
+
 def test_judging_tells_ties_from_errors():
     model, prompt = tiny_model("llama", seed=6), random_prompt(5, 1)
     expected = library_greedy(model, prompt, 8)
