@@ -128,6 +128,8 @@ class TreeCache(Cache):
         """The same, for the host; `State.advance` brings it up to date once a round."""
         self.kv: Tensor | None = None
         """`[layers, 2, rows, G, slots, D]`."""
+        self.drafter_kv: Tensor | None = None
+        """`[1, 2, rows, G', slots, D']`, of a drafter that attends too: one more layer, with heads of its own."""
         self.current: TreePass | None = None
 
     def set_lengths(self, lengths: list[int]) -> None:
@@ -135,21 +137,22 @@ class TreeCache(Cache):
         self.host_lengths = list(lengths)
         self.lengths = torch.tensor(lengths, device=self.device)
 
-    def open(self, ancestors: Tensor, depth: Tensor, rows: Rows) -> TreePass:
+    def open(self, ancestors: Tensor, depth: Tensor, rows: Rows, *, behind: int = 0) -> TreePass:
         """Begin a pass: what the layers write next are the nodes of this tree.
 
         Args:
             ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
             depth: `[B, N]` int64.
             rows: the B cache rows that take part.
+            behind: how many nodes of a chain were written before this pass; it sees them as prefix.
         """
-        lengths = [self.host_lengths[row] for row in rows.host]
+        lengths = [self.host_lengths[row] + behind for row in rows.host]
         longest = max(lengths)
         assert longest + depth.shape[1] <= self.slots, "a pass runs over the end of the cache"
         self.current = TreePass(
             ancestors,
             depth,
-            prefix_lens=self.lengths[rows.ids],
+            prefix_lens=self.lengths[rows.ids] + behind,
             longest_prefix=longest,
             same_prefix=min(lengths) == longest,
             cache_rows=rows.ids if len(rows.host) < self.shape[2] else None,
@@ -161,17 +164,22 @@ class TreeCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Write `[B, G, N, D]` keys and values of the current pass; called by the model's layers.
 
+        The index after the last layer of the model is the drafter's.
+
         Returns:
             The layer's keys and values `[rows, G, columns, D]`, views of the cache.
         """
         now = self.current
         assert now is not None, "a pass must be opened before the layers run"
         batch, heads, _, size = key_states.shape
-        if self.kv is None:
-            self.kv = torch.zeros(
-                *self.shape, heads, self.slots, size, dtype=self.dtype, device=self.device
-            )
-        keys, values = self.kv[layer_idx]  # [rows, G, slots, D]
+        layers, *shape = self.shape
+        own = layer_idx < layers
+        kv = self.kv if own else self.drafter_kv
+        if kv is None:
+            shape = [layers if own else 1, *shape, heads, self.slots, size]
+            kv = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            self.kv, self.drafter_kv = (kv, self.drafter_kv) if own else (self.kv, kv)
+        keys, values = kv[layer_idx if own else 0]  # [rows, G, slots, D]
         if now.start is not None:
             keys[:batch, :, now.start : now.columns] = key_states
             values[:batch, :, now.start : now.columns] = value_states
@@ -186,11 +194,13 @@ class TreeCache(Cache):
         assert self.kv is not None
         assert self.current is not None
         prefix_lens = self.current.prefix_lens
-        commit_kv(
-            self.kv,
-            accepted.path,
-            accepted.lengths,
-            prefix_lens=prefix_lens,
-            cache_rows=self.current.cache_rows,
-        )
+        for kv in (self.kv, self.drafter_kv):
+            if kv is not None:
+                commit_kv(
+                    kv,
+                    accepted.path,
+                    accepted.lengths,
+                    prefix_lens=prefix_lens,
+                    cache_rows=self.current.cache_rows,
+                )
         self.lengths[rows.ids] = prefix_lens + accepted.lengths + 1

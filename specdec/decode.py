@@ -55,7 +55,7 @@ def decode(
         with clock("pack"):
             tree = pack(state.roots, proposals, budget)
         with clock("verify"):
-            verified = target.verify(tree, state.cache, state.rows)
+            verified = target.verify(tree, state.cache, state.rows, proposals.shallow)
             picked = pick(verified.logits)
         with clock("accept"):
             accepted = accept(tree, picked)

@@ -138,7 +138,9 @@ class Session:
             padded = torch.tensor([ids + [0] * (columns - len(ids)) for ids in texts])
             text = padded.to(self.target.device)
             prompt = text[:, known : max(map(len, texts))]
-            prefilled = self.target.prefill(prompt, [len(ids) - known for ids in texts], cache)
+            prefilled = self.target.prefill(
+                prompt, [len(ids) - known for ids in texts], cache, self.drafter.tap
+            )
         state = State(cache, text, limits=limits, eos_token_ids=eos_token_ids)
         self._texts = texts
         for emitted in decode(

@@ -7,7 +7,7 @@ copied or patched; between our passes it is the same model as before.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,6 +23,24 @@ from .tree import TokenTree
 
 ATTENTION = "specdec_tree"
 PREFILL_CHUNK = 256
+
+
+class Tap(NamedTuple):
+    """A reader of hidden states in the middle of the model, while prompts are read."""
+
+    layers: int
+    """Layers that have run before it reads."""
+    read: Callable[[Tensor, TreeCache], None]
+    """Takes hidden states `[B, N, E]` and the cache, whose pass is open."""
+
+
+class Shallow(NamedTuple):
+    """What a drafter that runs the target's own first layers leaves to verify: the others."""
+
+    layers: int
+    """Layers that have run; their keys and values lie behind the prefix."""
+    hidden: Tensor
+    """`[B, >= N, E]`, their output at the nodes of a chain."""
 
 
 class Verified(NamedTuple):
@@ -195,13 +213,39 @@ class Target:
             logits = torch.tanh(logits / cap) * cap
         return Verified(logits, hidden)
 
-    def verify(self, tree: TokenTree, cache: TreeCache, rows: Rows) -> Verified:
+    def extend(
+        self, tokens: Tensor, cache: TreeCache, rows: Rows, *, layers: int, behind: int
+    ) -> Tensor:
+        """Run the first layers on one more node of a chain; its keys and values are kept for `verify`.
+
+        Args:
+            tokens: `[B]` int64.
+            cache: holds the prefixes.
+            rows: the B cache rows that the chains belong to.
+            layers: how many layers.
+            behind: nodes of the chain before this one; 0 for the root.
+
+        Returns:
+            Hidden states `[B, 1, E]`, of a single exact row `[1, 2, E]` with those of its copy behind; the pass stays
+            open for a layer of the drafter's own.
+        """
+        alone = (
+            self.exact and len(tokens) == 1
+        )  # never one row: its copy is written over by the next node
+        chain = TokenTree.chain(tokens[:, None].expand(-1, 2 if alone else 1))
+        cache.open(chain.ancestors, chain.depth, rows, behind=behind)
+        return self.run_layers(self.embed(chain.tokens), cache, 0, layers)
+
+    def verify(
+        self, tree: TokenTree, cache: TreeCache, rows: Rows, shallow: Shallow | None = None
+    ) -> Verified:
         """Run the whole tree in one pass; its keys and values lie behind the prefix afterwards.
 
         Args:
             tree: B trees of N nodes.
             cache: holds the prefixes.
             rows: the B cache rows that the trees belong to.
+            shallow: where the trees are chains that the first layers have already seen.
 
         Returns:
             Logits `[B, N, V]` and hidden states `[B, N, E]` after each node.
@@ -210,16 +254,24 @@ class Target:
         if alone:  # never one row: beside its own copy, which nothing reads
             tree = TokenTree.chain(tree.tokens.expand(1, 2))
         cache.open(tree.ancestors, tree.depth, rows)
-        verified = self.head(self.run_layers(self.embed(tree.tokens), cache))
+        if shallow is None:
+            hidden = self.run_layers(self.embed(tree.tokens), cache)
+        else:
+            hidden = shallow.hidden[:, : tree.tokens.shape[1]]
+            hidden = self.run_layers(hidden, cache, shallow.layers)
+        verified = self.head(hidden)
         return Verified(verified.logits[:, :1], verified.hidden[:, :1]) if alone else verified
 
-    def prefill(self, ids: Tensor, lengths: list[int], cache: TreeCache) -> Verified:
+    def prefill(
+        self, ids: Tensor, lengths: list[int], cache: TreeCache, tap: Tap | None = None
+    ) -> Verified:
         """Read prompts into the cache behind what it holds, a fixed number of columns at a time.
 
         Args:
             ids: `[B, L]` int64, without left padding; what lies beyond a row's length is any valid id.
             lengths: per row how many of them to read, at least 1 and at most L.
             cache: of B rows that hold equally many tokens.
+            tap: reads along.
 
         Returns:
             Logits `[B, V]` and hidden states `[B, E]` at the last token of each row.
@@ -236,7 +288,11 @@ class Target:
             chunk = TokenTree.chain(ids[:, begin : begin + PREFILL_CHUNK])
             cache.set_lengths([start + begin] * batch)
             cache.open(chunk.ancestors, chunk.depth, rows)
-            hidden = self.run_layers(self.embed(chunk.tokens), cache)
+            hidden, done = self.embed(chunk.tokens), 0
+            if tap is not None:
+                hidden, done = self.run_layers(hidden, cache, 0, tap.layers), tap.layers
+                tap.read(hidden, cache)
+            hidden = self.run_layers(hidden, cache, done)
             at = final - begin
             here = hidden.take_along_dim(at.clamp(0, hidden.shape[1] - 1)[..., None], 1)[:, 0]
             last = here if last is None else torch.where(at >= 0, here, last)

@@ -4,10 +4,10 @@ import random
 
 import torch
 
-from specdec.drafters import Proposals
+from specdec.drafters import Drafter, Proposals
 
 
-class ScriptedDrafter:
+class ScriptedDrafter(Drafter):
     """Random trees in which a proposal on the right path is right with a given probability.
 
     `right` 0 proposes garbage, 1 trees that hold the true continuation as deep as they go.

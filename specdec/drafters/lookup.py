@@ -17,8 +17,7 @@ from torch import Tensor
 from specdec_kernels import beam_parents
 
 from ..state import State
-from ..tree import Accepted, TokenTree
-from .protocol import Budget, Proposals
+from .protocol import Budget, Drafter, Proposals
 
 # How often the next token follows a match of 1, 2, … tokens; 90 development prompts of Spec-Bench, the default model.
 FOLLOWS = (0.24, 0.55, 0.65, 0.72, 0.78, 0.80, 0.83, 0.93)
@@ -47,15 +46,12 @@ class LookupConfig:
                 raise ValueError(f"{name}: expected above 0 to 1, got {value}")
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Drafts from the row's own text."""
 
     def __init__(self, config: LookupConfig | None = None) -> None:
         """Take the defaults or a configuration."""
         self.config = config or LookupConfig()
-
-    def start(self, state: State, hidden: Tensor) -> None:
-        """Do nothing: the text is all it needs."""
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose what followed the longest and latest matches."""
@@ -91,9 +87,6 @@ class LookupDrafter:
             valid=valid.flatten(1),
             source=rank.expand(-1, length).flatten().expand_as(tokens),
         )
-
-    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
-        """Do nothing: accepted tokens are in the text."""
 
 
 def matches(text: Tensor, root: Tensor) -> Tensor:

@@ -12,13 +12,24 @@ from ..tree import Accepted, TokenTree
 from .protocol import Budget, Drafter, Proposals
 
 
-class MixedDrafter:
+class MixedDrafter(Drafter):
     """The union of drafters; a node's `source` is the first drafter, by place, that proposed it."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
-        """Combine drafters, the most trusted first."""
+        """Combine drafters, the most trusted first.
+
+        Raises:
+            ValueError: if there is none, or one of them drafts with the target's own layers: what those have seen
+                is a chain of its own, which no other proposal may join.
+        """
         if not drafters:
             raise ValueError("drafters: expected at least one, got none")
+        for drafter in drafters:
+            if drafter.tap is not None:
+                raise ValueError(
+                    f"drafters: expected ones that can share a tree, got {type(drafter).__name__}, "
+                    "which drafts alone"
+                )
         self.drafters = list(drafters)
 
     def start(self, state: State, hidden: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..state import State
+from ..target import Shallow, Tap
 from ..tree import Accepted, TokenTree
 
 
@@ -35,6 +36,8 @@ class Proposals(NamedTuple):
     """`[B, K]` bool; the others are padding."""
     source: Tensor
     """`[B, K]` int64, which beam or which drafter proposed it."""
+    shallow: Shallow | None = None
+    """Set by a drafter that has run the target's first layers on the root and its proposals, which form a chain."""
 
     @classmethod
     def none(cls, batch: int, device: torch.device) -> Proposals:
@@ -44,7 +47,13 @@ class Proposals(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Proposes what may come next. Whatever it proposes, the text does not change, only its speed."""
+    """Proposes what may come next. Whatever it proposes, the text does not change, only its speed.
+
+    A class that inherits from this one only writes what it needs beyond `draft`.
+    """
+
+    tap: Tap | None = None
+    """Reads prompts along with the target."""
 
     def start(self, state: State, hidden: Tensor) -> None:
         """Begin with new prompts.
@@ -53,6 +62,7 @@ class Drafter(Protocol):
             state: rows after prefill, roots included.
             hidden: `[B, E]`, the target's last hidden state of each row.
         """
+        return None
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose continuations of each row's root."""
@@ -67,3 +77,4 @@ class Drafter(Protocol):
             accepted: what the target agreed with.
             hidden: `[B, N, E]`, the target's hidden states at the tree's nodes.
         """
+        return None

@@ -1,0 +1,4 @@
+from .ops import beam_step
+from .reference import Beams
+
+__all__ = ["Beams", "beam_step"]

@@ -1,0 +1,84 @@
+"""The recurrent draft model without its head, as a module that trains and drafts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .reference import draft_features, recurrent_state
+
+
+class RecurrentDraftStep(nn.Module):
+    """ReDrafter's recurrent cell and residual blocks (ReDrafter section 3.1).
+
+    The first layer after `[context, state]` is kept as its two halves, `context_in` and `state_in`: the first is
+    needed once per round.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        exit_dim: int | None = None,
+        residual_blocks: int = 2,
+        rnn: bool = True,
+    ) -> None:
+        """Make a model with random weights.
+
+        Args:
+            hidden_size: E, of the target.
+            exit_dim: X, width of the residual blocks; None for 2E, anything else adds a projection.
+            residual_blocks: n.
+            rnn: whether the state is recurrent; otherwise it is a running sum of embeddings.
+
+        Raises:
+            ValueError: if a size is out of range.
+        """
+        super().__init__()
+        width = 2 * hidden_size if exit_dim is None else exit_dim
+        for name, value, least in (
+            ("hidden_size", hidden_size, 1), ("exit_dim", width, 1), ("residual_blocks", residual_blocks, 0)
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        self.hidden_size, self.exit_dim = hidden_size, width
+        self.projected = width != 2 * hidden_size
+        self.recurrent_input = nn.Linear(hidden_size, hidden_size, bias=False) if rnn else None
+        self.recurrent_state = nn.Linear(hidden_size, hidden_size) if rnn else None
+        first = self.projected or residual_blocks > 0
+        self.context_in = nn.Linear(hidden_size, width) if first else None
+        self.state_in = nn.Linear(hidden_size, width, bias=False) if first else None
+        following = residual_blocks if self.projected else max(residual_blocks - 1, 0)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(following))
+
+    def context_part(self, context: Tensor) -> Tensor | None:
+        """Compute what the target's hidden states `[..., E]` add to the first layer, once per round."""
+        return None if self.context_in is None else self.context_in(context)
+
+    def forward(
+        self, embedded: Tensor, state: Tensor, context: Tensor, context_part: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Read one token per row.
+
+        Args:
+            embedded: `[..., E]`, the tokens' embeddings.
+            state: `[..., E]`, the states of the beams they continue; zeros at the start.
+            context: `[..., E]` or broadcastable, the target's hidden states.
+            context_part: `[..., X]`, the result of `context_part`.
+
+        Returns:
+            The new states `[..., E]` and the features `[..., X]` for the head.
+        """
+        state = recurrent_state(embedded, state, self.recurrent_input, self.recurrent_state)
+        features = draft_features(
+            context, context_part, state, self.state_in, list(self.blocks), projected=self.projected
+        )
+        return state, features
+
+    def initial_state(self, like: Tensor) -> Tensor:
+        """Return the state before any token."""
+        return torch.zeros_like(like)
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"hidden_size={self.hidden_size}, exit_dim={self.exit_dim}"

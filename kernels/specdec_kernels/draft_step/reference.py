@@ -1,0 +1,62 @@
+"""One step of ReDrafter's recurrent draft model (ReDrafter section 3.1).
+
+    s  = SiLU(W_w e + W_u s' + b)          the token's embedding e meets the state s' of its beam
+    x  = [h, s]                            h: the target's last hidden state, the same for the whole draft
+    x  = x + SiLU(W x + b), n times        residual blocks
+
+W x of the first block is W_h h + W_s s, so its context half is computed once per round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Linear = Callable[[Tensor], Tensor]
+
+
+def recurrent_state(
+    embedded: Tensor, state: Tensor, recurrent_input: Linear | None, recurrent_state: Linear | None
+) -> Tensor:
+    """Update states `[..., E]` with embedded tokens; without layers a running sum (`rnn=False`)."""
+    if recurrent_input is None or recurrent_state is None:
+        return embedded + state
+    return F.silu(recurrent_input(embedded) + recurrent_state(state))
+
+
+def draft_features(
+    context: Tensor,
+    context_part: Tensor | None,
+    state: Tensor,
+    state_in: Linear | None,
+    blocks: Sequence[Linear],
+    *,
+    projected: bool,
+) -> Tensor:
+    """Turn context `[..., E]` and state `[..., E]` into what the head reads.
+
+    Args:
+        context: the target's hidden state h.
+        context_part: `[..., X]`, what h adds to the first layer, its bias included; None without a first layer.
+        state: s.
+        state_in: what s adds to it.
+        blocks: the residual blocks that follow.
+        projected: whether the first layer is a projection `2E -> X` or the first residual block.
+
+    Returns:
+        `[..., X]`.
+    """
+    if context_part is None or state_in is None:
+        x = torch.cat([context.expand_as(state), state], -1)
+    elif projected:
+        x = context_part + state_in(state)
+    else:
+        x = torch.cat([context.expand_as(state), state], -1) + F.silu(
+            context_part + state_in(state)
+        )
+    for block in blocks:
+        x = x + F.silu(block(x))
+    return x

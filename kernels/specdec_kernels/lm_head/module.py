@@ -1,0 +1,44 @@
+"""The head as a module, for drafters and for whoever builds a decoder."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .reference import SureToken, TopTokens, finish_logits, sure_token, top_tokens
+
+
+class LMHeadTopK(nn.Module):
+    """A head that answers with the k most likely tokens; its linear layer may be packed for the CPU."""
+
+    id_map: Tensor | None
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        logit_scale: float | None = None,
+        softcap: float | None = None,
+        id_map: Tensor | None = None,
+    ) -> None:
+        """Take a linear layer `E -> V`; options as in `lm_head_topk`, logits rounded to the layer's dtype."""
+        super().__init__()
+        self.linear = linear
+        self.logit_scale, self.softcap = logit_scale, softcap
+        self.register_buffer("id_map", id_map, persistent=False)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits `[R, V]`, for training and for references."""
+        return finish_logits(
+            self.linear(hidden),
+            logit_scale=self.logit_scale,
+            softcap=self.softcap,
+            round_to=self.linear.weight.dtype,
+        )
+
+    def forward(self, hidden: Tensor, k: int) -> TopTokens:
+        """Take the `k` most likely tokens of `[R, E]` rows."""
+        return top_tokens(self.logits(hidden), k, self.id_map)
+
+    def confidence(self, hidden: Tensor) -> SureToken:
+        """Take the most likely token of `[R, E]` rows and its probability."""
+        return sure_token(self(hidden, 1))

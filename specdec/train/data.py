@@ -1,0 +1,255 @@
+"""Self-written data: the target asks itself questions and answers them.
+
+A drafter has to guess what the target writes, so the best text to learn from is the target's own. Nothing else is
+needed: user turns are sampled from the model behind a few opening words, answers are written greedily and sampled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .openers import OPENERS, Opener
+
+# Every third batch of answers is sampled: greedy text alone repeats itself, sampled text alone is not what is decoded.
+SAMPLED_EVERY = 3
+TURN = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+ANSWER = {"temperature": 0.8, "top_k": 50, "top_p": 1.0}
+OVERLAP = 13
+MARK = "\u2063user turn\u2063"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt and the target's answer to it, as token ids."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """The word n-grams of texts that must stay out of training."""
+
+    ngrams: frozenset[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Overlap:
+        """Collect the 13-grams of `texts`; of a shorter text, the whole."""
+        return cls(frozenset(gram for text in texts for gram in _ngrams(text)))
+
+    def __contains__(self, text: object) -> bool:
+        """Tell whether a text shares a 13-gram with any of them."""
+        return not self.ngrams.isdisjoint(_ngrams(str(text)))
+
+
+def _ngrams(text: str) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    for first in range(max(1, len(words) - OVERLAP + 1)):
+        yield tuple(words[first : first + OVERLAP])
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """Read a JSONL file, gzipped or not, whose lines hold `prompt_ids` and `answer_ids`.
+
+    Raises:
+        ValueError: if the file cannot be read or a line is something else.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    conversations = []
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                conversations.append(_parse(path, number, line))
+    except OSError as error:
+        raise ValueError(f"data: expected a readable JSONL file, got {path} ({error})") from error
+    return conversations
+
+
+def _parse(path: Path, number: int, line: str) -> Conversation:
+    try:
+        fields = json.loads(line)
+        conversation = Conversation(list(fields["prompt_ids"]), list(fields["answer_ids"]))
+        ids = conversation.prompt_ids + conversation.answer_ids
+        valid = bool(ids) and all(isinstance(i, int) and i >= 0 for i in ids)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"data: expected an object with prompt_ids and answer_ids in {path} line {number}, got {line[:60]!r}"
+        )
+    return conversation
+
+
+class SelfWriter:
+    """Lets a target write conversations, batch by batch; a batch depends on the seed and its number alone."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        batch: int = 32,
+        answer_tokens: int = 224,
+        seed: int = 0,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            model: the target, in evaluation mode.
+            tokenizer: its tokenizer, with a chat template.
+            batch: conversations written at once.
+            answer_tokens: most tokens of an answer.
+            seed: of openers and samples.
+
+        Raises:
+            ValueError: if the tokenizer has no chat template.
+        """
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise ValueError("model: expected a tokenizer with a chat template, got one without")
+        self.model, self.tokenizer = model, tokenizer
+        self.batch, self.answer_tokens, self.seed = batch, answer_tokens, seed
+        whole = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
+        self.before_turn = whole[: whole.index(MARK)]
+
+    def write(
+        self, number: int, exclude: Overlap, turns: list[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Write one batch.
+
+        Args:
+            number: which one, from 0.
+            exclude: user turns that overlap with these texts are dropped.
+            turns: user turns to answer; None lets the model write its own.
+
+        Returns:
+            Lines for a data file: `prompt_ids`, `answer_ids` and `mode` (greedy or sampled).
+        """
+        torch.manual_seed(self.seed * 1_000_003 + number)
+        if turns is None:
+            turns = self._turns(random.Random(f"{self.seed} {number}"))
+        turns = [turn for turn in turns if turn.strip() and turn not in exclude]
+        if not turns:
+            return []
+        prompts = [
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
+            )
+            for turn in turns
+        ]
+        sampled = number % SAMPLED_EVERY == SAMPLED_EVERY - 1
+        ids = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+        answers = self._generate(ids, self.answer_tokens, ANSWER if sampled else None)
+        mode = "sampled" if sampled else "greedy"
+        return [
+            {"prompt_ids": prompt, "answer_ids": answer, "mode": mode}
+            for prompt, answer in zip(ids, answers, strict=True)
+            if answer
+        ]
+
+    def _turns(self, choice: random.Random) -> list[str]:
+        # Rows of one batch are equally long at most, so short and long turns are not mixed.
+        most = choice.choice(OPENERS).tokens
+        openers = choice.choices([o for o in OPENERS if o.tokens == most], k=self.batch)
+        ids = [
+            self.tokenizer(self.before_turn + o.text, add_special_tokens=False)["input_ids"]
+            for o in openers
+        ]
+        written = self._generate(ids, most, TURN)
+        return [self._turn(o, new) for o, new in zip(openers, written, strict=True)]
+
+    def _turn(self, opener: Opener, new: list[int]) -> str:
+        return opener.text + str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: list[list[int]], tokens: int, sampling: dict[str, Any] | None
+    ) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        ends = self.model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        out = self.model.generate(
+            ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            max_new_tokens=tokens,
+            do_sample=sampling is not None,
+            pad_token_id=pad,
+            **(sampling or {}),
+        )
+        return [_until(new, ends) for new in out[:, longest:].tolist()]
+
+
+def _until(ids: list[int], ends: list[int]) -> list[int]:
+    """Cut behind the first end token, which stays."""
+    return ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def write_data(
+    writer: SelfWriter,
+    out: Path,
+    *,
+    tokens: int,
+    exclude: Overlap,
+    turns: list[str] | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> int:
+    """Append batches to a JSONL file until it holds enough answer tokens; a second call goes on where it ended.
+
+    Args:
+        writer: makes the batches.
+        out: the file; an unfinished last batch in it is written again.
+        tokens: answer tokens wanted.
+        exclude: texts that must not be trained on.
+        turns: user turns to answer, each once; None lets the model write its own.
+        progress: told the answer tokens written so far.
+
+    Returns:
+        Answer tokens in the file.
+    """
+    number, written = _resume(out)
+    progress(written)
+    while written < tokens:
+        begin = number * writer.batch
+        if turns is not None and begin >= len(turns):
+            break
+        given = None if turns is None else turns[begin : begin + writer.batch]
+        lines = writer.write(number, exclude, given)
+        with out.open("a", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps({**line, "batch": number}) + "\n")
+        written += sum(len(line["answer_ids"]) for line in lines)
+        number += 1
+        progress(written)
+    return written
+
+
+def _resume(out: Path) -> tuple[int, int]:
+    """Cut off the last batch, which may be incomplete; return its number and the answer tokens before it."""
+    if not out.exists():
+        return 0, 0
+    lines = out.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    try:
+        records = [json.loads(line) for line in lines]
+        numbers = [record["batch"] for record in records]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"out: expected a file that specdec data began, got {out}") from error
+    last = max(numbers, default=0)
+    kept = numbers.index(last) if numbers else 0
+    scratch = out.with_suffix(".tmp")
+    scratch.write_text("".join(lines[:kept]), encoding="utf-8")
+    scratch.replace(out)
+    return last, sum(len(record["answer_ids"]) for record in records[:kept])
