@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from specdec_kernels import tree_attention
+from specdec_kernels import LMHeadTopK, tree_attention
 
 from .cache import Rows, TreeCache, TreePass
-from .packed_linear import pack_linears
+from .packed_linear import PackedLinear, pack_linears
 from .tree import TokenTree
 
 ATTENTION = "specdec_tree"
@@ -199,19 +199,53 @@ class Target:
         return hidden
 
     def head(self, hidden: Tensor) -> Verified:
-        """Apply the final norm and the head to `[..., E]`, with the model's own scaling of logits."""
+        """Apply the final norm and the head to `[..., E]`."""
         hidden = self.decoder.norm(hidden)  # type: ignore[operator]
         single = self.exact and hidden.numel() == hidden.shape[-1]
-        rows = hidden.expand(2, *hidden.shape[1:]) if single else hidden
-        logits: Tensor = self.model.get_output_embeddings()(rows)
-        logits = logits[:1] if single else logits
+        logits = self.logits(hidden.expand(2, *hidden.shape[1:]) if single else hidden)
+        return Verified(logits[:1] if single else logits, hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the head to normed `[..., E]`, with the model's own scaling of logits."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
         if (scale := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
             logits = logits * scale
         if (divisor := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
             logits = logits / divisor
         if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:  # Gemma 2
             logits = torch.tanh(logits / cap) * cap
-        return Verified(logits, hidden)
+        return logits
+
+    def draft_head(self, vocabulary: Tensor | None) -> LMHeadTopK:
+        """Make a head for drafters out of the rows of the target's own.
+
+        Args:
+            vocabulary: `[Vd]` int64, ascending, the rows wanted; None for the whole head, which is then shared.
+
+        Returns:
+            The head; its ids are the target's.
+        """
+        linear = self.model.get_output_embeddings()
+        if vocabulary is not None:
+            vocabulary = vocabulary.to(self.device)
+            rows = nn.Linear(linear.in_features, len(vocabulary), linear.bias is not None)
+            rows.weight = nn.Parameter(linear.weight.detach()[vocabulary], requires_grad=False)
+            if linear.bias is not None:
+                rows.bias = nn.Parameter(linear.bias.detach()[vocabulary], requires_grad=False)
+            linear = rows
+        scale = getattr(self.config, "logit_scale", None)
+        divisor = getattr(self.config, "logits_scaling", None)
+        return LMHeadTopK(
+            linear,
+            logit_scale=scale if divisor is None else 1 / divisor,
+            softcap=getattr(self.config, "final_logit_softcapping", None),
+            id_map=vocabulary,
+        )
+
+    @property
+    def packed(self) -> bool:
+        """Whether linear layers were packed, so that drafters pack theirs as well."""
+        return any(isinstance(module, PackedLinear) for module in self.model.modules())
 
     def extend(
         self, tokens: Tensor, cache: TreeCache, rows: Rows, *, layers: int, behind: int

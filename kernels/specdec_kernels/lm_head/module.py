@@ -27,7 +27,7 @@ class LMHeadTopK(nn.Module):
         self.register_buffer("id_map", id_map, persistent=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return float32 logits `[R, V]`, for training and for references."""
+        """Return logits `[..., V]`, for training and for references."""
         return finish_logits(
             self.linear(hidden),
             logit_scale=self.logit_scale,

@@ -39,18 +39,19 @@ def finish_logits(
     softcap: float | None,
     round_to: torch.dtype | None,
 ) -> Tensor:
-    """Do to `[R, V]` products what a model does to them: scale, cap, round; float32 out."""
+    """Do to `[..., V]` products what a model does to them: round, scale, cap."""
     if round_to is not None:
         logits = logits.to(round_to)
     if logit_scale is not None:
         logits = logits * logit_scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return logits.float()
+    return logits
 
 
 def top_tokens(logits: Tensor, k: int, id_map: Tensor | None) -> TopTokens:
     """Pick from finished logits `[R, V]`; `id_map [V]` translates ids of a draft vocabulary."""
+    logits = logits.float()
     logsumexp = logits.logsumexp(-1)
     best, ids = ordered_topk(logits, k)
     if id_map is not None:

@@ -1,0 +1,162 @@
+"""Kangaroo's adapter as a module that trains over whole texts and drafts token by token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..tree_attention import tree_attention
+from .reference import rms_norm, rotate, rotation
+
+
+class _RMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return rms_norm(x, self.weight, self.eps)
+
+
+class EarlyExitAdapter(nn.Module):
+    """One attention block between the target's exit layer and its head (Kangaroo section 3.2).
+
+    A step is `project`, then the caller's cache takes keys and values, then `attend`. Where nothing follows a token
+    yet, in prompts and behind the last token of a draft, `project_kv` is all that is needed.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rms_norm_eps: float = 1e-6,
+        rope_theta: float = 10000.0,
+    ) -> None:
+        """Make an adapter with random weights.
+
+        Args:
+            hidden_size: E, of the target.
+            heads: H, query heads.
+            kv_heads: G, key and value heads, a divisor of H.
+            head_dim: D, even.
+            rms_norm_eps: added to mean squares.
+            rope_theta: base of the rotary frequencies.
+
+        Raises:
+            ValueError: if a size is out of range.
+        """
+        super().__init__()
+        for name, value in (("hidden_size", hidden_size), ("heads", heads), ("kv_heads", kv_heads)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if heads % kv_heads:
+            raise ValueError(f"kv_heads: expected a divisor of {heads} heads, got {kv_heads}")
+        if head_dim < 2 or head_dim % 2:
+            raise ValueError(f"head_dim: expected an even number from 2 on, got {head_dim}")
+        self.hidden_size = hidden_size
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.rms_norm_eps, self.rope_theta = rms_norm_eps, rope_theta
+        self.input_norm = _RMSNorm(hidden_size, eps=rms_norm_eps)
+        self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
+        self.output_norm = _RMSNorm(hidden_size, eps=rms_norm_eps)
+
+    def project(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values of some tokens.
+
+        Args:
+            hidden: `[B, N, E]`, after the exit layer.
+            positions: `[B, N]` int64 or broadcastable, absolute.
+
+        Returns:
+            Queries `[B, N, H, D]` as `tree_attention` takes them, keys and values `[B, G, N, D]` as caches hold them.
+        """
+        normed, angles = self.input_norm(hidden), self._rotation(hidden, positions)
+        q = rearrange(self.q_proj(normed), "b n (h d) -> b n h d", d=self.head_dim)
+        return rotate(q, *angles), *self._keys_values(normed, angles)
+
+    def project_kv(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute keys and values alone; arguments and results as in `project`."""
+        return self._keys_values(self.input_norm(hidden), self._rotation(hidden, positions))
+
+    def attend(
+        self,
+        hidden: Tensor,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        prefix_lens: Tensor,
+        ancestors: Tensor,
+        depth: Tensor,
+        cache_rows: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Finish tokens whose keys and values lie in the cache.
+
+        Args:
+            hidden: `[B, N, E]`, after the exit layer.
+            q: `[B, N, H, D]` from `project`.
+            k_cache: `[rows, G, S, D]`; this and the others as in `tree_attention`.
+            v_cache: like `k_cache`.
+            prefix_lens: `[B]` int64.
+            ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
+            depth: `[B, N]` int64.
+            cache_rows: `[B]` int64, or None.
+            mask: the result of `tree_mask`, or None.
+
+        Returns:
+            `[B, N, E]` for the head.
+        """
+        out = tree_attention(
+            q,
+            k_cache,
+            v_cache,
+            prefix_lens=prefix_lens,
+            ancestors=ancestors,
+            depth=depth,
+            cache_rows=cache_rows,
+            mask=mask,
+        )
+        return self._finish(hidden, out)
+
+    def forward_sequence(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run over whole texts at positions 0 to T - 1, for training.
+
+        Args:
+            hidden: `[B, T, E]`, after the exit layer.
+            mask: `[B, T]` bool, false at padding, which lies on the right; None without padding. What padding holds
+                never matters, not even NaN.
+
+        Returns:
+            `[B, T, E]` for the head; of no meaning at padding.
+        """
+        if mask is not None:
+            # The causal mask keeps padding out of all that is real; zeros keep 0 * NaN out of it as well.
+            hidden = hidden.masked_fill(~mask[..., None], 0)
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        q, k, v = self.project(hidden, positions)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads
+        )  # [B, H, T, D]
+        return self._finish(hidden, out.transpose(1, 2))
+
+    def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rotation(positions, self.head_dim, self.rope_theta, hidden.dtype)
+
+    def _keys_values(self, normed: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        k = rearrange(self.k_proj(normed), "b n (g d) -> b n g d", d=self.head_dim)
+        v = rearrange(self.v_proj(normed), "b n (g d) -> b g n d", d=self.head_dim)
+        return rotate(k, *angles).transpose(1, 2), v
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        x = hidden + self.o_proj(rearrange(attended, "b n h d -> b n (h d)"))
+        out: Tensor = self.output_norm(x)
+        return out
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}, rope_theta={self.rope_theta}"

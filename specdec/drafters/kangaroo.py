@@ -1,0 +1,180 @@
+"""Kangaroo: the target's first layers and a small adapter draft a chain, as long as they are sure (Kangaroo section 3).
+
+    root ─► layers[:l] ─► adapter ─► head ─► token ─► layers[:l] ─► adapter ─► head ─► token …
+               │ verify goes on from here: layers[l:], for all nodes at once
+
+The shallow layers write into the target's own cache, so nothing that a draft computes is computed again. The token
+that made the drafter unsure is verified too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec_kernels import EarlyExitAdapter
+
+from ..cache import TreeCache
+from ..packed_linear import pack_linears
+from ..state import State
+from ..target import Shallow, Tap, Target
+from .protocol import Budget, Drafter, Proposals
+from .redrafter import check_draft_vocabulary
+
+# Arguments of `EarlyExitAdapter`, in its order.
+ADAPTER_SHAPE = ("hidden_size", "heads", "kv_heads", "head_dim", "rms_norm_eps", "rope_theta")
+
+
+@dataclass(frozen=True, slots=True)
+class KangarooConfig:
+    """The shape of an adapter, where it sits, and when it stops."""
+
+    hidden_size: int
+    """E, of the target."""
+    heads: int
+    """H, query heads of the adapter."""
+    kv_heads: int
+    """G, its key and value heads, a divisor of H."""
+    head_dim: int
+    """D, even."""
+    exit_layer: int
+    """How many of the target's layers draft; 2 of 32 in the paper."""
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    """Base of the adapter's rotary frequencies; 10000 in the authors' code, whatever the target's is."""
+    eta: float = 0.6
+    """Probability of a drafted token under which it is the draft's last; above 1 for drafts of one token."""
+    gamma: int = 6
+    """Most tokens drafted behind the root."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        for name in ("hidden_size", "heads", "kv_heads", "exit_layer", "gamma"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads: expected a divisor of {self.heads} heads, got {self.kv_heads}"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim: expected an even number from 2 on, got {self.head_dim}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            if not (value := getattr(self, name)) > 0:
+                raise ValueError(f"{name}: expected above 0, got {value}")
+        if not self.eta >= 0:
+            raise ValueError(f"eta: expected at least 0, got {self.eta}")
+
+    def new_adapter(self) -> EarlyExitAdapter:
+        """Make an adapter of this shape with random weights."""
+        return EarlyExitAdapter(*(getattr(self, name) for name in ADAPTER_SHAPE))
+
+
+class KangarooDrafter(Drafter):
+    """Drafts with the target's own first layers, so it drafts alone."""
+
+    def __init__(
+        self,
+        target: Target,
+        config: KangarooConfig,
+        adapter: EarlyExitAdapter,
+        draft_vocabulary: Tensor | None = None,
+    ) -> None:
+        """Join an adapter to its target; packs its linear layers where the target's are packed.
+
+        Args:
+            target: whose text is drafted.
+            config: the adapter's, and how to draft.
+            adapter: in the target's dtype and on its device afterwards.
+            draft_vocabulary: `[Vd]` int64, ascending, the only tokens it can draft; None for all.
+
+        Raises:
+            ValueError: if the adapter does not fit the target or the configuration, or the draft vocabulary is not
+                ascending ids of the target's.
+        """
+        width, depth = target.config.hidden_size, len(target.layer_types)
+        if config.hidden_size != width:
+            raise ValueError(
+                f"hidden_size: expected the target's {width}, got {config.hidden_size}"
+            )
+        if config.exit_layer >= depth:
+            raise ValueError(
+                f"exit_layer: expected 1 to {depth - 1} of the target's {depth} layers, got {config.exit_layer}"
+            )
+        for name in ADAPTER_SHAPE:
+            if (has := getattr(adapter, name)) != (wants := getattr(config, name)):
+                raise ValueError(
+                    f"adapter: expected {name} {wants} as in its configuration, got {has}"
+                )
+        check_draft_vocabulary(draft_vocabulary, target.config.vocab_size)
+        self.target, self.config = target, config
+        self.adapter = adapter.to(target.device, target.dtype).eval()
+        self.head = target.draft_head(draft_vocabulary)
+        if target.packed:
+            pack_linears(self.adapter)
+            pack_linears(self.head)
+        self._layer = depth  # the cache keeps the adapter's keys and values behind those of the target's layers
+        self.tap = Tap(config.exit_layer, self._read)
+
+    def draft(self, state: State, budget: Budget) -> Proposals:
+        """Draft one token after another until every row is unsure (Kangaroo section 3.2)."""
+        most = min(self.config.gamma, budget.depth, budget.nodes - 1)
+        if most == 0:
+            return Proposals.none(len(state.rows.host), state.text.device)
+        cache, rows, layers = state.cache, state.rows, self.config.exit_layer
+        nodes, tokens, confidence, valid = [], [], [], []
+        newest, drafting = state.roots, budget.row_depth > 0
+        for step in range(most + 1):
+            hidden = self.target.extend(newest, cache, rows, layers=layers, behind=step)
+            nodes.append(hidden[:, :1])
+            # The one read of a step; it waits for the step before alone, as the layers above are under way by now.
+            if step == most or (step > 0 and not drafting.any()):
+                self._read(
+                    hidden, cache
+                )  # the draft's last token: the next round's attention wants it
+                break
+            sure = self.head.confidence(self._attend(hidden, cache)[:, 0])
+            tokens.append(sure.tokens)
+            confidence.append(sure.confidence)
+            valid.append(drafting)
+            # A row that is unsure keeps this token as its last; it runs on as padding while others draft.
+            drafting = drafting & (sure.confidence >= self.config.eta)
+            drafting = drafting & (budget.row_depth > step + 1)
+            newest = sure.tokens
+        drafted = torch.stack(tokens, 1)  # [B, K]
+        chain = torch.arange(drafted.shape[1], device=drafted.device)
+        return Proposals(
+            tokens=drafted,
+            parents=(chain - 1).expand_as(drafted),
+            scores=torch.stack(confidence, 1).log().cumsum(1),
+            valid=torch.stack(valid, 1),
+            source=torch.zeros_like(drafted),
+            shallow=Shallow(layers, torch.cat(nodes, 1)),
+        )
+
+    def _read(self, hidden: Tensor, cache: TreeCache) -> None:
+        """Write keys and values alone: of prompts, and where no token is drafted behind."""
+        now = cache.current
+        assert now is not None
+        cache.update(*self.adapter.project_kv(hidden, now.positions), self._layer)
+
+    def _attend(self, hidden: Tensor, cache: TreeCache) -> Tensor:
+        """Run the adapter on the nodes `[B, N, E]` of the open pass."""
+        now = cache.current
+        assert now is not None
+        q, k, v = self.adapter.project(hidden, now.positions)
+        k_cache, v_cache = cache.update(k, v, self._layer)
+        group = self.config.heads // self.config.kv_heads
+        return self.adapter.attend(
+            hidden,
+            q,
+            k_cache,
+            v_cache,
+            prefix_lens=now.prefix_lens,
+            ancestors=now.ancestors,
+            depth=now.depth,
+            cache_rows=now.cache_rows,
+            # No window: the adapter sees the whole prefix, also where the target's layers do not.
+            mask=now.mask(group=group, window=None, dtype=cache.dtype),
+        )

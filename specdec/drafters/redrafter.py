@@ -1,0 +1,291 @@
+"""ReDrafter: a recurrent model drafts beams behind the target's last hidden state (ReDrafter section 3).
+
+    h (last accepted node) ──────────┬───────────┬──────────┐
+    root ─► embed ─► state ─► blocks ┴► head ─► best W ─► states, blocks, head ─► best W …
+
+Every beam is a path of the tree that is verified. The state sees tokens only, so one draft costs no attention and no
+cache. Beyond the paper: only the nodes and steps that are likely to be worth their time are drafted, a draft vocabulary
+makes the head small, and the head may be the target's own behind a projection.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from specdec_kernels import Beams, LMHeadTopK, RecurrentDraftStep, beam_parents, beam_step
+
+from ..packed_linear import pack_linears
+from ..state import State
+from ..target import Target
+from ..tree import Accepted, TokenTree
+from .protocol import Budget, Drafter, Proposals
+
+# The authors keep the 50 likeliest tokens before they normalise (`warp_logits`).
+AUTHORS_TOP = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ReDrafterConfig:
+    """The shape of a draft model, and how it drafts."""
+
+    hidden_size: int
+    """E, of the target."""
+    exit_dim: int
+    """X, width of the residual blocks; 2E in the paper, anything else adds a projection."""
+    residual_blocks: int = 2
+    rnn: bool = True
+    """Whether the state is recurrent; otherwise it is a running sum of embeddings."""
+    tied_head: bool = False
+    """Whether the head is the target's, behind a projection `X -> E`; otherwise it is the drafter's own."""
+    top_rule: int | None = None
+    """Probabilities are those among so many likeliest tokens, 50 in the authors' code; None for all."""
+    trained_length: int = 5
+    """Tokens ahead that the model was trained for."""
+    beam_width: int = 8
+    """W, 1 to 64."""
+    draft_length: int = 5
+    """Most tokens drafted behind the root; the authors' beam length counts the root too."""
+    keep: str = "expanded"
+    """Which nodes are verified: those of the final beams (`final`, as the authors) or of every beam there was."""
+    least: float = 0.03
+    """Cumulative probability under which a node is not worth verifying; 0 for the authors' way."""
+    least_step: float = 0.15
+    """Probability of all beams together under which a further step is not worth its time; 0 for the authors' way."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        for name, least, most in (
+            ("hidden_size", 1, None), ("exit_dim", 1, None), ("residual_blocks", 0, None),
+            ("trained_length", 1, None), ("beam_width", 1, 64), ("draft_length", 1, 64),
+            ("least", 0, 1), ("least_step", 0, 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                bounds = f"at least {least}" if most is None else f"{least} to {most}"
+                raise ValueError(f"{name}: expected {bounds}, got {value}")
+        if self.top_rule is not None and not 1 <= self.top_rule <= AUTHORS_TOP:
+            raise ValueError(f"top_rule: expected 1 to {AUTHORS_TOP} or None, got {self.top_rule}")
+        if self.keep not in ("final", "expanded"):
+            raise ValueError(f"keep: expected 'final' or 'expanded', got {self.keep!r}")
+
+
+class ReDrafterModel(nn.Module):
+    """Recurrent step, residual blocks and what turns features into tokens."""
+
+    draft_vocabulary: Tensor | None
+
+    def __init__(
+        self,
+        config: ReDrafterConfig,
+        vocabulary_size: int,
+        draft_vocabulary: Tensor | None = None,
+    ) -> None:
+        """Make a model with random weights.
+
+        Args:
+            config: its shape.
+            vocabulary_size: of the target.
+            draft_vocabulary: `[Vd]` int64, ascending, the only tokens it can draft; None for all.
+
+        Raises:
+            ValueError: if the draft vocabulary is not ascending ids of the vocabulary.
+        """
+        super().__init__()
+        check_draft_vocabulary(draft_vocabulary, vocabulary_size)
+        self.config = config
+        self.step = RecurrentDraftStep(
+            config.hidden_size,
+            exit_dim=None if config.exit_dim == 2 * config.hidden_size else config.exit_dim,
+            residual_blocks=config.residual_blocks,
+            rnn=config.rnn,
+        )
+        size = vocabulary_size if draft_vocabulary is None else len(draft_vocabulary)
+        out = config.hidden_size if config.tied_head else size
+        # With a tied head the first half of the head; without one, all of it.
+        self.output = nn.Linear(config.exit_dim, out, bias=False)
+        self.register_buffer("draft_vocabulary", draft_vocabulary)
+
+    def forward(self, embedded: Tensor, context: Tensor) -> Tensor:
+        """Draft with given tokens, for training: all steps at once.
+
+        Args:
+            embedded: `[T, P, E]`, embeddings of the T tokens behind each of P positions.
+            context: `[P, E]`, the target's hidden states there.
+
+        Returns:
+            `[T, P, E or Vd]`: what the head reads, or its logits where it is the model's own.
+        """
+        part = self.step.context_part(context)
+        state = self.step.initial_state(context)
+        steps = []
+        for tokens in embedded:
+            state, features = self.step(tokens, state, context, part)
+            steps.append(features)
+        return self.output(torch.stack(steps))  # type: ignore[no-any-return]
+
+
+def check_draft_vocabulary(ids: Tensor | None, vocabulary_size: int) -> None:
+    """Raise ValueError unless `ids` are ascending ids of a vocabulary, or None."""
+    if ids is None:
+        return
+    if ids.ndim != 1 or len(ids) == 0 or not bool((ids[1:] > ids[:-1]).all()):
+        raise ValueError(f"draft_vocabulary: expected ascending ids, got shape {list(ids.shape)}")
+    if ids[0] < 0 or ids[-1] >= vocabulary_size:
+        raise ValueError(
+            f"draft_vocabulary: expected ids from 0 to {vocabulary_size - 1}, "
+            f"got {int(ids[0])} to {int(ids[-1])}"
+        )
+
+
+class ReDrafter(Drafter):
+    """Drafts beams from the target's last hidden state."""
+
+    def __init__(
+        self, target: Target, model: ReDrafterModel, config: ReDrafterConfig | None = None
+    ) -> None:
+        """Join a draft model to its target; packs its linear layers where the target's are packed.
+
+        Args:
+            target: whose text is drafted.
+            model: in the target's dtype and on its device afterwards.
+            config: how to draft, where it shall differ from `model.config`.
+
+        Raises:
+            ValueError: if the model's width is not the target's, or its vocabulary.
+        """
+        self.config = config or model.config
+        width = target.config.hidden_size
+        if model.config.hidden_size != width:
+            raise ValueError(
+                f"hidden_size: expected the target's {width}, got {model.config.hidden_size}"
+            )
+        if self.config.draft_length > model.config.trained_length:
+            warnings.warn(
+                f"draft_length: expected at most the {model.config.trained_length} tokens that the model was "
+                f"trained for, got {self.config.draft_length}; the last ones will be guesses",
+                stacklevel=2,
+            )
+        self.target = target
+        self.model = model.to(target.device, target.dtype).eval()
+        tied = model.config.tied_head
+        ids = self.model.draft_vocabulary
+        self.head = target.draft_head(ids) if tied else LMHeadTopK(self.model.output, id_map=ids)
+        if target.packed:
+            pack_linears(self.model)
+            pack_linears(self.head)
+        self._context: Tensor = torch.empty(0)
+
+    def start(self, state: State, hidden: Tensor) -> None:
+        """Take the hidden state behind each prompt."""
+        self._context = hidden
+
+    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
+        """Take the hidden state at the last accepted node of each row."""
+        last = accepted.path.gather(1, accepted.lengths[:, None])  # [B, 1]
+        width = hidden.shape[-1]
+        self._context[state.rows.ids] = hidden.gather(1, last[..., None].expand(-1, -1, width))[
+            :, 0
+        ]
+
+    def draft(self, state: State, budget: Budget) -> Proposals:
+        """Search beams behind each row's root (ReDrafter section 3.2)."""
+        length = min(self.config.draft_length, budget.depth)
+        steps = self._search(state.roots, self._context[state.rows.ids], length)
+        if not steps:
+            return Proposals.none(len(state.rows.host), state.text.device)
+        return self._all_nodes(steps) if self.config.keep == "expanded" else self._paths(steps)
+
+    def _search(self, roots: Tensor, context: Tensor, length: int) -> list[Beams]:
+        """Run up to `length` steps; step i holds the beams of i + 1 drafted tokens."""
+        step, config = self.model.step, self.config
+        context = context[:, None]  # [B, 1, E]
+        part = step.context_part(context)
+        state = step.initial_state(context)
+        # One beam at first: all would be equal.
+        tokens, scores = roots[:, None], torch.zeros(roots.shape, device=roots.device)[:, None]
+        steps: list[Beams] = []
+        while len(steps) < length:
+            state, features = step(self.target.embed(tokens), state, context, part)
+            log_probs, ids = self._continuations(features)
+            beams = beam_step(scores, log_probs, ids, config.beam_width)
+            # Without a least probability nothing is read, so the whole draft may run ahead of the host.
+            likely = beams.scores >= math.log(config.least) if config.least else None
+            if likely is not None and not likely.any():
+                break
+            steps.append(beams)
+            scores, tokens = beams.scores, beams.tokens
+            if (
+                config.least_step
+                and len(steps) < length
+                and scores.exp().sum(1).max() < config.least_step
+            ):
+                break
+            state = state.gather(1, beams.parents[..., None].expand(-1, -1, state.shape[-1]))
+        return steps
+
+    def _continuations(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and ids `[B, W, K]` of what may follow each beam."""
+        model, config = self.model, self.config
+        rows = features.flatten(0, 1)
+        if model.config.tied_head:
+            rows = model.output(rows)
+        size = self.head.linear.out_features
+        width = min(config.beam_width, size)
+        top = self.head(rows, width if config.top_rule is None else min(config.top_rule, size))
+        log_probs = top.log_probs
+        if config.top_rule is not None:
+            log_probs = log_probs.log_softmax(-1)
+        shape = (*features.shape[:2], -1)
+        return log_probs[:, :width].reshape(shape), top.ids[:, :width].reshape(shape)
+
+    def _all_nodes(self, steps: list[Beams]) -> Proposals:
+        """Propose every beam of every step, each continuing its parent of the step before."""
+        parents = [torch.full_like(steps[0].parents, -1)]
+        before = 0
+        for earlier, beams in pairwise(steps):
+            parents.append(beams.parents + before)
+            before += earlier.tokens.shape[1]
+        tokens = torch.cat([beams.tokens for beams in steps], 1)
+        scores = torch.cat([beams.scores for beams in steps], 1)
+        return self._propose(tokens, torch.cat(parents, 1), scores, torch.zeros_like(tokens))
+
+    def _paths(self, steps: list[Beams]) -> Proposals:
+        """Propose the final beams, whole."""
+        beams, scores = trace_back(steps)
+        width, length = beams.shape[1:]
+        source = torch.arange(width, device=beams.device).repeat_interleave(length)
+        return self._propose(
+            beams.flatten(1), beam_parents(beams), scores.flatten(1), source.expand(len(beams), -1)
+        )
+
+    def _propose(
+        self, tokens: Tensor, parents: Tensor, scores: Tensor, source: Tensor
+    ) -> Proposals:
+        least = self.config.least
+        valid = scores >= math.log(least) if least else torch.ones_like(tokens, dtype=torch.bool)
+        return Proposals(tokens, parents, scores, valid, source)
+
+
+def trace_back(steps: list[Beams]) -> tuple[Tensor, Tensor]:
+    """Follow the final beams back to the root.
+
+    Args:
+        steps: of one beam search, L of them.
+
+    Returns:
+        Tokens `[B, W, L]` int64 and cumulative scores `[B, W, L]` float32, best beam first.
+    """
+    at = torch.arange(steps[-1].tokens.shape[1], device=steps[-1].tokens.device)
+    at = at.expand(len(steps[-1].tokens), -1)
+    tokens, scores = [], []
+    for beams in reversed(steps):
+        tokens.append(beams.tokens.gather(1, at))
+        scores.append(beams.scores.gather(1, at))
+        at = beams.parents.gather(1, at)
+    return torch.stack(tokens[::-1], 2), torch.stack(scores[::-1], 2)

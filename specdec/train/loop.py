@@ -1,0 +1,185 @@
+"""The training loop: any task, resumable to the same curve after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+STATE, LOG = "state.pt", "log.jsonl"
+SAVE_EVERY_SECONDS = 60
+LOG_EVERY_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast to learn."""
+
+    epochs: int = 4
+    batch: int = 512
+    """Units of the task per step."""
+    learning_rate: float = 1e-3
+    """At its peak; rises over the warm-up, falls to zero as a cosine."""
+    warmup: float = 0.03
+    """Share of all steps."""
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 0.5
+    """Largest gradient norm."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        for name in ("epochs", "batch"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate: expected above 0, got {self.learning_rate}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of one step."""
+        rising = max(1, round(self.warmup * steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        done = (step - rising) / max(1, steps - rising)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Task(Protocol):
+    """What is trained, on what."""
+
+    model: nn.Module
+    """Only its parameters that require gradients are trained and saved."""
+
+    @property
+    def units(self) -> Tensor:
+        """`[U]` int64, one per piece of training data."""
+        ...
+
+    def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss over some units, and what else is worth logging."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Measure the model on what it was not trained on."""
+        ...
+
+
+def train(
+    task: Task,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, figures: None,
+) -> list[dict[str, Any]]:
+    """Train, or go on where an earlier call was stopped.
+
+    Args:
+        task: what to train; its model ends with the last step's weights.
+        folder: where the state and the log are kept.
+        schedule: how.
+        progress: told the step, the number of steps and the latest figures.
+
+    Returns:
+        The log: training figures every 50 steps, validation figures after each epoch.
+
+    Raises:
+        ValueError: if the folder holds the state of another schedule or other data.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        weights.values(),
+        lr=schedule.learning_rate,
+        betas=schedule.betas,
+        weight_decay=schedule.weight_decay,
+    )
+    per_epoch = len(task.units) // schedule.batch
+    if per_epoch == 0:
+        raise ValueError(f"batch: expected at most {len(task.units)} units of data, got {schedule.batch}")
+    steps = per_epoch * schedule.epochs
+    identity = {"schedule": asdict(schedule), "steps": steps}
+    step, log = _restore(folder / STATE, identity, weights, optimizer)
+    order = _order(task, schedule, step // per_epoch)
+    saved = time.monotonic()
+    sums: dict[str, float] = {}
+    while step < steps:
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            order = _order(task, schedule, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step, steps)
+        units = order[place * schedule.batch : (place + 1) * schedule.batch]
+        loss, figures = task.loss(units)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights.values(), schedule.clip)
+        optimizer.step()
+        step += 1
+        for name, value in {"loss": float(loss.detach()), **figures}.items():
+            sums[name] = sums.get(name, 0.0) + value
+        due = step % LOG_EVERY_STEPS == 0 or step % per_epoch == 0
+        if due:
+            count = (step % per_epoch or per_epoch) % LOG_EVERY_STEPS or LOG_EVERY_STEPS
+            means = {name: value / count for name, value in sums.items()}
+            log.append({"step": step, "epoch": step / per_epoch, **means})
+            sums = {}
+            progress(step, steps, means)
+        if step % per_epoch == 0:
+            task.model.eval()
+            log.append({"step": step, "epoch": step / per_epoch, "validation": task.validate()})
+            task.model.train()
+            progress(step, steps, log[-1]["validation"])
+        # Saved where no sum is open, so that a resumed log is the same.
+        if due and (time.monotonic() - saved > SAVE_EVERY_SECONDS or step % per_epoch == 0):
+            _save(folder, identity, step, log, weights, optimizer)
+            saved = time.monotonic()
+    return log
+
+
+def _order(task: Task, schedule: Schedule, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + epoch)
+    return task.units[torch.randperm(len(task.units), generator=generator)]
+
+
+def _restore(
+    path: Path, identity: dict[str, Any], weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, Any]]]:
+    if not path.exists():
+        return 0, []
+    state = torch.load(path, weights_only=True)
+    if state["identity"] != identity:
+        raise ValueError(f"folder: expected a run of {identity}, got one of {state['identity']} in {path}")
+    with torch.no_grad():
+        for name, value in state["weights"].items():
+            weights[name].copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], json.loads(state["log"])
+
+
+def _save(
+    folder: Path,
+    identity: dict[str, Any],
+    step: int,
+    log: list[dict[str, Any]],
+    weights: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    state = {
+        "identity": identity,
+        "step": step,
+        "log": json.dumps(log),
+        "weights": {name: p.detach() for name, p in weights.items()},
+        "optimizer": optimizer.state_dict(),
+    }
+    scratch = folder / f".{STATE}"
+    torch.save(state, scratch)
+    scratch.replace(folder / STATE)
+    (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in log))

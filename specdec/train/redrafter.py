@@ -1,0 +1,117 @@
+"""Training ReDrafter's model by local distillation (ReDrafter section 3.3).
+
+At every position of a text the model sees the target's hidden state and the next T tokens, one at a time, and learns
+what the target would write after each of them. Gradients never reach the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from specdec_kernels import LMHeadTopK
+
+from ..drafters.redrafter import ReDrafterModel
+from ..target import Target
+from .features import Features
+from .loss import chunked_cross_entropy
+
+LABELS = ("greedy", "distribution")
+
+
+class ReDrafterTask:
+    """Positions of answers, and the loss of the model on them."""
+
+    def __init__(
+        self,
+        target: Target,
+        model: ReDrafterModel,
+        features: Features,
+        *,
+        labels: str = "distribution",
+        validate: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            target: the teacher; its embedding and, for a tied head, its head are used.
+            model: what is trained.
+            features: of training texts.
+            labels: learn the target's `greedy` token, or its `distribution` over the likeliest tokens.
+            validate: measures the model after each epoch.
+
+        Raises:
+            ValueError: if `labels` is neither.
+        """
+        if labels not in LABELS:
+            raise ValueError(f"labels: expected one of {', '.join(LABELS)}, got {labels!r}")
+        self.target, self.model, self.features, self.labels = target, model, features, labels
+        self.validate = validate
+        length = model.config.trained_length
+        spans = zip(features.answers.tolist(), features.ends.tolist(), strict=True)
+        # From the position that predicts the answer's first token to the last one with a label.
+        positions = [torch.arange(answer - 1, end - 2) for answer, end in spans]
+        self.units = torch.cat(positions)
+        ends = [end.expand(len(p)) for end, p in zip(features.ends, positions, strict=True)]
+        self.end = torch.zeros(len(features.tokens), dtype=torch.int64)
+        self.end[self.units] = torch.cat(ends)
+        self.ahead = torch.arange(1, length + 1)
+        ids = model.draft_vocabulary
+        self.head = target.draft_head(ids) if model.config.tied_head else LMHeadTopK(model.output)
+        vocabulary = target.config.vocab_size
+        self.place = torch.arange(vocabulary)
+        if ids is not None:
+            self.place = torch.full((vocabulary,), -1).index_copy(0, ids, torch.arange(len(ids)))
+
+    def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return the mean cross entropy over positions and steps, and per step how often the best token is right."""
+        features = self.features
+        at = units[:, None] + self.ahead  # [P, T]
+        real = at < self.end[units][:, None] - 1
+        at = torch.where(real, at, units[:, None])
+        tokens = features.tokens[at].long()
+        best = features.top_ids[at, 0]
+        if self.labels == "greedy":
+            # Behind a token that the target would not write, nothing is ever accepted.
+            real[:, 1:] &= (tokens[:, 1:] == best[:, :-1]).long().cumprod(1).bool()
+        with torch.no_grad():
+            embedded = self.target.embed(tokens.T)  # [T, P, E]
+        context = features.hidden[units].to(embedded.dtype)
+        with torch.autocast(context.device.type, torch.bfloat16):
+            out = self.model(embedded, context).transpose(0, 1)[real]  # [R, E or Vd]
+        kept = 1 if self.labels == "greedy" else None
+        at = at[real]
+        ids = self.place[features.top_ids[at, :kept].long()]  # [R, 16], -1 outside the draft vocabulary
+        probs = features.top_probs[at, :kept] * (ids >= 0)
+        probs = probs / probs.sum(-1, keepdim=True).clamp(min=1e-6)
+        right = torch.zeros(len(at), dtype=torch.bool)
+
+        def compare(predicted: Tensor, here: slice) -> Tensor:
+            taught, p = ids[here].clamp(min=0), probs[here]
+            chosen = predicted.gather(1, taught)
+            right[here] = (chosen[:, 0] == predicted.amax(1)) & (ids[here, 0] >= 0)
+            predicted *= (p.sum(1, keepdim=True) > 0)  # nothing to learn from tokens that cannot be drafted
+            predicted.scatter_add_(1, taught, -p.to(predicted.dtype))
+            return -(p * chosen.float().clamp(min=1e-30).log()).sum()
+
+        loss = chunked_cross_entropy(self.head, out, compare) / len(out)
+        step = real.nonzero()[:, 1]
+        accuracy = torch.bincount(step, right.float(), minlength=len(self.ahead)) / real.sum(0).clamp(min=1)
+        return loss, {f"right_{i + 1}": a for i, a in enumerate(accuracy.tolist())}
+
+
+def frequent_tokens(features: Features, size: int, vocabulary_size: int) -> Tensor:
+    """Choose a draft vocabulary: the tokens that the target writes most often.
+
+    Args:
+        features: of training texts.
+        size: Vd.
+        vocabulary_size: V.
+
+    Returns:
+        `[Vd]` int64, ascending.
+    """
+    counts = torch.bincount(features.top_ids[:, 0].long(), minlength=vocabulary_size)
+    return counts.topk(size).indices.sort().values

@@ -1,0 +1,39 @@
+"""What counts in the end: how far a drafter's proposals are accepted on prompts it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..drafters.protocol import Drafter
+from ..metrics import CTAR_WIDTHS, Metrics
+from ..session import MAX_NODES, Session, end_tokens
+from ..target import Target
+
+NEW_TOKENS = 64
+
+
+def acceptance(
+    target: Target, drafter: Drafter, prompts: Sequence[list[int]], *, max_nodes: int = MAX_NODES
+) -> dict[str, float]:
+    """Decode prompts greedily and measure.
+
+    Args:
+        target: writes.
+        drafter: proposes.
+        prompts: token ids.
+        max_nodes: most nodes verified per round.
+
+    Returns:
+        `tokens_per_round`, `nodes_per_round`, and `ctar_1` to `ctar_6`: the share of rounds that accepted as many
+        drafted tokens (Kangaroo section 4.1).
+    """
+    metrics = Metrics()
+    session = Session(target, drafter, max_nodes=max_nodes)
+    eos = end_tokens(target.model.generation_config)
+    for prompt in prompts:
+        metrics.add(session.generate([prompt], max_new_tokens=NEW_TOKENS, eos_token_ids=eos).metrics)
+    return {
+        "tokens_per_round": metrics.tokens_per_round,
+        "nodes_per_round": metrics.nodes_per_round,
+        **{f"ctar_{width}": metrics.ctar(width) for width in CTAR_WIDTHS},
+    }

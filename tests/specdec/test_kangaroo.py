@@ -1,0 +1,392 @@
+"""Kangaroo: the authors' drafts to the token, the target's text whatever is drafted, no layer run twice."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import specdec.decode
+from specdec.drafters import MixedDrafter, NoDrafter
+from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
+from specdec.loading import load_target
+from specdec.packed_linear import PackedLinear, can_pack
+from specdec.session import Session
+from specdec.target import Target
+from tiny import FAMILIES, SHAPE, VOCABULARY, library_greedy, random_prompt, tiny_model
+
+GOLDEN = Path(__file__).parents[1] / "data" / "kangaroo"
+NEW = 20
+LEAN = torch.arange(0, VOCABULARY, 3)
+
+
+def kangaroo(target, *, exit_layer=1, vocabulary=None, seed=0, **options):
+    """A drafter with a random adapter."""
+    options = {"heads": 4, "kv_heads": 2, "head_dim": 6} | options
+    config = KangarooConfig(target.config.hidden_size, exit_layer=exit_layer, **options)
+    with torch.inference_mode(False):
+        torch.manual_seed(seed)
+        adapter = config.new_adapter().requires_grad_(False)
+        for projection in (adapter.q_proj, adapter.k_proj, adapter.v_proj, adapter.o_proj):
+            projection.weight.mul_(4)
+    return KangarooDrafter(target, config, adapter, vocabulary)
+
+
+class Recorder:
+    """Keeps what a drafter proposes and what the target picks, round by round."""
+
+    def __init__(self, drafter, monkeypatch):
+        self.drafts, self.picked = [], []
+        draft, pick = drafter.draft, specdec.decode.pick
+
+        def recorded_draft(state, budget):
+            self.drafts.append(draft(state, budget))
+            return self.drafts[-1]
+
+        def recorded_pick(logits):
+            self.picked.append(pick(logits))
+            return self.picked[-1]
+
+        monkeypatch.setattr(drafter, "draft", recorded_draft)
+        monkeypatch.setattr(specdec.decode, "pick", recorded_pick)
+
+    @property
+    def confidences(self):
+        """Per round and row, of every draft."""
+        steps = [p.scores.diff(dim=1, prepend=torch.zeros(len(p.scores), 1)) for p in self.drafts]
+        return [
+            [row[keep].exp().tolist() for row, keep in zip(step, p.valid, strict=True)]
+            for step, p in zip(steps, self.drafts, strict=True)
+        ]
+
+    @property
+    def tokens(self):
+        return [
+            [row[keep].tolist() for row, keep in zip(p.tokens, p.valid, strict=True)]
+            for p in self.drafts
+        ]
+
+
+def follows_the_rule(confidences, eta, most):
+    """The authors' rule: a draft ends with its first unsure token, which it keeps, or is as long as it may be."""
+    *sure, last = confidences
+    return all(c >= eta for c in sure) and (last < eta or len(confidences) == most)
+
+
+@pytest.mark.parametrize("case", ["mha_base", "gqa", "eos_stop"])
+def test_rounds_are_the_authors(case, monkeypatch):
+    golden = json.loads((GOLDEN / f"{case}.json").read_text())
+    was, weights = golden["config"], load_file(GOLDEN / golden["weights"])
+    config = LlamaConfig(
+        vocab_size=was["vocab"],
+        hidden_size=was["hidden"],
+        intermediate_size=was["inter"],
+        num_hidden_layers=was["layers"],
+        num_attention_heads=was["heads"],
+        num_key_value_heads=was["kv_heads"],
+        max_position_embeddings=was["max_length"],
+        rms_norm_eps=1e-6,
+    )
+    model = LlamaForCausalLM(config).eval()
+    own = {name.removeprefix("adapter."): w for name, w in weights.items() if "adapter" in name}
+    model.load_state_dict({name: w for name, w in weights.items() if "adapter" not in name})
+    kangaroo_config = KangarooConfig(
+        was["hidden"],
+        was["heads"],
+        was["kv_heads"],
+        was["hidden"] // was["heads"],
+        exit_layer=was["exit"],
+        eta=was["eta"],
+        gamma=was["steps"],
+    )
+    adapter = kangaroo_config.new_adapter()
+    adapter.load_state_dict(own)
+    drafter = KangarooDrafter(Target(model), kangaroo_config, adapter)
+    recorder = Recorder(drafter, monkeypatch)
+
+    prompt, gamma = golden["prompt"], was["steps"]
+    text, accepted = list(prompt), []
+    # The authors never draft past the end but stop up to gamma tokens before it; we draft less. Their rounds are ours
+    # for as long as there is room.
+    end = min(was["max_length"], len(prompt) + was["max_new"]) - 1 - gamma
+    session = Session(drafter.target, drafter, max_nodes=gamma + 1)
+    for (emitted,) in session.stream(
+        [prompt], max_new_tokens=was["max_new"] + gamma, eos_token_ids=[was["eos"]]
+    ):
+        text += emitted.tokens
+        accepted.append(len(emitted.tokens))  # the first is the token of prefill, as they count
+        if len(text) - 1 >= end:
+            break
+
+    assert text == golden["final"]
+    assert accepted == golden["accept_lengths"]
+    rounds = golden["rounds"]
+    assert [draft for (draft,) in recorder.tokens] == [r["draft"] for r in rounds]
+    assert [p[0].tolist() for p in recorder.picked[1:]] == [r["verify"] for r in rounds]
+    for (ours,), theirs in zip(recorder.confidences, rounds, strict=True):
+        assert ours == pytest.approx(theirs["conf"], abs=1e-4)
+        assert follows_the_rule(ours, was["eta"], gamma)
+
+
+@pytest.mark.parametrize("exit_layer", [1, 2])
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_is_the_librarys(family, eta, exit_layer):
+    model = tiny_model(family, seed=exit_layer)
+    target = Target(model)
+    lengths = (1, 19, 5, 11)  # ragged; one is longer than a window
+    every = [random_prompt(length, 10 * exit_layer + length) for length in lengths]
+    expected = [library_greedy(model, prompt, NEW) for prompt in every]
+    for at, (gamma, max_nodes) in enumerate(((1, 16), (3, 16), (8, 16), (8, 2), (3, 1))):
+        drafter = kangaroo(
+            target,
+            exit_layer=exit_layer,
+            eta=eta,
+            gamma=gamma,
+            vocabulary=LEAN if at % 2 else None,
+            seed=at,
+        )
+        for batch in (1, 4) if gamma == 3 else (2 + at % 2,):
+            session = Session(target, drafter, max_nodes=max_nodes)
+            written = session.generate(every[:batch], max_new_tokens=NEW)
+            assert written.tokens == expected[:batch], (gamma, max_nodes, batch)
+
+
+def test_drafts_end_by_the_rule_in_every_row(monkeypatch):
+    target = Target(tiny_model("llama", seed=3))
+    prompts = [random_prompt(length, length) for length in (4, 9, 14)]
+    drafter = kangaroo(target, eta=0.3, gamma=5)
+    recorder = Recorder(drafter, monkeypatch)
+    session = Session(target, drafter, max_nodes=16)
+    remaining, most = [30] * 3, []
+    for emitted in session.stream(prompts, max_new_tokens=30):
+        for e in emitted:
+            remaining[e.row] -= len(e.tokens)
+        most.append([min(5, left - 1) for left in remaining if left])
+    lengths = set()
+    for confidences, mosts in zip(recorder.confidences, most, strict=False):
+        for row, longest in zip(confidences, mosts, strict=True):
+            lengths.add(len(row))
+            assert longest == 0 == len(row) or follows_the_rule(row, 0.3, longest)
+    assert {1, 2, 3} <= lengths  # rows did stop at different steps
+
+
+def test_a_draft_vocabulary_is_all_that_is_drafted(monkeypatch):
+    target = Target(tiny_model("granite", seed=3))
+    drafter = kangaroo(target, eta=0.0, gamma=4, vocabulary=LEAN)
+    recorder = Recorder(drafter, monkeypatch)
+    Session(target, drafter).generate([random_prompt(8, 1)], max_new_tokens=NEW)
+    drafted = {token for rows in recorder.tokens for row in rows for token in row}
+    assert drafted <= set(LEAN.tolist())
+    # Confidence is a share of the draft vocabulary's probability: what the whole head says, cut to its rows.
+    y = torch.randn(3, target.config.hidden_size, dtype=torch.float64)
+    cut = target.logits(y).float()[:, LEAN].softmax(-1).max(-1)
+    sure = drafter.head.confidence(y)
+    torch.testing.assert_close(sure.confidence, cut.values, rtol=1e-5, atol=1e-6)
+    assert torch.equal(sure.tokens, LEAN[cut.indices])
+
+
+def agreeing(layers=6, exit_layer=2, deep=0.0, seed=0):
+    """A model whose layers behind the exit add little, and an adapter that adds nothing: they say the same."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": layers})).double().eval()
+    model.requires_grad_(False)
+    for layer in model.model.layers[exit_layer:]:
+        layer.self_attn.o_proj.weight.mul_(deep)
+        layer.mlp.down_proj.weight.mul_(deep)
+    config = KangarooConfig(48, 4, 2, 6, exit_layer=exit_layer, eta=0.0, gamma=5)
+    adapter = config.new_adapter().requires_grad_(False)
+    adapter.o_proj.weight.zero_()
+    return model, KangarooDrafter(Target(model), config, adapter)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_everything_is_accepted_where_the_adapter_is_right(batch):
+    model, drafter = agreeing()
+    prompts = [random_prompt(5 + row, row) for row in range(batch)]
+    written = Session(drafter.target, drafter).generate(prompts, max_new_tokens=25)
+    assert written.tokens == [library_greedy(model, p, 25) for p in prompts]
+    assert written.metrics.gains == [6] * 4 * batch
+    assert written.metrics.nodes_per_round == 6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_text_is_the_librarys_where_the_adapter_is_right_at_times(seed):
+    model, drafter = agreeing(deep=0.25, seed=seed)
+    prompts = [random_prompt(5 + 4 * row, row) for row in range(4)]
+    full = [library_greedy(model, p, 40) for p in prompts]
+    eos = [full[0][7], full[2][0]]
+    written = Session(drafter.target, drafter).generate(
+        prompts, max_new_tokens=40, eos_token_ids=eos
+    )
+    assert written.tokens == [library_greedy(model, p, 40, eos) for p in prompts]
+    assert 1.3 < written.metrics.tokens_per_round < 6
+    assert set(written.metrics.gains) >= {1, 2, 3}
+
+
+def test_no_layer_runs_twice_for_a_token():
+    model, drafter = agreeing(deep=0.25)
+    target = drafter.target
+    widths = [[] for _ in model.model.layers]
+    for width, layer in zip(widths, model.model.layers, strict=True):
+        layer.register_forward_hook(
+            lambda module, args, out, width=width: width.append(args[0].shape[1])
+        )
+    prompt = random_prompt(9, 2)
+    stream = Session(target, drafter).stream([prompt], max_new_tokens=30)
+    next(stream)
+    assert widths == [[9]] * 6  # the adapter read along
+    rounds = [emitted for (emitted,) in stream]
+    nodes = [emitted.nodes for emitted in rounds]
+    assert len(set(nodes)) > 1  # the last rounds have less room
+    drafted = [n for n in nodes if n > 1]
+    alone = [1] * (len(nodes) - len(drafted))
+    for layer in (0, 1):
+        assert widths[layer] == [9] + [1] * sum(drafted) + alone
+    for layer in (2, 3, 4, 5):
+        assert widths[layer] == [9, *drafted, *alone]
+
+
+def test_the_head_runs_once_per_drafted_token():
+    _, drafter = agreeing()
+    calls = []
+    drafter.head.linear.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    head = drafter.target.head
+    drafter.target.head = lambda hidden: calls.clear() or head(hidden)  # ours of the round before
+    stream = Session(drafter.target, drafter).stream([random_prompt(4, 1)], max_new_tokens=7)
+    next(stream)
+    calls.clear()
+    counted = []
+    drafter.target.head = lambda hidden: counted.append(len(calls)) or head(hidden)
+    (emitted,) = next(stream)
+    assert (emitted.nodes, counted) == (6, [5])
+
+
+def test_a_conversation_drafts_as_if_it_had_been_read_at_once(monkeypatch):
+    model, drafter = agreeing(deep=0.25)
+    monkeypatch.setattr("specdec.target.PREFILL_CHUNK", 8)
+    drafter = kangaroo(drafter.target, exit_layer=2, eta=0.2)
+    recorder = Recorder(drafter, monkeypatch)
+    session = Session(drafter.target, drafter)
+    first = random_prompt(20, 4)
+    eos = library_greedy(model, first, 12)[8]
+    text = first + session.generate([first], max_new_tokens=30, eos_token_ids=[eos]).tokens[0]
+    for seed in (5, 6):
+        text = text + random_prompt(5, seed)
+        before = len(recorder.drafts)
+        continued = session.generate([text], max_new_tokens=12, eos_token_ids=[eos]).tokens
+        between = len(recorder.drafts)
+        fresh = Session(drafter.target, drafter)
+        assert fresh.generate([text], max_new_tokens=12, eos_token_ids=[eos]).tokens == continued
+        assert continued == [library_greedy(model, text, 12, [eos])]
+        drafts = recorder.drafts[before:between], recorder.drafts[between:]
+        for ours, theirs in zip(*drafts, strict=True):
+            assert torch.equal(ours.tokens, theirs.tokens)
+            torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-5, atol=1e-5)
+        text = text[:-9]  # goes back into what is cached
+    other = [random_prompt(6, 7), random_prompt(3, 8)]
+    expected = [library_greedy(model, p, 9) for p in other]
+    assert session.generate(other, max_new_tokens=9).tokens == expected
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_padding_never_leaves_the_positions_whose_rotations_are_fixed(kind):
+    rope = {"rope_type": kind, "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPE, rope_parameters=rope)
+    model = LlamaForCausalLM(config).double().eval()
+    target = Target(model)
+    assert target.position_limit == 32
+    # The first row has room for one token behind its root, the other drafts on.
+    prompts = [random_prompt(29, 1), random_prompt(3, 2)]
+    expected = [library_greedy(model, p, 32 - len(p)) for p in prompts]
+    drafter = kangaroo(target, eta=0.0, gamma=8)
+    assert Session(target, drafter).generate(prompts, max_new_tokens=40).tokens == expected
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_exact_text_in_bfloat16_is_that_of_the_plain_loop(batch):
+    try:
+        target = load_target(tiny_model("llama", dtype=torch.bfloat16), exact=True)
+    except ValueError as error:
+        pytest.skip(str(error))
+    prompts = [random_prompt(length, length) for length in (12, 1, 6)][:batch]
+    plain = Session(target, NoDrafter()).generate(prompts, max_new_tokens=NEW).tokens
+    for gamma in (1, 4):
+        for max_nodes in (1, 2, 16):
+            drafter = kangaroo(target, eta=0.2, gamma=gamma)
+            session = Session(target, drafter, max_nodes=max_nodes)
+            assert session.generate(prompts, max_new_tokens=NEW).tokens == plain
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="torch has no packed linear layers here")
+@pytest.mark.parametrize("vocabulary", [None, LEAN])
+def test_layers_are_packed_where_the_targets_are(vocabulary, monkeypatch):
+    model = tiny_model("llama", dtype=torch.float32)
+    plain = kangaroo(Target(model), eta=0.0, gamma=3, vocabulary=vocabulary)
+    assert not isinstance(plain.adapter.q_proj, PackedLinear)
+    target = Target(copy.deepcopy(model))
+    target.prepare()
+    packed = kangaroo(target, eta=0.0, gamma=3, vocabulary=vocabulary)
+    for linear in (packed.adapter.q_proj, packed.adapter.o_proj, packed.head.linear):
+        assert isinstance(linear, PackedLinear)
+    prompt, scores = random_prompt(7, 3), []
+    for drafter in (plain, packed):
+        recorder = Recorder(drafter, monkeypatch)
+        Session(drafter.target, drafter).generate([prompt], max_new_tokens=5)
+        scores.append(recorder.drafts[0].scores)
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
+
+
+def test_it_drafts_alone():
+    with pytest.raises(ValueError, match="KangarooDrafter, which drafts alone"):
+        MixedDrafter([kangaroo(Target(tiny_model("llama")))])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size: expected at least 1, got 0"),
+        ({"heads": 0}, "heads: expected at least 1, got 0"),
+        ({"kv_heads": 3}, "kv_heads: expected a divisor of 4 heads, got 3"),
+        ({"head_dim": 7}, "head_dim: expected an even number from 2 on, got 7"),
+        ({"exit_layer": 0}, "exit_layer: expected at least 1, got 0"),
+        ({"gamma": 0}, "gamma: expected at least 1, got 0"),
+        ({"eta": -0.1}, "eta: expected at least 0, got -0.1"),
+        ({"eta": math.nan}, "eta: expected at least 0, got nan"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps: expected above 0, got 0.0"),
+        ({"rope_theta": -1.0}, "rope_theta: expected above 0, got -1.0"),
+    ],
+)
+def test_bad_settings_are_named(options, message):
+    good = {"hidden_size": 48, "heads": 4, "kv_heads": 2, "head_dim": 6, "exit_layer": 1}
+    with pytest.raises(ValueError, match=message):
+        KangarooConfig(**good | options)
+
+
+def test_adapters_that_do_not_fit_are_named():
+    target = Target(tiny_model("llama"))
+    config = KangarooConfig(48, 4, 2, 6, exit_layer=2)
+    with pytest.raises(ValueError, match="hidden_size: expected the target's 48, got 24"):
+        other = KangarooConfig(24, 4, 2, 6, exit_layer=2)
+        KangarooDrafter(target, other, other.new_adapter())
+    with pytest.raises(
+        ValueError, match="exit_layer: expected 1 to 2 of the target's 3 layers, got 3"
+    ):
+        other = KangarooConfig(48, 4, 2, 6, exit_layer=3)
+        KangarooDrafter(target, other, other.new_adapter())
+    with pytest.raises(
+        ValueError, match="adapter: expected kv_heads 2 as in its configuration, got 4"
+    ):
+        KangarooDrafter(target, config, KangarooConfig(48, 4, 4, 6, exit_layer=2).new_adapter())
+    for ids in (torch.tensor([3, 2]), torch.tensor([], dtype=torch.int64)):
+        with pytest.raises(ValueError, match="draft_vocabulary: expected ascending ids"):
+            KangarooDrafter(target, config, config.new_adapter(), ids)
+    with pytest.raises(ValueError, match="draft_vocabulary: expected ids from 0 to 60"):
+        KangarooDrafter(target, config, config.new_adapter(), torch.tensor([1, 61]))
