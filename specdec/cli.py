@@ -1,4 +1,4 @@
-"""The command line: generate, chat, bench, info."""
+"""The command line: generate, chat, bench, info, data, train."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from .models import DEFAULT_MODEL, load_model
 from .packed_linear import can_pack
 from .session import MAX_NODES, Session, check_max_nodes, end_tokens
 from .target import Target
+from .train import commands as training
 
 app = typer.Typer(
     add_completion=False,
@@ -45,6 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The same text in fewer passes: lossless speculative decoding for Hugging Face models.",
 )
+app.command()(training.data)
+app.add_typer(training.app, name="train")
 console = Console(highlight=False, soft_wrap=True)
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 

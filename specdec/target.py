@@ -267,7 +267,9 @@ class Target:
             self.exact and len(tokens) == 1
         )  # never one row: its copy is written over by the next node
         chain = TokenTree.chain(tokens[:, None].expand(-1, 2 if alone else 1))
-        cache.open(chain.ancestors, chain.depth, rows, behind=behind)
+        now = cache.open(chain.ancestors, chain.depth, rows, behind=behind)
+        # A row at its end runs on as padding beside longer drafts: past the limit it would change everyone's rotations.
+        now.positions = now.positions.clamp(max=self.position_limit - 1)
         return self.run_layers(self.embed(chain.tokens), cache, 0, layers)
 
     def verify(

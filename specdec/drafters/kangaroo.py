@@ -120,7 +120,7 @@ class KangarooDrafter(Drafter):
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Draft one token after another until every row is unsure (Kangaroo section 3.2)."""
         most = min(self.config.gamma, budget.depth, budget.nodes - 1)
-        if most == 0:
+        if most == 0:  # the root's keys and values stay unwritten, in the last round of a text
             return Proposals.none(len(state.rows.host), state.text.device)
         cache, rows, layers = state.cache, state.rows, self.config.exit_layer
         nodes, tokens, confidence, valid = [], [], [], []
@@ -130,9 +130,7 @@ class KangarooDrafter(Drafter):
             nodes.append(hidden[:, :1])
             # The one read of a step; it waits for the step before alone, as the layers above are under way by now.
             if step == most or (step > 0 and not drafting.any()):
-                self._read(
-                    hidden, cache
-                )  # the draft's last token: the next round's attention wants it
+                self._read(hidden, cache)  # the last token; the next round attends to it
                 break
             sure = self.head.confidence(self._attend(hidden, cache)[:, 0])
             tokens.append(sure.tokens)

@@ -253,3 +253,30 @@ def _resume(out: Path) -> tuple[int, int]:
     scratch.write_text("".join(lines[:kept]), encoding="utf-8")
     scratch.replace(out)
     return last, sum(len(record["answer_ids"]) for record in records[:kept])
+
+
+def read_turns(path: Path) -> list[str]:
+    """Read user turns from a JSONL file whose lines have `text`, `prompt` or, as in Spec-Bench, `turns`.
+
+    Raises:
+        ValueError: if the file cannot be read or a line has none of them.
+    """
+    turns = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"prompts: expected a readable JSONL file, got {path} ({error})"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            fields = json.loads(line)
+            turn = fields.get("text") or fields.get("prompt") or fields["turns"][0]
+        except (json.JSONDecodeError, AttributeError, KeyError, IndexError, TypeError):
+            turn = None
+        if not isinstance(turn, str):
+            raise ValueError(
+                f"prompts: expected an object with text, prompt or turns in {path} line {number}, got {line[:60]!r}"
+            )
+        turns.append(turn)
+    return turns

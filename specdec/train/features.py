@@ -12,11 +12,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from ..target import Target
 from .data import Conversation
 
 TOP = 16
@@ -51,7 +52,7 @@ class Features:
 
 
 def collect_features(
-    model: PreTrainedModel,
+    target: Target,
     conversations: Sequence[Conversation],
     folder: Path,
     *,
@@ -61,7 +62,7 @@ def collect_features(
     """Run the target over conversations, or go on where an earlier call was stopped.
 
     Args:
-        model: the target, in evaluation mode, as the library loads it.
+        target: reads them through the library's own forward pass.
         conversations: what it reads.
         folder: where the files go, about 2.5 KB per token of a model of width 576, and 1.2 KB per exit layer.
         exit_layers: layers after which hidden states are kept too.
@@ -71,14 +72,17 @@ def collect_features(
         ValueError: if the folder holds features of other conversations.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = _files(model.config.hidden_size, exit_layers)
+    width = target.config.hidden_size
+    files = _files(width, exit_layers)
     plan = _batches(conversations)
     index_file = folder / "index.json"
     identity = [
         len(conversations),
         sum(len(c.prompt_ids) + len(c.answer_ids) for c in conversations),
     ]
-    index = {"of": identity, "exits": list(exit_layers), "batches": 0, "spans": []}
+    index: dict[str, Any] = {
+        "of": identity, "exits": list(exit_layers), "batches": 0, "spans": []
+    }  # fmt: skip
     if index_file.exists():
         found = json.loads(index_file.read_text())
         if (found["of"], found["exits"]) != (index["of"], index["exits"]):
@@ -88,12 +92,12 @@ def collect_features(
             )
         index = found
     tokens = index["spans"][-1][2] if index["spans"] else 0
-    for name, (width, dtype) in files.items():  # cut off what was written but not noted
+    for name, (columns, dtype) in files.items():  # cut off what was written but not noted
         with (folder / name).open("ab") as file:
-            file.truncate(tokens * width * dtype.itemsize)
+            file.truncate(tokens * columns * dtype.itemsize)
     for number in range(index["batches"], len(plan)):
         batch = [conversations[i] for i in plan[number]]
-        rows = _read(model, batch, exit_layers)
+        rows = _read(target, batch, exit_layers)
         for name, rows_of_file in rows.items():
             with (folder / name).open("ab") as file:
                 file.write(rows_of_file.contiguous().view(torch.uint8).numpy().tobytes())
@@ -106,7 +110,7 @@ def collect_features(
         scratch.write_text(json.dumps(index))
         scratch.replace(index_file)
         progress(len(index["spans"]))
-    return load_features(folder, model.config.hidden_size)
+    return load_features(folder, width)
 
 
 def load_features(folder: Path, hidden_size: int) -> Features:
@@ -155,19 +159,20 @@ def _batches(conversations: Sequence[Conversation]) -> list[list[int]]:
 
 @torch.inference_mode()
 def _read(
-    model: PreTrainedModel, batch: list[Conversation], exit_layers: Sequence[int]
+    target: Target, batch: list[Conversation], exit_layers: Sequence[int]
 ) -> dict[str, Tensor]:
     texts = [c.prompt_ids + c.answer_ids for c in batch]
     longest = max(map(len, texts))
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
     real = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
     # Padding lies behind, so the causal mask alone keeps it out.
-    out = model.base_model(ids.to(model.device), output_hidden_states=True, use_cache=False)
+    out = target.decoder(ids.to(target.device), output_hidden_states=True, use_cache=False)
     keep = real.bool()
-    hidden = out.hidden_states[-1][keep.to(model.device)]
+    on_device = keep.to(target.device)
+    hidden = out.hidden_states[-1][on_device]
     ids_of, probs_of = [], []
     for rows in hidden.split(HEAD_ROWS):
-        logits = model.get_output_embeddings()(rows).float()
+        logits = target.logits(rows).float()
         top = logits.topk(TOP, -1)
         ids_of.append(top.indices)
         probs_of.append((top.values - logits.logsumexp(-1, keepdim=True)).exp())
@@ -177,8 +182,7 @@ def _read(
         "top_ids": torch.cat(ids_of).int(),
         "top_probs": torch.cat(probs_of),
         **{
-            f"exit_{layer}": out.hidden_states[layer][keep.to(model.device)].bfloat16()
-            for layer in exit_layers
+            f"exit_{layer}": out.hidden_states[layer][on_device].bfloat16() for layer in exit_layers
         },
     }
     return {name: value.cpu() for name, value in rows.items()}

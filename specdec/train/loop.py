@@ -55,8 +55,10 @@ class Schedule:
 class Task(Protocol):
     """What is trained, on what."""
 
-    model: nn.Module
-    """Only its parameters that require gradients are trained and saved."""
+    @property
+    def model(self) -> nn.Module:
+        """Only its parameters that require gradients are trained and saved."""
+        ...
 
     @property
     def units(self) -> Tensor:
@@ -67,8 +69,9 @@ class Task(Protocol):
         """Return the loss over some units, and what else is worth logging."""
         ...
 
-    def validate(self) -> dict[str, float]:
-        """Measure the model on what it was not trained on."""
+    @property
+    def validate(self) -> Callable[[], dict[str, float]]:
+        """Measures the model on what it was not trained on."""
         ...
 
 
@@ -103,7 +106,9 @@ def train(
     )
     per_epoch = len(task.units) // schedule.batch
     if per_epoch == 0:
-        raise ValueError(f"batch: expected at most {len(task.units)} units of data, got {schedule.batch}")
+        raise ValueError(
+            f"batch: expected at most {len(task.units)} units of data, got {schedule.batch}"
+        )
     steps = per_epoch * schedule.epochs
     identity = {"schedule": asdict(schedule), "steps": steps}
     step, log = _restore(folder / STATE, identity, weights, optimizer)
@@ -150,13 +155,18 @@ def _order(task: Task, schedule: Schedule, epoch: int) -> Tensor:
 
 
 def _restore(
-    path: Path, identity: dict[str, Any], weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    path: Path,
+    identity: dict[str, Any],
+    weights: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[int, list[dict[str, Any]]]:
     if not path.exists():
         return 0, []
     state = torch.load(path, weights_only=True)
     if state["identity"] != identity:
-        raise ValueError(f"folder: expected a run of {identity}, got one of {state['identity']} in {path}")
+        raise ValueError(
+            f"folder: expected a run of {identity}, got one of {state['identity']} in {path}"
+        )
     with torch.no_grad():
         for name, value in state["weights"].items():
             weights[name].copy_(value)

@@ -83,7 +83,9 @@ class ReDrafterTask:
             out = self.model(embedded, context).transpose(0, 1)[real]  # [R, E or Vd]
         kept = 1 if self.labels == "greedy" else None
         at = at[real]
-        ids = self.place[features.top_ids[at, :kept].long()]  # [R, 16], -1 outside the draft vocabulary
+        ids = self.place[
+            features.top_ids[at, :kept].long()
+        ]  # [R, 16], -1 outside the draft vocabulary
         probs = features.top_probs[at, :kept] * (ids >= 0)
         probs = probs / probs.sum(-1, keepdim=True).clamp(min=1e-6)
         right = torch.zeros(len(at), dtype=torch.bool)
@@ -92,13 +94,17 @@ class ReDrafterTask:
             taught, p = ids[here].clamp(min=0), probs[here]
             chosen = predicted.gather(1, taught)
             right[here] = (chosen[:, 0] == predicted.amax(1)) & (ids[here, 0] >= 0)
-            predicted *= (p.sum(1, keepdim=True) > 0)  # nothing to learn from tokens that cannot be drafted
+            predicted *= (
+                p.sum(1, keepdim=True) > 0
+            )  # nothing to learn from tokens that cannot be drafted
             predicted.scatter_add_(1, taught, -p.to(predicted.dtype))
             return -(p * chosen.float().clamp(min=1e-30).log()).sum()
 
         loss = chunked_cross_entropy(self.head, out, compare) / len(out)
         step = real.nonzero()[:, 1]
-        accuracy = torch.bincount(step, right.float(), minlength=len(self.ahead)) / real.sum(0).clamp(min=1)
+        accuracy = torch.bincount(step, right.float(), minlength=len(self.ahead)) / real.sum(
+            0
+        ).clamp(min=1)
         return loss, {f"right_{i + 1}": a for i, a in enumerate(accuracy.tolist())}
 
 

@@ -31,7 +31,9 @@ def acceptance(
     session = Session(target, drafter, max_nodes=max_nodes)
     eos = end_tokens(target.model.generation_config)
     for prompt in prompts:
-        metrics.add(session.generate([prompt], max_new_tokens=NEW_TOKENS, eos_token_ids=eos).metrics)
+        metrics.add(
+            session.generate([prompt], max_new_tokens=NEW_TOKENS, eos_token_ids=eos).metrics
+        )
     return {
         "tokens_per_round": metrics.tokens_per_round,
         "nodes_per_round": metrics.nodes_per_round,

@@ -190,10 +190,11 @@ def test_a_draft_vocabulary_is_all_that_is_drafted(monkeypatch):
     assert torch.equal(sure.tokens, LEAN[cut.indices])
 
 
-def agreeing(layers=6, exit_layer=2, deep=0.0, seed=0):
+def agreeing(exit_layer=2, deep=0.0, seed=0, **settings):
     """A model whose layers behind the exit add little, and an adapter that adds nothing: they say the same."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": layers})).double().eval()
+    shape = SHAPE | {"num_hidden_layers": 6} | settings
+    model = LlamaForCausalLM(LlamaConfig(**shape)).double().eval()
     model.requires_grad_(False)
     for layer in model.model.layers[exit_layer:]:
         layer.self_attn.o_proj.weight.mul_(deep)
@@ -225,12 +226,13 @@ def test_text_is_the_librarys_where_the_adapter_is_right_at_times(seed):
     )
     assert written.tokens == [library_greedy(model, p, 40, eos) for p in prompts]
     assert 1.3 < written.metrics.tokens_per_round < 6
-    assert set(written.metrics.gains) >= {1, 2, 3}
+    assert len(set(written.metrics.gains)) > 2
 
 
 def test_no_layer_runs_twice_for_a_token():
     model, drafter = agreeing(deep=0.25)
     target = drafter.target
+    drafter = kangaroo(target, exit_layer=2, eta=0.5)
     widths = [[] for _ in model.model.layers]
     for width, layer in zip(widths, model.model.layers, strict=True):
         layer.register_forward_hook(
@@ -242,7 +244,7 @@ def test_no_layer_runs_twice_for_a_token():
     assert widths == [[9]] * 6  # the adapter read along
     rounds = [emitted for (emitted,) in stream]
     nodes = [emitted.nodes for emitted in rounds]
-    assert len(set(nodes)) > 1  # the last rounds have less room
+    assert len(set(nodes)) > 2
     drafted = [n for n in nodes if n > 1]
     alone = [1] * (len(nodes) - len(drafted))
     for layer in (0, 1):
@@ -251,19 +253,17 @@ def test_no_layer_runs_twice_for_a_token():
         assert widths[layer] == [9, *drafted, *alone]
 
 
-def test_the_head_runs_once_per_drafted_token():
+def test_the_head_runs_once_per_drafted_token_and_once_to_verify():
     _, drafter = agreeing()
-    calls = []
-    drafter.head.linear.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
-    head = drafter.target.head
-    drafter.target.head = lambda hidden: calls.clear() or head(hidden)  # ours of the round before
+    shapes = []
+    drafter.head.linear.register_forward_hook(
+        lambda module, args, out: shapes.append(tuple(args[0].shape[:-1]))
+    )
     stream = Session(drafter.target, drafter).stream([random_prompt(4, 1)], max_new_tokens=7)
     next(stream)
-    calls.clear()
-    counted = []
-    drafter.target.head = lambda hidden: counted.append(len(calls)) or head(hidden)
-    (emitted,) = next(stream)
-    assert (emitted.nodes, counted) == (6, [5])
+    shapes.clear()
+    next(stream)
+    assert shapes == [(1,)] * 5 + [(1, 6)]
 
 
 def test_a_conversation_drafts_as_if_it_had_been_read_at_once(monkeypatch):
@@ -295,19 +295,26 @@ def test_a_conversation_drafts_as_if_it_had_been_read_at_once(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_padding_never_leaves_the_positions_whose_rotations_are_fixed(kind):
-    rope = {"rope_type": kind, "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
+    rope = {"rope_type": kind, "rope_theta": 100.0, "factor": 4.0}
+    settings = {"rope_parameters": rope, "max_position_embeddings": 32}
     if kind == "longrope":
-        rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, rope_parameters=rope)
-    model = LlamaForCausalLM(config).double().eval()
-    target = Target(model)
-    assert target.position_limit == 32
-    # The first row has room for one token behind its root, the other drafts on.
-    prompts = [random_prompt(29, 1), random_prompt(3, 2)]
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+        rope["original_max_position_embeddings"] = 32
+        settings["max_position_embeddings"] = 128
+    model, drafter = agreeing(**settings)
+    assert drafter.target.position_limit == 32
+    # The first row has room for one token behind its root, the other drafts on: one step too far would turn its
+    # queries and keys by other angles than the library does.
+    prompts = [random_prompt(29, 1), random_prompt(12, 2)]
     expected = [library_greedy(model, p, 32 - len(p)) for p in prompts]
-    drafter = kangaroo(target, eta=0.0, gamma=8)
-    assert Session(target, drafter).generate(prompts, max_new_tokens=40).tokens == expected
+    seen = []
+    model.model.rotary_emb.register_forward_pre_hook(
+        lambda module, args: seen.append(int(args[1].max()))
+    )
+    written = Session(drafter.target, drafter).generate(prompts, max_new_tokens=40)
+    assert max(seen) == 31
+    assert written.tokens == expected
+    assert max(written.metrics.gains) == 6
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -1,0 +1,85 @@
+"""Training Kangaroo's adapter by self-distillation (Kangaroo section 3.2).
+
+The adapter reads what the target's first layers made of a text and learns the distribution that the whole target has
+behind each token of the answers: soft cross entropy, the head frozen, mask and positions as they are when it drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from specdec_kernels import EarlyExitAdapter
+
+from ..target import Target
+from .features import Features
+from .loss import chunked_cross_entropy
+
+
+class KangarooTask:
+    """Conversations, and the loss of an adapter on their answers."""
+
+    def __init__(
+        self,
+        target: Target,
+        adapter: EarlyExitAdapter,
+        features: Features,
+        *,
+        exit_layer: int,
+        draft_vocabulary: Tensor | None = None,
+        validate: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            target: the teacher, whose head is used.
+            adapter: what is trained.
+            features: of training texts, with hidden states at the exit layer.
+            exit_layer: after which layer the adapter reads.
+            draft_vocabulary: `[Vd]` int64, what the adapter shall choose from; the teacher's distribution is
+                renormalised over it. None for all tokens.
+            validate: measures the adapter after each epoch.
+
+        Raises:
+            ValueError: if there are no hidden states at this layer.
+        """
+        if exit_layer not in features.exits:
+            raise ValueError(
+                f"exit_layer: expected one of {sorted(features.exits)} whose hidden states were collected, "
+                f"got {exit_layer}"
+            )
+        self.model, self.features, self.validate = adapter, features, validate
+        self.exits = features.exits[exit_layer]
+        self.head = target.draft_head(draft_vocabulary)
+        self.units = torch.arange(len(features))
+
+    def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return the mean cross entropy over answers, and how well the two distributions agree."""
+        features = self.features
+        spans = [slice(*span) for span in zip(
+            features.starts[units].tolist(), features.ends[units].tolist(), strict=True
+        )]  # fmt: skip
+        hidden = pad_sequence([self.exits[span] for span in spans], batch_first=True)  # [B, T, E]
+        place = torch.arange(hidden.shape[1])
+        length = features.ends[units] - features.starts[units]
+        prompt = features.answers[units] - features.starts[units]
+        # From the position that predicts the answer's first token to the one that predicts its last.
+        learned = (place >= prompt[:, None] - 1) & (place < length[:, None] - 1)
+        with torch.autocast(hidden.device.type, torch.bfloat16):
+            out = self.model.forward_sequence(hidden, place < length[:, None])[learned]
+        teacher = features.hidden[(features.starts[units][:, None] + place)[learned]]
+        agree = {"right_1": 0.0, "overlap": 0.0}
+
+        def compare(predicted: Tensor, here: slice) -> Tensor:
+            taught = self.head.logits(teacher[here]).softmax(-1)
+            agree["right_1"] += float((predicted.argmax(1) == taught.argmax(1)).sum())
+            agree["overlap"] += float(torch.minimum(predicted, taught).sum())
+            loss = -(taught * predicted.clamp(min=1e-30).log()).sum(dtype=torch.float32)
+            predicted -= taught
+            return loss
+
+        loss = chunked_cross_entropy(self.head, out.to(teacher.dtype), compare) / len(out)
+        return loss, {name: value / len(out) for name, value in agree.items()}

@@ -1,0 +1,162 @@
+"""A training from text files to a drafter in a folder; killed at any point, it goes on where it was."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from specdec_kernels import EarlyExitAdapter
+
+from ..checkpoints import save_drafter
+from ..drafters import Drafter
+from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
+from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
+from ..target import Target
+from .data import read_conversations
+from .features import Features, collect_features
+from .kangaroo import KangarooTask
+from .loop import Schedule, train
+from .redrafter import ReDrafterTask, frequent_tokens
+from .validate import acceptance
+
+REPORT = "training.json"
+# Told what is going on, how far, and the latest figures.
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is common to the training of any drafter."""
+
+    schedule: Schedule
+    draft_vocabulary: int | None = 8192
+    """Vd, the most frequent tokens; None for all."""
+    held_out: int = 24
+    """The first conversations of the data, which are only validated on."""
+    labels: str = "distribution"
+    """What ReDrafter learns; see `ReDrafterTask`."""
+
+
+def train_drafter(
+    target: Target,
+    config: ReDrafterConfig | KangarooConfig,
+    data: Sequence[Path],
+    folder: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    features: Path | None = None,
+    exit_layers: Sequence[int] = (),
+    progress: Progress = lambda what, done, total, figures: None,
+) -> list[dict[str, Any]]:
+    """Train a drafter and save it.
+
+    Args:
+        target: the teacher, which is not changed.
+        config: the drafter's shape and how it drafts.
+        data: JSONL files of conversations, from `specdec data`.
+        folder: keeps what is needed to go on after a kill.
+        out: where the drafter goes, beside a report of its training.
+        recipe: how to train.
+        features: a folder of features that several trainings share; None for one of its own.
+        exit_layers: layers to collect hidden states of, besides the one in `config`.
+        progress: told what happens.
+
+    Returns:
+        The log of the training.
+
+    Raises:
+        ValueError: if the data cannot be read or is too little, or a folder belongs to another training.
+    """
+    began = time.time()
+    conversations = [c for path in data for c in read_conversations(path)]
+    held_out, learned = conversations[: recipe.held_out], conversations[recipe.held_out :]
+    if not learned:
+        raise ValueError(
+            f"data: expected more than the {recipe.held_out} conversations held out, got {len(conversations)}"
+        )
+    own = [config.exit_layer] if isinstance(config, KangarooConfig) else []
+    collected = collect_features(
+        target,
+        learned,
+        features or folder / "features",
+        exit_layers=sorted({*own, *exit_layers}),
+        progress=lambda done: progress("reading", done, len(learned), {}),
+    )
+    vocabulary = target.config.vocab_size
+    ids = None
+    if recipe.draft_vocabulary is not None and recipe.draft_vocabulary < vocabulary:
+        ids = frequent_tokens(collected, recipe.draft_vocabulary, vocabulary)
+    prompts = [c.prompt_ids for c in held_out]
+    for parameter in target.model.parameters():
+        parameter.requires_grad_(False)
+    torch.manual_seed(recipe.schedule.seed)
+    task = _task(target, config, collected, ids, prompts, recipe.labels)
+    log = train(
+        task,
+        folder,
+        recipe.schedule,
+        progress=lambda step, steps, figures: progress("training", step, steps, figures),
+    )
+    drafter = _drafter(target, config, task.model, ids)
+    save_drafter(out, drafter)
+    report = {
+        "conversations": len(learned),
+        "tokens": len(collected.tokens),
+        "units": len(task.units),
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "recipe": asdict(recipe),
+        "seconds_of_last_run": time.time() - began,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "log": log,
+    }
+    (out / REPORT).write_text(json.dumps(report, indent=1))
+    return log
+
+
+def _task(
+    target: Target,
+    config: ReDrafterConfig | KangarooConfig,
+    collected: Features,
+    ids: Tensor | None,
+    prompts: list[list[int]],
+    labels: str,
+) -> ReDrafterTask | KangarooTask:
+    def validate() -> dict[str, float]:
+        # A copy: drafting wants the target's dtype and packs weights, training goes on in float32.
+        return acceptance(target, _drafter(target, config, copy.deepcopy(model), ids), prompts)
+
+    model: Any
+    if isinstance(config, ReDrafterConfig):
+        model = ReDrafterModel(config, target.config.vocab_size, ids)
+        return ReDrafterTask(target, model, collected, labels=labels, validate=validate)
+    model = config.new_adapter()
+    return KangarooTask(
+        target,
+        model,
+        collected,
+        exit_layer=config.exit_layer,
+        draft_vocabulary=ids,
+        validate=validate,
+    )
+
+
+def _drafter(
+    target: Target, config: ReDrafterConfig | KangarooConfig, model: nn.Module, ids: Tensor | None
+) -> Drafter:
+    if isinstance(config, ReDrafterConfig):
+        assert isinstance(model, ReDrafterModel)
+        return ReDrafter(target, model)
+    assert isinstance(model, EarlyExitAdapter)
+    return KangarooDrafter(target, config, model, ids)
