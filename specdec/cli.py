@@ -1,9 +1,8 @@
-"""The command line: generate, chat, bench, info, data, train."""
+"""The command line: generate, chat, bench, info, data, train, convert."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -20,7 +19,8 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from . import __version__
-from .drafters import load_drafter
+from .checkpoints.command import convert
+from .drafters import check_drafter_name
 from .evaluate.benchmark import (
     Benchmark,
     Prompt,
@@ -39,6 +39,7 @@ from .packed_linear import can_pack
 from .session import MAX_NODES, Session, check_max_nodes, end_tokens
 from .target import Target
 from .train import commands as training
+from .whole_file import whole_file
 
 app = typer.Typer(
     add_completion=False,
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.command()(training.data)
 app.add_typer(training.app, name="train")
+app.command()(convert)
 console = Console(highlight=False, soft_wrap=True)
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -72,7 +74,12 @@ class DType(StrEnum):
 ModelOption = Annotated[
     str, typer.Option(help="smollm2-135m-instruct (embedded), a hub id, or a folder.")
 ]
-DrafterOption = Annotated[str, typer.Option(help="none, lookup, or several joined by +.")]
+DrafterOption = Annotated[
+    str,
+    typer.Option(
+        help="none, lookup, redrafter, kangaroo, mixed, a folder, or several joined by +."
+    ),
+]
 DTypeOption = Annotated[DType, typer.Option(help="Precision of the weights.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, mps, cuda, cuda:1, …")]
 ExactOption = Annotated[
@@ -191,7 +198,8 @@ def bench(
     total = sum(len(question.turns[:turns]) for question in questions)
     result = _compare(target, model, asked, names, max_new_tokens, max_nodes, total)
     if json_file is not None:
-        _write_whole(json_file, json.dumps(result.as_json(), indent=1))
+        with whole_file(json_file) as scratch:
+            scratch.write_text(json.dumps(result.as_json(), indent=1))
     if not result.lossless:
         messages.print("specdec: answers differ beyond the tie rule", style="red")
         raise typer.Exit(1)
@@ -232,9 +240,9 @@ def _session(
     model: str, drafter: str, max_nodes: int, dtype: DType, device: str, exact: bool
 ) -> Session:
     check_max_nodes(max_nodes)
-    loaded = load_drafter(drafter)  # names are checked before seconds are spent on the model
+    check_drafter_name(drafter)  # before seconds are spent on the model
     target = load_target(model, dtype=getattr(torch, dtype), device=_device(device), exact=exact)
-    return Session(target, loaded, max_nodes=max_nodes)
+    return Session(target, drafter, max_nodes=max_nodes)
 
 
 def _device(name: str) -> torch.device:
@@ -347,16 +355,6 @@ def _compare(
     for table in benchmark_tables(result)[: None if count > 1 else 2]:
         console.print(table)
     return result
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def main() -> None:

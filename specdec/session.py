@@ -61,15 +61,15 @@ class Session:
 
         Args:
             target: from `load_target`.
-            drafter: a drafter or the name of one.
+            drafter: a drafter, or a name as in `load_drafter`.
             max_nodes: most nodes verified per row and round, 1 to 256, the root included.
 
         Raises:
-            ValueError: if the drafter's name is unknown or `max_nodes` is out of range.
+            ValueError: if the drafter cannot be loaded or `max_nodes` is out of range.
         """
         check_max_nodes(max_nodes)
         self.target = target
-        self.drafter = load_drafter(drafter) if isinstance(drafter, str) else drafter
+        self.drafter = load_drafter(drafter, target) if isinstance(drafter, str) else drafter
         self.max_nodes = max_nodes
         self._cache: TreeCache | None = None
         self._texts: list[list[int]] = []
@@ -236,7 +236,7 @@ def generate(
         model: a Hugging Face causal language model in evaluation mode, or what `load_target` made of one; the
             latter saves the load-time checks of every call.
         input_ids: `[B, L]` int64 on the model's device, or B tensors `[L_b]`.
-        drafter: a drafter or the name of one; never changes the text.
+        drafter: a drafter, or a name as in `load_drafter`; never changes the text.
         attention_mask: `[B, L]`, 0 at padding on either side; None where nothing is padded.
         max_new_tokens: most new tokens per row.
         eos_token_id: tokens after which a row ends; None for those of the model's generation config.

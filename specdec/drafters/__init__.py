@@ -4,27 +4,9 @@ from __future__ import annotations
 
 from .lookup import LookupConfig, LookupDrafter
 from .mixed import MixedDrafter
+from .names import DRAFTERS, check_drafter_name, load_drafter
 from .plain import NoDrafter
 from .protocol import Budget, Drafter, Proposals
-
-DRAFTERS = {"none": NoDrafter, "lookup": LookupDrafter}
-
-
-def load_drafter(name: str) -> Drafter:
-    """Make a drafter from its name; `a+b` is the union of two.
-
-    Raises:
-        ValueError: if a name is unknown.
-    """
-    parts = name.split("+")
-    for part in parts:
-        if part not in DRAFTERS:
-            raise ValueError(
-                f"drafter: expected one of {', '.join(DRAFTERS)} or several joined by '+', got {name!r}"
-            )
-    drafters: list[Drafter] = [DRAFTERS[part]() for part in parts]
-    return drafters[0] if len(drafters) == 1 else MixedDrafter(drafters)
-
 
 __all__ = [
     "DRAFTERS",
@@ -35,5 +17,6 @@ __all__ = [
     "MixedDrafter",
     "NoDrafter",
     "Proposals",
+    "check_drafter_name",
     "load_drafter",
 ]

@@ -119,7 +119,7 @@ class ReDrafterModel(nn.Module):
             context: `[P, E]`, the target's hidden states there.
 
         Returns:
-            `[T, P, E or Vd]`: what the head reads, or its logits where it is the model's own.
+            `[T, P, E or X]`, what the head reads.
         """
         part = self.step.context_part(context)
         state = self.step.initial_state(context)
@@ -127,7 +127,12 @@ class ReDrafterModel(nn.Module):
         for tokens in embedded:
             state, features = self.step(tokens, state, context, part)
             steps.append(features)
-        return self.output(torch.stack(steps))  # type: ignore[no-any-return]
+        return self.head_input(torch.stack(steps))
+
+    def head_input(self, features: Tensor) -> Tensor:
+        """Turn features `[..., X]` into what the head reads: the target's own wants them in its width."""
+        projected: Tensor = self.output(features) if self.config.tied_head else features
+        return projected
 
 
 def check_draft_vocabulary(ids: Tensor | None, vocabulary_size: int) -> None:
@@ -232,9 +237,7 @@ class ReDrafter(Drafter):
     def _continuations(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and ids `[B, W, K]` of what may follow each beam."""
         model, config = self.model, self.config
-        rows = features.flatten(0, 1)
-        if model.config.tied_head:
-            rows = model.output(rows)
+        rows = model.head_input(features.flatten(0, 1))
         size = self.head.linear.out_features
         width = min(config.beam_width, size)
         top = self.head(rows, width if config.top_rule is None else min(config.top_rule, size))

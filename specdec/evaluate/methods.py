@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from ..drafters import DRAFTERS
+from ..drafters import Drafter, check_drafter_name, load_drafter
 from ..metrics import Metrics
 from ..session import Session, check_generation_config
 from ..target import Target
@@ -31,12 +31,17 @@ class Written(NamedTuple):
 
 
 def check_methods(names: list[str]) -> None:
-    """Raise ValueError unless every name is a method, or several drafters joined by `+`."""
-    alone = [PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP]
+    """Raise ValueError unless every name is a method or a drafter."""
+    known = [PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP]
     for name in names:
-        if name not in alone and any(part not in DRAFTERS for part in name.split("+")):
-            known = [*alone, *DRAFTERS]
-            raise ValueError(f"methods: expected some of {', '.join(known)}, got {name!r}")
+        if name in known:
+            continue
+        try:
+            check_drafter_name(name)
+        except ValueError as error:
+            raise ValueError(
+                f"methods: expected some of {', '.join(known)} and drafters, got {name!r} ({error})"
+            ) from error
 
 
 class Runner:
@@ -59,12 +64,13 @@ class Runner:
         check_generation_config(target.model.generation_config)
         self.target, self.stock = target, stock
         self.max_nodes, self.eos = max_nodes, eos
+        self._drafters: dict[str, Drafter] = {}
 
     def write(self, method: str, prompt: list[int], max_new_tokens: int) -> Written:
         """Let a method write up to `max_new_tokens` tokens after `prompt`."""
         if method in (TRANSFORMERS, TRANSFORMERS_LOOKUP):
             return self._library(method, prompt, max_new_tokens)
-        drafter = "none" if method == PLAIN else method
+        drafter = self._drafter("none" if method == PLAIN else method)
         began = time.perf_counter()
         generation = Session(self.target, drafter, max_nodes=self.max_nodes).generate(
             [prompt], max_new_tokens=max_new_tokens, eos_token_ids=self.eos
@@ -72,6 +78,12 @@ class Runner:
         total = time.perf_counter() - began
         prefill = generation.metrics.prefill_seconds
         return Written(generation.tokens[0], prefill, total - prefill, generation.metrics)
+
+    def _drafter(self, name: str) -> Drafter:
+        """Load a drafter once: no prompt's time is to hold the reading of weights."""
+        if name not in self._drafters:
+            self._drafters[name] = load_drafter(name, self.target)
+        return self._drafters[name]
 
     def _library(self, method: str, prompt: list[int], max_new_tokens: int) -> Written:
         assert self.stock is not None

@@ -70,7 +70,11 @@ class KangarooTask:
         learned = (place >= prompt[:, None] - 1) & (place < length[:, None] - 1)
         with torch.autocast(hidden.device.type, torch.bfloat16):
             out = self.model.forward_sequence(hidden, place < length[:, None])[learned]
-        teacher = features.hidden[(features.starts[units][:, None] + place)[learned]]
+        dtype = self.head.linear.weight.dtype
+        out, teacher = (
+            out.to(dtype),
+            features.hidden[(features.starts[units][:, None] + place)[learned]].to(dtype),
+        )
         agree = {"right_1": 0.0, "overlap": 0.0}
 
         def compare(predicted: Tensor, here: slice) -> Tensor:
@@ -81,5 +85,5 @@ class KangarooTask:
             predicted -= taught
             return loss
 
-        loss = chunked_cross_entropy(self.head, out.to(teacher.dtype), compare) / len(out)
+        loss = chunked_cross_entropy(self.head, out, compare) / len(out)
         return loss, {name: value / len(out) for name, value in agree.items()}

@@ -115,6 +115,7 @@ def train(
     order = _order(task, schedule, step // per_epoch)
     saved = time.monotonic()
     sums: dict[str, float] = {}
+    summed = 0
     while step < steps:
         epoch, place = divmod(step, per_epoch)
         if place == 0:
@@ -130,12 +131,12 @@ def train(
         step += 1
         for name, value in {"loss": float(loss.detach()), **figures}.items():
             sums[name] = sums.get(name, 0.0) + value
+        summed += 1
         due = step % LOG_EVERY_STEPS == 0 or step % per_epoch == 0
         if due:
-            count = (step % per_epoch or per_epoch) % LOG_EVERY_STEPS or LOG_EVERY_STEPS
-            means = {name: value / count for name, value in sums.items()}
+            means = {name: value / summed for name, value in sums.items()}
             log.append({"step": step, "epoch": step / per_epoch, **means})
-            sums = {}
+            sums, summed = {}, 0
             progress(step, steps, means)
         if step % per_epoch == 0:
             task.model.eval()

@@ -80,7 +80,8 @@ class ReDrafterTask:
             embedded = self.target.embed(tokens.T)  # [T, P, E]
         context = features.hidden[units].to(embedded.dtype)
         with torch.autocast(context.device.type, torch.bfloat16):
-            out = self.model(embedded, context).transpose(0, 1)[real]  # [R, E or Vd]
+            out = self.model(embedded, context).transpose(0, 1)[real]  # [R, what the head reads]
+        out = out.to(self.head.linear.weight.dtype)
         kept = 1 if self.labels == "greedy" else None
         at = at[real]
         ids = self.place[

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from specdec_kernels import EarlyExitAdapter
 
 from ..checkpoints import save_drafter
-from ..drafters import Drafter
 from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
 from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from ..target import Target
@@ -108,7 +107,7 @@ def train_drafter(
         progress=lambda step, steps, figures: progress("training", step, steps, figures),
     )
     drafter = _drafter(target, config, task.model, ids)
-    save_drafter(out, drafter)
+    save_drafter(out, drafter, dtype=torch.bfloat16)
     report = {
         "conversations": len(learned),
         "tokens": len(collected.tokens),
@@ -154,7 +153,7 @@ def _task(
 
 def _drafter(
     target: Target, config: ReDrafterConfig | KangarooConfig, model: nn.Module, ids: Tensor | None
-) -> Drafter:
+) -> ReDrafter | KangarooDrafter:
     if isinstance(config, ReDrafterConfig):
         assert isinstance(model, ReDrafterModel)
         return ReDrafter(target, model)

@@ -26,7 +26,8 @@ def main() -> None:
         kept = {
             key: golden[key]
             for key in golden.files
-            if key != "final_kv" and (not key.endswith(LARGE) or key.startswith(("step0/", "train/")))
+            if key != "final_kv"
+            and (not key.endswith(LARGE) or key.startswith(("step0/", "train/")))
         }
         np.savez_compressed(HERE / name / "golden.npz", **kept)
         shutil.copyfile(source / name / "summary.json", HERE / name / "summary.json")

@@ -90,8 +90,8 @@ def test_configuration_out_of_range_is_named(change):
 
 
 def test_drafters_are_found_by_name():
-    assert isinstance(load_drafter("lookup+none"), MixedDrafter)
+    assert isinstance(load_drafter("lookup+none", Target(tiny_model("llama"))), MixedDrafter)
     with pytest.raises(ValueError, match="drafter: expected one of none, lookup"):
-        load_drafter("nothing")
+        load_drafter("nothing", Target(tiny_model("llama")))
     with pytest.raises(ValueError, match="at least one"):
         MixedDrafter([])

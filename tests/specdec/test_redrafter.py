@@ -1,6 +1,7 @@
 """ReDrafter: parity with the authors' code, and losslessness in every variant."""
 
 import json
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from specdec.cache import Rows
-from specdec.checkpoints import load_foreign
+from specdec.checkpoints import import_drafter, load_drafter_checkpoint
 from specdec.drafters import LookupDrafter, MixedDrafter
 from specdec.drafters.protocol import Budget
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel, trace_back
@@ -34,12 +35,14 @@ def golden(name):
     with torch.inference_mode(False):
         model = AutoModelForCausalLM.from_pretrained(GOLDENS / name / "llm", dtype=torch.float32)
     target = Target(model.eval())
-    drafter = load_foreign(
-        GOLDENS / name / "drafter",
-        target,
-        beam_width=summary["beam_width"],
-        draft_length=summary["beam_length"] - 1,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        import_drafter(GOLDENS / name / "drafter", target).write(Path(folder))
+        drafter = load_drafter_checkpoint(
+            Path(folder),
+            target,
+            beam_width=summary["beam_width"],
+            draft_length=summary["beam_length"] - 1,
+        )
     return tensors, summary, target, drafter
 
 
@@ -150,11 +153,14 @@ def test_training_logits_and_loss_are_the_authors(name):
         length = theirs.shape[0]
         # Step i at position t reads token t + i; the authors' roll wraps round at the end, which the loss cuts off.
         embedded = torch.stack([target.embed(ids.roll(-i, 1)) for i in range(1, length + 1)])
-        ours = drafter.model(embedded.flatten(1, 2), hidden.flatten(0, 1)).view_as(theirs)
+        read = drafter.model(embedded.flatten(1, 2), hidden.flatten(0, 1))
+        ours = drafter.head.logits(read).view_as(theirs)
     loss = torch.zeros(())
     for i in range(1, length + 1):
         real = slice(None, ids.shape[1] - i - 1)
-        torch.testing.assert_close(ours[i - 1][:, real], theirs[i - 1][:, real], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            ours[i - 1][:, real], theirs[i - 1][:, real], rtol=1e-3, atol=1e-4
+        )
         logits = ours[i - 1][:, real].flatten(0, 1)
         loss += F.cross_entropy(logits, labels[:, i + 1 :].flatten(), ignore_index=-100)
     torch.testing.assert_close(loss, tensors["train/loss"], rtol=1e-4, atol=1e-4)
@@ -163,7 +169,13 @@ def test_training_logits_and_loss_are_the_authors(name):
 def drafter_for(target, seed, *, vocabulary=None, **settings):
     torch.manual_seed(seed)
     width = target.config.hidden_size
-    shape = {"exit_dim": 2 * width, "least": 0.0, "least_step": 0.0, "trained_length": 8, **settings}
+    shape = {
+        "exit_dim": 2 * width,
+        "least": 0.0,
+        "least_step": 0.0,
+        "trained_length": 8,
+        **settings,
+    }
     config = ReDrafterConfig(hidden_size=width, **shape)
     model = ReDrafterModel(config, target.config.vocab_size, vocabulary)
     return ReDrafter(target, model)
@@ -207,7 +219,9 @@ def test_text_is_the_librarys_at_every_beam_width_and_length(width, length, batc
     for keep in ("final", "expanded"):
         drafter = drafter_for(target, 3, beam_width=width, draft_length=length, keep=keep)
         for max_nodes in (1, 16, 200):
-            written = Session(target, drafter, max_nodes=max_nodes).generate(prompts, max_new_tokens=18)
+            written = Session(target, drafter, max_nodes=max_nodes).generate(
+                prompts, max_new_tokens=18
+            )
             assert written.tokens == expected
 
 
@@ -250,7 +264,7 @@ def test_the_model_trains_and_drafts_with_one_and_the_same_step():
         for i in range(4):
             part = step.context_part(context)
             state, features = step(target.embed(tokens[:, i]), state, context, part)
-            torch.testing.assert_close(drafter.model.output(features), trained[i])
+            torch.testing.assert_close(drafter.model.head_input(features), trained[i])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""Between our format and the layouts of other projects: first a mapping to look at, then the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..drafters.kangaroo import KangarooConfig
+from ..drafters.redrafter import ReDrafterConfig
+from ..target import Target
+from ..whole_file import whole_file
+from .format import CONFIG, method_of, read_description, read_weights, save_checkpoint
+from .kangaroo_layout import LAYER, read_kangaroo, write_kangaroo
+from .mapping import Move
+from .redrafter_layout import read_redrafter, write_redrafter
+from .target_facts import TargetFacts
+from .tensors import PICKLE, SAFETENSORS, read_json, read_tensors
+
+
+class Layout(StrEnum):
+    """What a drafter can be written as."""
+
+    own = "own"
+    apple = "apple"
+    kangaroo = "kangaroo"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A checkpoint that was read and checked, and what will become of it."""
+
+    title: str
+    moves: tuple[Move, ...]
+    write_into: Callable[[Path], None]
+
+    def write(self, folder: Path) -> None:
+        """Write the files.
+
+        Raises:
+            ValueError: if the folder is there and holds something.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"out: expected a new or an empty folder, got {folder}")
+        self.write_into(folder)
+
+
+def import_drafter(source: Path, target: Target, *, exit_layer: int | None = None) -> Conversion:
+    """Read a drafter in Apple's, ModelOpt's or Kangaroo's layout; which one, its tensors tell.
+
+    Args:
+        source: folder with safetensors or torch's own files, one or several.
+        target: the model that the drafter was trained for.
+        exit_layer: for Kangaroo, how many of the target's layers run before the adapter.
+
+    Returns:
+        The conversion to our format.
+
+    Raises:
+        ValueError: if the layout is not known, a file is damaged or holds more than tensors, a tensor is missing,
+            unexpected or of an unexpected shape, or the drafter does not fit the target.
+    """
+    if (source / CONFIG).is_file() and "format" in read_json(source / CONFIG):
+        raise ValueError(f"source: expected the layout of another project, got ours in {source}")
+    facts = TargetFacts.of(target)
+    tensors = read_tensors(source)
+    config: ReDrafterConfig | KangarooConfig
+    if any(name.startswith(LAYER) for name in tensors):
+        authors = read_json(source / CONFIG)
+        config, mapping = read_kangaroo(source, tensors, authors, facts, exit_layer=exit_layer)
+    elif exit_layer is not None:
+        raise ValueError(f"exit_layer: expected none for a ReDrafter, got {exit_layer}")
+    else:
+        config, mapping = read_redrafter(source, tensors, facts)
+    write = partial(save_checkpoint, config=config, weights=mapping.tensors, target=facts)
+    return Conversion(f"{method_of(config)}, to own", tuple(mapping.moves), write)
+
+
+def export_drafter(source: Path, layout: Layout) -> Conversion:
+    """Read a drafter in our format for one of the other layouts.
+
+    Args:
+        source: folder in our format.
+        layout: `apple` for a ReDrafter, `kangaroo` for a Kangaroo.
+
+    Returns:
+        The conversion.
+
+    Raises:
+        ValueError: if the checkpoint is damaged, or the layout cannot hold it.
+    """
+    description = read_description(source)
+    weights = read_weights(source, description)
+    config = description.drafter
+    if isinstance(config, ReDrafterConfig) and layout == Layout.apple:
+        authors, mapping = write_redrafter(config, weights)
+        write = partial(_write_safetensors, tensors=mapping.tensors, config=authors)
+    elif isinstance(config, KangarooConfig) and layout == Layout.kangaroo:
+        authors, mapping = write_kangaroo(config, weights, description.target)
+        write = partial(_write_pickle, tensors=mapping.tensors, config=authors)
+    else:
+        raise ValueError(f"to: expected a layout for {description.method}, got {layout}")
+    return Conversion(f"{description.method}, to {layout}", tuple(mapping.moves), write)
+
+
+def conversion_table(conversion: Conversion) -> Table:
+    """Show what becomes of every tensor."""
+    table = Table(title=conversion.title, title_justify="left")
+    for column in ("tensor", "shape", "becomes", "shape", "how"):
+        table.add_column(column, overflow="fold")
+    for move in conversion.moves:
+        table.add_row(
+            move.source,
+            _shape(move.source_shape),
+            move.name or "-",
+            "-" if move.shape is None else _shape(move.shape),
+            move.action,
+        )
+    return table
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _write_safetensors(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / SAFETENSORS) as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})
+    _write_config(folder, config)
+
+
+def _write_pickle(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / PICKLE) as scratch:
+        torch.save(tensors, scratch)
+    _write_config(folder, config)
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    with whole_file(folder / CONFIG) as scratch:
+        scratch.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,224 @@
+"""Our own format: a folder with `config.json` and `model.safetensors`.
+
+`config.json` says which method it is, which target it was made for, the fields of the method's configuration and a
+SHA-256 per tensor; `model.safetensors` holds the module's own state dict and, where there is one, `draft_vocabulary`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
+from ..drafters.protocol import Drafter
+from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel, check_draft_vocabulary
+from ..target import Target
+from ..whole_file import whole_file
+from .target_facts import TargetFacts
+from .tensors import SAFETENSORS, check_names, check_shapes, read_file, read_json, tensor_digest
+
+FORMAT = 1
+CONFIG = "config.json"
+VOCABULARY = "draft_vocabulary"
+DrafterConfig = ReDrafterConfig | KangarooConfig
+METHODS: dict[str, type[ReDrafterConfig] | type[KangarooConfig]] = {
+    "redrafter": ReDrafterConfig,
+    "kangaroo": KangarooConfig,
+}
+# How to draft may be chosen anew every time; the rest is the shape of what was trained.
+SETTINGS = {
+    "redrafter": ("beam_width", "draft_length", "keep", "least", "least_step", "top_rule"),
+    "kangaroo": ("eta", "gamma"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a checkpoint is, without its weights."""
+
+    method: str
+    """`redrafter` or `kangaroo`."""
+    target: TargetFacts
+    """What it was made for."""
+    drafter: DrafterConfig
+    """Its shape, and how it drafts unless told otherwise."""
+    sha256: dict[str, str]
+    """Per tensor, of dtype, shape and bytes."""
+
+
+def save_drafter(
+    folder: Path, drafter: ReDrafter | KangarooDrafter, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write a drafter that is joined to its target.
+
+    Args:
+        folder: made if it is not there; a checkpoint in it is replaced.
+        drafter: its weights, its shape and how it drafts.
+        dtype: that weights are rounded to; None to keep them as they are.
+
+    Raises:
+        ValueError: if the target is loaded in float16, in which it cannot be told from others of its shape.
+    """
+    if isinstance(drafter, ReDrafter):
+        weights = dict(drafter.model.state_dict())
+    else:
+        weights = dict(drafter.adapter.state_dict())
+        if drafter.head.id_map is not None:
+            weights[VOCABULARY] = drafter.head.id_map
+    if dtype is not None:
+        weights = {
+            name: weight.to(dtype) if weight.is_floating_point() else weight
+            for name, weight in weights.items()
+        }
+    save_checkpoint(folder, drafter.config, weights, TargetFacts.of(drafter.target))
+
+
+def save_checkpoint(
+    folder: Path, config: DrafterConfig, weights: dict[str, Tensor], target: TargetFacts
+) -> None:
+    """Write weights under their names in our modules.
+
+    Args:
+        folder: made if it is not there; a checkpoint in it is replaced.
+        config: the drafter's.
+        weights: `ReDrafterModel`'s state dict, or `EarlyExitAdapter`'s with `draft_vocabulary` where there is one;
+            dtypes are kept.
+        target: what the drafter was made for.
+
+    Raises:
+        ValueError: if a tensor is missing, unexpected or of another shape than the configuration's, or the target
+            has no fingerprint.
+    """
+    if target.fingerprint is None:
+        raise ValueError(
+            "target: expected float32, bfloat16 or float64, in which a model can be told from others, got float16"
+        )
+    _new_module(folder, config, weights, target.vocab_size)
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    description = {
+        "format": FORMAT,
+        "method": method_of(config),
+        "target": asdict(target),
+        "drafter": asdict(config),
+        "sha256": {name: tensor_digest(weight) for name, weight in sorted(weights.items())},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    # The weights first: stopped between the two, the folder's digests tell that it is no checkpoint.
+    with whole_file(folder / SAFETENSORS) as scratch:
+        save_file(weights, scratch, metadata={"format": "pt"})
+    with whole_file(folder / CONFIG) as scratch:
+        scratch.write_text(json.dumps(description, indent=1) + "\n")
+
+
+def method_of(config: DrafterConfig) -> str:
+    """Name the method that a configuration is of."""
+    return next(name for name, kind in METHODS.items() if isinstance(config, kind))
+
+
+def read_description(folder: Path) -> Description:
+    """Read what a checkpoint is.
+
+    Raises:
+        ValueError: if the folder holds no checkpoint in our format, or one that is damaged.
+    """
+    path = folder / CONFIG
+    read = read_json(path)
+    if "method" not in read or "format" not in read:
+        raise ValueError(
+            f"{path}: expected a drafter in specdec's format, got something else; "
+            "`specdec convert` reads the layouts of other projects"
+        )
+    if read["format"] != FORMAT:
+        raise ValueError(f"{path}: expected format {FORMAT}, got {read['format']!r}")
+    if read["method"] not in METHODS:
+        raise ValueError(f"{path}: expected one of {', '.join(METHODS)}, got {read['method']!r}")
+    try:
+        return Description(
+            read["method"],
+            TargetFacts(**read["target"]),
+            METHODS[read["method"]](**read["drafter"]),
+            dict(read["sha256"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a complete description, got {error}") from error
+
+
+def read_weights(folder: Path, description: Description) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors, to the bit those that were written.
+
+    Raises:
+        ValueError: naming the tensor that is missing, unexpected, cut short, altered or of another shape.
+    """
+    path = folder / SAFETENSORS
+    weights = read_file(path)
+    check_names(path, description.sha256, weights)
+    for name, expected in description.sha256.items():
+        if (got := tensor_digest(weights[name])) != expected:
+            raise ValueError(
+                f"{path}: expected tensor {name} with SHA-256 {expected[:16]}, got {got[:16]}: it was altered"
+            )
+    _new_module(path, description.drafter, weights, description.target.vocab_size)
+    return weights
+
+
+def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Drafter:
+    """Join a checkpoint in our format to its target.
+
+    Args:
+        folder: with `config.json` and `model.safetensors`.
+        target: the model that it was made for.
+        settings: how to draft, where it shall differ from what was saved: for ReDrafter `beam_width`,
+            `draft_length`, `keep`, `least`, `least_step` and `top_rule`, for Kangaroo `eta` and `gamma`.
+
+    Returns:
+        The drafter, in the target's dtype and on its device.
+
+    Raises:
+        ValueError: if the folder holds no checkpoint, or a damaged one, of which a tensor is named; if the target is
+            another one than the checkpoint's; if a setting is unknown or out of range.
+    """
+    description = read_description(folder)
+    for name in settings:
+        if name not in (known := SETTINGS[description.method]):
+            raise ValueError(f"{name}: expected one of the settings {', '.join(known)}")
+    config = replace(description.drafter, **settings)
+    description.target.check(target)
+    weights = read_weights(folder, description)
+    module = _new_module(folder, description.drafter, weights, description.target.vocab_size)
+    if isinstance(config, ReDrafterConfig):
+        assert isinstance(module, ReDrafterModel)
+        module.load_state_dict(weights, assign=True)
+        return ReDrafter(target, module, config)
+    vocabulary = weights.pop(VOCABULARY, None)
+    module.load_state_dict(weights, assign=True)
+    return KangarooDrafter(target, config, module, vocabulary)
+
+
+def _new_module(
+    where: Path, config: DrafterConfig, weights: dict[str, Tensor], vocabulary_size: int
+) -> Any:
+    """Make the module without memory; raise ValueError unless weights are what it holds."""
+    vocabulary = weights.get(VOCABULARY)
+    if vocabulary is not None and vocabulary.dtype != torch.int64:
+        raise ValueError(f"{where}: expected {VOCABULARY} in int64, got {vocabulary.dtype}")
+    check_draft_vocabulary(vocabulary, vocabulary_size)
+    for name, weight in weights.items():
+        if name != VOCABULARY and not weight.is_floating_point():
+            raise ValueError(f"{where}: expected floating point tensor {name}, got {weight.dtype}")
+    module: nn.Module
+    with torch.device("meta"):
+        if isinstance(config, ReDrafterConfig):
+            module = ReDrafterModel(config, vocabulary_size, vocabulary)
+        else:
+            module = config.new_adapter()
+    expected = {name: weight.shape for name, weight in module.state_dict().items()}
+    if vocabulary is not None:
+        expected[VOCABULARY] = vocabulary.shape
+    check_shapes(where, expected, weights)
+    return module

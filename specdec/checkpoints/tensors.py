@@ -1,0 +1,151 @@
+"""Tensors in files, read without ever running what a file holds, and checked by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: if the file is missing or is something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected a readable JSON file, got {_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read a checkpoint of one file or several: safetensors, or else torch's own format, tensors alone.
+
+    Raises:
+        ValueError: if there is none, a part of it is missing or damaged, or a file holds more than tensors.
+    """
+    for name in (SAFETENSORS, PICKLE):
+        if (folder / name).is_file():
+            return read_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _read_shards(index)
+    raise ValueError(f"checkpoint: expected {SAFETENSORS} or {PICKLE} in {folder}, got neither")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(file, str) and Path(file).name == file for file in places.values()
+    ):
+        raise ValueError(f"{index}: expected a weight_map from tensors to files beside it")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        tensors |= read_file(index.parent / file)
+    check_names(index.parent, places, tensors)
+    return tensors
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Read one file; errors as in `read_tensors`."""
+    if not path.is_file():
+        raise ValueError(f"checkpoint: expected a file {path}, got none")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    _check_complete(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected undamaged safetensors, got {_line(error)}") from error
+
+
+def _check_complete(path: Path) -> None:
+    """Raise ValueError, naming the first tensor whose bytes are missing: the library says only that some are."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError(f"{path}: expected a safetensors header, got a file of {size} bytes")
+        try:
+            header = json.loads(file.read(length))
+            ends = sorted(
+                (int(entry["data_offsets"][1]), str(name))
+                for name, entry in header.items()
+                if name != "__metadata__"
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected a safetensors header, got another one") from error
+    for end, name in ends:
+        if (missing := 8 + length + end - size) > 0:
+            raise ValueError(
+                f"{path}: expected all of tensor {name}, got a file that ends {missing} bytes before its end"
+            )
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Torch's own message explains how to run the file's code after all.
+        raise ValueError(
+            f"{path}: expected tensors alone, got a file that wants code to be run, or a damaged one; it was not run"
+        ) from error
+    except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected an undamaged file of tensors, got {_line(error)}"
+        ) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
+        raise ValueError(f"{path}: expected tensors by name, got something else")
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def check_names(where: Path, expected: Iterable[str], found: Iterable[str]) -> None:
+    """Raise ValueError, naming the first, if tensors are missing or unexpected."""
+    expected, found = set(expected), set(found)
+    if missing := sorted(expected - found):
+        raise ValueError(f"{where}: expected tensor {missing[0]}, got none{_others(missing)}")
+    if extra := sorted(found - expected):
+        raise ValueError(f"{where}: expected no tensor {extra[0]}, got one{_others(extra)}")
+
+
+def check_shapes(
+    where: Path, expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]
+) -> None:
+    """Raise ValueError, naming the first, if tensors are missing, unexpected or of another shape."""
+    check_names(where, expected, found)
+    for name, shape in expected.items():
+        if (got := list(found[name].shape)) != list(shape):
+            raise ValueError(f"{where}: expected tensor {name} of shape {list(shape)}, got {got}")
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's dtype, shape and bytes, in hexadecimal."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

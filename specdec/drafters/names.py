@@ -1,0 +1,101 @@
+"""Drafters by name: some are made on the spot, some are shipped for the default model, others lie in folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..models import DEFAULT_MODEL
+from ..target import Target
+from .lookup import LookupDrafter
+from .mixed import MixedDrafter
+from .plain import NoDrafter
+from .protocol import Drafter
+
+DRAFTERS: dict[str, Callable[[], Drafter]] = {"none": NoDrafter, "lookup": LookupDrafter}
+# Checkpoints for the default model, in folders of these names.
+SHIPPED = ("redrafter", "kangaroo")
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+UNIONS = {"mixed": "redrafter+lookup"}
+KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS)
+
+
+def load_drafter(name: str, target: Target, **settings: Any) -> Drafter:
+    """Make a drafter from its name.
+
+    Args:
+        name: `none`, `lookup`; `redrafter` or `kangaroo`, shipped for the default model; a checkpoint's folder;
+            `a+b` for the union of several, of which `mixed` is redrafter+lookup.
+        target: whose text is drafted.
+        settings: how drafters with weights draft, where it shall differ from what was saved; see
+            `specdec.checkpoints.load_drafter_checkpoint`.
+
+    Raises:
+        ValueError: if a name is unknown, a checkpoint is damaged or was made for another target, a drafter that
+            drafts alone is part of a union, or a setting is unknown or out of range.
+    """
+    check_drafter_name(name)
+    parts = _parts(name)
+    if settings and all(part in DRAFTERS for part in parts):
+        raise ValueError(f"{next(iter(settings))}: expected no settings for {name}, got one")
+    drafters = [
+        DRAFTERS[part]() if part in DRAFTERS else _load(part, target, settings) for part in parts
+    ]
+    return drafters[0] if len(drafters) == 1 else MixedDrafter(drafters)
+
+
+def check_drafter_name(name: str) -> None:
+    """Raise ValueError for a name that no drafter has, before anything is loaded."""
+    from ..checkpoints import read_description  # checkpoints build on this package
+
+    parts = _parts(name)
+    for part in parts:
+        folder = _folder(part)
+        if part in DRAFTERS:
+            continue
+        if part in SHIPPED and not folder.is_dir():
+            raise ValueError(f"drafter: expected {part} in {folder}, got none; {_advice(part)}")
+        if not folder.is_dir():
+            raise ValueError(
+                f"drafter: expected one of {', '.join(KNOWN)}, a checkpoint's folder, or several joined by '+', "
+                f"got {name!r}"
+            )
+        method = read_description(folder).method
+        if method == "kangaroo" and len(parts) > 1:
+            raise ValueError(
+                f"drafter: expected {part} alone, as it drafts with the target's layers, got {name!r}"
+            )
+
+
+def _parts(name: str) -> list[str]:
+    """Split a union; a folder's name may hold a `+` itself."""
+    if name not in KNOWN and Path(name).is_dir():
+        return [name]
+    return [p for part in name.split("+") for p in UNIONS.get(part, part).split("+")]
+
+
+def _folder(part: str) -> Path:
+    return SHIPPED_FOLDER / part if part in SHIPPED else Path(part)
+
+
+def _load(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
+    from ..checkpoints import (  # they build on this package
+        load_drafter_checkpoint,
+        read_description,
+    )
+
+    folder = _folder(part)
+    if part in SHIPPED:
+        made_for = read_description(folder).target
+        try:
+            made_for.check(target)
+        except ValueError as error:
+            raise ValueError(
+                f"drafter: {part} is shipped for {DEFAULT_MODEL}; {_advice(part)} ({error})"
+            ) from error
+    return load_drafter_checkpoint(folder, target, **settings)
+
+
+def _advice(part: str) -> str:
+    return f"train one for this model with `specdec train {part}`, or give its folder"
