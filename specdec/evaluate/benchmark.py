@@ -17,35 +17,9 @@ from ..target import Target
 from .methods import PLAIN, TRANSFORMERS, Runner
 from .questions import Question
 from .replay import SAME, TIE_RATE, Verdict, judge
+from .runs import Run, decode_speedup, efficiency, speed
 
 WARMUP_TOKENS = 8
-
-
-@dataclass(slots=True)
-class Run:
-    """One method on one prompt."""
-
-    method: str
-    question_id: int
-    turn: int
-    category: str
-    new_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-    rounds: int | None
-    tokens_per_round: float | None
-    ctar: list[float] | None
-    nodes_per_round: float | None
-    identical: bool
-    """Whether the tokens are the reference's."""
-    ties: int
-    """Where they are not: tokens that rounding decided, as the float64 model judges."""
-    errors: int
-    """Differences beyond the tie rule."""
-    margin: float
-    """Largest relative distance of a token to the float64 model's best."""
-    seconds: dict[str, float]
-    """Per stage of our loop."""
 
 
 @dataclass(slots=True)
@@ -151,11 +125,6 @@ def run_benchmark(
     return Benchmark(runs, summary, describe_machine(runner.target, reference))
 
 
-def speed(runs: list[Run]) -> float:
-    """Return new tokens per second, prefill included, pooled over runs."""
-    return sum(r.new_tokens for r in runs) / sum(r.prefill_seconds + r.decode_seconds for r in runs)
-
-
 def check_chat_template(tokenizer: Any) -> None:
     """Raise ValueError unless the tokenizer can write a conversation as the model expects it."""
     if tokenizer.chat_template is None:
@@ -189,7 +158,10 @@ def chat_prompts(tokenizer: Any, questions: list[Question], turns: int) -> Itera
 
 
 def _summarize(method: str, runs: list[Run], metrics: Metrics, *, full: bool) -> dict[str, Any]:
-    own = [run for run in runs if run.method == method]
+    own, plain, library = (
+        [run for run in runs if run.method == m] for m in (method, PLAIN, TRANSFORMERS)
+    )
+    reached = None if method == PLAIN else efficiency(own, plain)
     tokens, ties = sum(r.new_tokens for r in own), sum(r.ties for r in own)
 
     def speedup(base: str, category: str | None = None) -> float | None:
@@ -204,6 +176,9 @@ def _summarize(method: str, runs: list[Run], metrics: Metrics, *, full: bool) ->
         "tokens_per_second": speed(own),
         "speedup_vs_transformers": speedup(TRANSFORMERS),
         "speedup_vs_plain": speedup(PLAIN),
+        "decode_speedup_vs_transformers": decode_speedup(own, library),
+        "decode_speedup_vs_plain": decode_speedup(own, plain),
+        "efficiency": asdict(reached) if reached else None,
         "tokens_per_round": metrics.tokens_per_round if known else None,
         "ctar": [metrics.ctar(width) for width in CTAR_WIDTHS] if known else None,
         "nodes_per_round": metrics.nodes_per_round if known else None,

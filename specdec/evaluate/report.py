@@ -37,6 +37,9 @@ def benchmark_tables(benchmark: Benchmark) -> list[Table]:
             "x\nplain",
             "tokens\n/round",
             "nodes\n/round",
+            "decode\nx plain",
+            "bound",
+            "of\nbound",
         ],
     )
     checked = _table(
@@ -44,6 +47,7 @@ def benchmark_tables(benchmark: Benchmark) -> list[Table]:
         ["method", "identical", "ties", "errors", "largest margin"],
     )
     for method, row in summary.items():
+        efficiency = row["efficiency"]
         speed.add_row(
             method,
             f"{row['tokens_per_second']:.1f}",
@@ -51,6 +55,9 @@ def benchmark_tables(benchmark: Benchmark) -> list[Table]:
             _number(row["speedup_vs_plain"]),
             _number(row["tokens_per_round"]),
             _number(row["nodes_per_round"]),
+            _number(row["decode_speedup_vs_plain"]),
+            _number(efficiency and efficiency["bound"]),
+            f"{efficiency['reached']:.0%}" if efficiency else "-",
         )
         checked.add_row(
             method,

@@ -46,6 +46,13 @@ class Features:
     exits: dict[int, Tensor]
     """Per exit layer `[N, E]` bfloat16, hidden states after that many layers."""
 
+    @property
+    def template(self) -> int:
+        """Number of tokens with which every conversation begins; what follows was written by the target."""
+        shortest = int((self.ends - self.starts).min())
+        heads = self.tokens[self.starts[:, None] + torch.arange(shortest)]  # [C, shortest]
+        return int((heads == heads[0]).all(0).long().cumprod(0).sum())
+
     def __len__(self) -> int:
         """Count conversations."""
         return len(self.starts)

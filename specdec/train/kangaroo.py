@@ -1,7 +1,7 @@
 """Training Kangaroo's adapter by self-distillation (Kangaroo section 3.2).
 
 The adapter reads what the target's first layers made of a text and learns the distribution that the whole target has
-behind each token of the answers: soft cross entropy, the head frozen, mask and positions as they are when it drafts.
+behind each token that it wrote: soft cross entropy, the head frozen, mask and positions as they are when it drafts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .loss import chunked_cross_entropy
 
 
 class KangarooTask:
-    """Conversations, and the loss of an adapter on their answers."""
+    """Conversations, and the loss of an adapter on them."""
 
     def __init__(
         self,
@@ -54,10 +54,11 @@ class KangarooTask:
         self.model, self.features, self.validate = adapter, features, validate
         self.exits = features.exits[exit_layer]
         self.head = target.draft_head(draft_vocabulary)
+        self.template = features.template
         self.units = torch.arange(len(features))
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the mean cross entropy over answers, and how well the two distributions agree."""
+        """Return the mean cross entropy over texts, and how well the two distributions agree."""
         features = self.features
         spans = [slice(*span) for span in zip(
             features.starts[units].tolist(), features.ends[units].tolist(), strict=True
@@ -65,9 +66,8 @@ class KangarooTask:
         hidden = pad_sequence([self.exits[span] for span in spans], batch_first=True)  # [B, T, E]
         place = torch.arange(hidden.shape[1])
         length = features.ends[units] - features.starts[units]
-        prompt = features.answers[units] - features.starts[units]
-        # From the position that predicts the answer's first token to the one that predicts its last.
-        learned = (place >= prompt[:, None] - 1) & (place < length[:, None] - 1)
+        # From the position that predicts the first written token to the one that predicts the last.
+        learned = (place >= self.template - 1) & (place < length[:, None] - 1)
         with torch.autocast(hidden.device.type, torch.bfloat16):
             out = self.model.forward_sequence(hidden, place < length[:, None])[learned]
         dtype = self.head.linear.weight.dtype

@@ -22,7 +22,7 @@ LABELS = ("greedy", "distribution")
 
 
 class ReDrafterTask:
-    """Positions of answers, and the loss of the model on them."""
+    """Positions of texts, and the loss of the model on them."""
 
     def __init__(
         self,
@@ -50,9 +50,12 @@ class ReDrafterTask:
         self.target, self.model, self.features, self.labels = target, model, features, labels
         self.validate = validate
         length = model.config.trained_length
-        spans = zip(features.answers.tolist(), features.ends.tolist(), strict=True)
-        # From the position that predicts the answer's first token to the last one with a label.
-        positions = [torch.arange(answer - 1, end - 2) for answer, end in spans]
+        begins = (features.starts + max(features.template - 1, 0)).tolist()
+        # From the position that predicts the first written token to the last one with a label.
+        positions = [
+            torch.arange(begin, max(end - 2, begin))
+            for begin, end in zip(begins, features.ends.tolist(), strict=True)
+        ]
         self.units = torch.cat(positions)
         ends = [end.expand(len(p)) for end, p in zip(features.ends, positions, strict=True)]
         self.end = torch.zeros(len(features.tokens), dtype=torch.int64)

@@ -141,6 +141,8 @@ def _task(
         model = ReDrafterModel(config, target.config.vocab_size, ids)
         return ReDrafterTask(target, model, collected, labels=labels, validate=validate)
     model = config.new_adapter()
+    with torch.no_grad():  # what the head is used to; ones would take thousands of steps to get there
+        model.output_norm.weight.copy_(target.decoder.norm.weight)  # type: ignore[union-attr, arg-type]
     return KangarooTask(
         target,
         model,
