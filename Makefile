@@ -1,9 +1,15 @@
 # Each verb does its own set-up: a virtual environment in .venv, pinned packages, the default model (once).
 PYTHON ?= python3
 BIN := .venv/bin
-SPEC_BENCH := $(BIN)/specdec bench --prompts tests/data/questions.jsonl
+SPEC_BENCH = $(BIN)/specdec bench --prompts tests/data/questions.jsonl $(BENCH_FLAGS)
+METHODS := plain,transformers,transformers-lookup,lookup,redrafter,kangaroo,mixed
+DATA := bench/training/self_text.jsonl.gz
+# What both trainings share lies in one folder: delete it to train on other data.
+TRAINING := --features .training/features
+SHIPPED := specdec/drafters/shipped
+EXIT_LAYER := 2
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench data train
 
 demo: .venv/installed
 	$(BIN)/specdec generate --compare
@@ -16,15 +22,29 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# About half an hour on two cores; run nothing else meanwhile.
+# About three quarters of an hour on two cores, less with BENCH_FLAGS='--per-category 2'; run nothing else meanwhile.
 bench: .venv/installed-dev
 	for dtype in float32 bfloat16; do \
 	  $(BIN)/python bench/step_time.py --dtype $$dtype --json bench/results/step_cpu_$$dtype.json && \
-	  $(SPEC_BENCH) --dtype $$dtype --json bench/results/spec_bench_cpu_$$dtype.json || exit; \
+	  $(SPEC_BENCH) --methods $(METHODS) --dtype $$dtype --json bench/results/spec_bench_cpu_$$dtype.json || exit; \
 	done
 	$(SPEC_BENCH) --methods plain,lookup --dtype bfloat16 --exact \
 	  --json bench/results/spec_bench_cpu_bfloat16_exact.json
+	$(BIN)/python bench/dedup.py --json bench/results/dedup.json
 	$(BIN)/python bench/rounding.py --json bench/results/rounding_cpu_bfloat16.json
+	$(BIN)/python bench/report.py
+
+# Text like the shipped drafters', anew; `make train DATA=.training/self_text.jsonl` learns from it.
+data: .venv/installed
+	mkdir -p .training
+	$(BIN)/specdec data .training/self_text.jsonl --tokens 800000 --exclude tests/data/questions.jsonl
+
+# The shipped drafters, from the text they learned from; hours on two cores, and goes on after a kill.
+train: .venv/installed-dev
+	$(BIN)/specdec train redrafter $(DATA) --out $(SHIPPED)/redrafter --run .training/redrafter $(TRAINING) \
+	  --exit-layers $(EXIT_LAYER)
+	$(BIN)/specdec train kangaroo $(DATA) --out $(SHIPPED)/kangaroo --run .training/kangaroo $(TRAINING) \
+	  --exit-layer $(EXIT_LAYER)
 	$(BIN)/python bench/report.py
 
 .venv/installed: pyproject.toml constraints.txt

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from specdec.evaluate.benchmark import chat_prompts, run_benchmark
 from specdec.evaluate.methods import Runner, check_methods
 from specdec.evaluate.questions import Question, read_questions
 from specdec.evaluate.replay import SAME, Verdict, judge
 from specdec.evaluate.report import benchmark_tables, metrics_table
+from specdec.evaluate.runs import Efficiency, Run, decode_speed, decode_speedup, efficiency
 from specdec.metrics import Metrics
 from specdec.state import Emitted
 from specdec.target import Target
@@ -58,15 +60,22 @@ def test_every_run_is_recorded_and_summed_up():
     for summary in saved["summary"].values():
         assert {
             "tokens_per_second", "speedup_vs_transformers", "speedup_vs_plain", "tokens_per_round", "ctar",
-            "identical", "stage_seconds",
+            "identical", "stage_seconds", "decode_speedup_vs_transformers", "decode_speedup_vs_plain", "efficiency",
         } <= set(summary)  # fmt: skip
         assert summary["lossless"]
     assert saved["summary"]["plain"]["tokens_per_round"] == 1.0
     assert saved["summary"]["plain"]["speedup_vs_plain"] == 1.0
+    assert [m for m, s in saved["summary"].items() if s["efficiency"]] == ["lookup"]
+    assert efficiency(
+        *([r for r in result.runs if r.method == m] for m in ("lookup", "plain"))
+    ) == Efficiency(**saved["summary"]["lookup"]["efficiency"])
     assert {"device", "dtype", "threads", "versions"} <= set(saved["machine"])
     assert saved["machine"]["reference"] == "transformers"
     assert result.lossless
-    assert [t.row_count for t in benchmark_tables(result)] == [4, 4, 2]
+    tables = benchmark_tables(result)
+    assert [t.row_count for t in tables] == [4, 4, 2]
+    wide = Console(width=200)
+    assert all(wide.measure(table).maximum <= 100 for table in tables)
 
 
 def lookup_that(change):
@@ -157,6 +166,39 @@ def test_metrics_by_hand():
     other.add(metrics)
     assert other.rounds == 3
     assert Metrics().tokens_per_round == Metrics().ctar(1) == Metrics().tokens_per_second == 0
+
+
+def timed_run(method, new_tokens, decode_seconds, rounds, verify, draft):
+    return Run(
+        method, 1, 0, "qa", new_tokens, 0.5, decode_seconds, rounds,
+        (new_tokens - 1) / rounds if rounds else 0.0, None, None, True, 0, 0, 0.0,
+        {"prefill": 0.5, "draft": draft, "verify": verify, "commit": 7.0},
+    )  # fmt: skip
+
+
+def test_efficiency_by_hand():
+    # Two prompts, 60 tokens behind the first ones. Plain: 60 rounds of 0.1 s and 1 s beside them.
+    plain = [timed_run("plain", n + 1, n * 0.1 + 0.5, n, n * 0.1, 0.0) for n in (20, 40)]
+    # 30 rounds of 0.12 s, 0.03 s of drafting each, and 0.5 s beside them.
+    drafted = [
+        timed_run("lookup", 21, 1.75, 10, 1.2, 0.3), timed_run("lookup", 41, 3.25, 20, 2.4, 0.6)
+    ]  # fmt: skip
+    assert decode_speed(plain) == pytest.approx(60 / 7)
+    assert decode_speedup(drafted, plain) == pytest.approx(7 / 5)
+    found = efficiency(drafted, plain)
+    assert found.tokens_per_round == pytest.approx(2)
+    assert found.plain_verify_seconds == pytest.approx(0.1)
+    assert found.verify_seconds == pytest.approx(0.12)
+    assert found.draft_seconds == pytest.approx(0.03)
+    assert found.bound == pytest.approx(2 * 0.1 / 0.15)
+    assert found.reached == pytest.approx(7 / 5 / (2 * 0.1 / 0.15))
+
+
+def test_texts_of_one_token_have_no_efficiency():
+    single = [timed_run("plain", 1, 1e-6, 0, 0.0, 0.0)]
+    assert decode_speed(single) is None
+    assert decode_speedup(single, single) is None
+    assert efficiency(single, single) is None
 
 
 def test_questions_are_read_in_order_and_counted(tmp_path):
