@@ -293,7 +293,8 @@ class Target:
         if shallow is None:
             hidden = self.run_layers(self.embed(tree.tokens), cache)
         else:
-            hidden = shallow.hidden[:, : tree.tokens.shape[1]]
+            hidden = shallow.hidden[:, :1].expand(-1, 2, -1) if alone else shallow.hidden
+            hidden = hidden[:, : tree.tokens.shape[1]]
             hidden = self.run_layers(hidden, cache, shallow.layers)
         verified = self.head(hidden)
         return Verified(verified.logits[:, :1], verified.hidden[:, :1]) if alone else verified

@@ -120,8 +120,6 @@ class KangarooDrafter(Drafter):
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Draft one token after another until every row is unsure (Kangaroo section 3.2)."""
         most = min(self.config.gamma, budget.depth, budget.nodes - 1)
-        if most == 0:  # the root's keys and values stay unwritten, in the last round of a text
-            return Proposals.none(len(state.rows.host), state.text.device)
         cache, rows, layers = state.cache, state.rows, self.config.exit_layer
         nodes, tokens, confidence, valid = [], [], [], []
         newest, drafting = state.roots, budget.row_depth > 0
@@ -140,6 +138,9 @@ class KangarooDrafter(Drafter):
             drafting = drafting & (sure.confidence >= self.config.eta)
             drafting = drafting & (budget.row_depth > step + 1)
             newest = sure.tokens
+        shallow = Shallow(layers, torch.cat(nodes, 1))
+        if not tokens:
+            return Proposals.none(len(rows.host), newest.device)._replace(shallow=shallow)
         drafted = torch.stack(tokens, 1)  # [B, K]
         chain = torch.arange(drafted.shape[1], device=drafted.device)
         return Proposals(
@@ -148,7 +149,7 @@ class KangarooDrafter(Drafter):
             scores=torch.stack(confidence, 1).log().cumsum(1),
             valid=torch.stack(valid, 1),
             source=torch.zeros_like(drafted),
-            shallow=Shallow(layers, torch.cat(nodes, 1)),
+            shallow=shallow,
         )
 
     def _read(self, hidden: Tensor, cache: TreeCache) -> None:

@@ -219,7 +219,6 @@ class ReDrafter(Drafter):
             state, features = step(self.target.embed(tokens), state, context, part)
             log_probs, ids = self._continuations(features)
             beams = beam_step(scores, log_probs, ids, config.beam_width)
-            # Without a least probability nothing is read, so the whole draft may run ahead of the host.
             likely = beams.scores >= math.log(config.least) if config.least else None
             if likely is not None and not likely.any():
                 break

@@ -47,11 +47,12 @@ class Features:
     """Per exit layer `[N, E]` bfloat16, hidden states after that many layers."""
 
     @property
-    def template(self) -> int:
-        """Number of tokens with which every conversation begins; what follows was written by the target."""
+    def begins(self) -> Tensor:
+        """`[C]` int64, from where each text is learned: the position before the first token that is no template."""
         shortest = int((self.ends - self.starts).min())
         heads = self.tokens[self.starts[:, None] + torch.arange(shortest)]  # [C, shortest]
-        return int((heads == heads[0]).all(0).long().cumprod(0).sum())
+        template = int((heads == heads[0]).all(0).long().cumprod(0).sum())
+        return torch.minimum(self.starts + template, self.answers).clamp(min=self.starts + 1) - 1
 
     def __len__(self) -> int:
         """Count conversations."""

@@ -54,7 +54,7 @@ class KangarooTask:
         self.model, self.features, self.validate = adapter, features, validate
         self.exits = features.exits[exit_layer]
         self.head = target.draft_head(draft_vocabulary)
-        self.template = features.template
+        self.begins = features.begins
         self.units = torch.arange(len(features))
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -67,7 +67,8 @@ class KangarooTask:
         place = torch.arange(hidden.shape[1])
         length = features.ends[units] - features.starts[units]
         # From the position that predicts the first written token to the one that predicts the last.
-        learned = (place >= self.template - 1) & (place < length[:, None] - 1)
+        first = self.begins[units] - features.starts[units]
+        learned = (place >= first[:, None]) & (place < length[:, None] - 1)
         with torch.autocast(hidden.device.type, torch.bfloat16):
             out = self.model.forward_sequence(hidden, place < length[:, None])[learned]
         dtype = self.head.linear.weight.dtype

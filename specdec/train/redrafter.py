@@ -50,7 +50,7 @@ class ReDrafterTask:
         self.target, self.model, self.features, self.labels = target, model, features, labels
         self.validate = validate
         length = model.config.trained_length
-        begins = (features.starts + max(features.template - 1, 0)).tolist()
+        begins = features.begins.tolist()
         # From the position that predicts the first written token to the last one with a label.
         positions = [
             torch.arange(begin, max(end - 2, begin))

@@ -141,8 +141,11 @@ def _task(
         model = ReDrafterModel(config, target.config.vocab_size, ids)
         return ReDrafterTask(target, model, collected, labels=labels, validate=validate)
     model = config.new_adapter()
-    with torch.no_grad():  # what the head is used to; ones would take thousands of steps to get there
-        model.output_norm.weight.copy_(target.decoder.norm.weight)  # type: ignore[union-attr, arg-type]
+    with (
+        torch.no_grad()
+    ):  # what the head is used to; ones would take thousands of steps to get there
+        ones = torch.ones(config.hidden_size, dtype=target.dtype, device=target.device)
+        model.output_norm.weight.copy_(target.decoder.norm(ones))  # type: ignore[operator]
     return KangarooTask(
         target,
         model,
