@@ -7,7 +7,7 @@ DATA := bench/training/self_text.jsonl.gz
 # What both trainings share lies in one folder: delete it to train on other data.
 TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
-EXIT_LAYER := 2
+EXIT_LAYER := 5
 
 .PHONY: demo test check bench data train
 
@@ -42,9 +42,9 @@ data: .venv/installed
 # The shipped drafters, from the text they learned from; hours on two cores, and goes on after a kill.
 train: .venv/installed-dev
 	$(BIN)/specdec train redrafter $(DATA) --out $(SHIPPED)/redrafter --run .training/redrafter $(TRAINING) \
-	  --exit-layers $(EXIT_LAYER)
+	  --exit-layers $(EXIT_LAYER) --length 4 --epochs 4
 	$(BIN)/specdec train kangaroo $(DATA) --out $(SHIPPED)/kangaroo --run .training/kangaroo $(TRAINING) \
-	  --exit-layer $(EXIT_LAYER)
+	  --exit-layer $(EXIT_LAYER) --eta 0.4 --epochs 6
 	$(BIN)/python bench/report.py
 
 .venv/installed: pyproject.toml constraints.txt

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from . import __version__
 from .checkpoints.command import convert
-from .drafters import check_drafter_name
+from .drafters import BEST, best_drafter, check_drafter_name
 from .evaluate.benchmark import (
     Benchmark,
     Prompt,
@@ -77,7 +77,7 @@ ModelOption = Annotated[
 DrafterOption = Annotated[
     str,
     typer.Option(
-        help="none, lookup, redrafter, kangaroo, mixed, a folder, or several joined by +."
+        help="best, none, lookup, redrafter, kangaroo, mixed, a folder, or several joined by +."
     ),
 ]
 DTypeOption = Annotated[DType, typer.Option(help="Precision of the weights.")]
@@ -95,7 +95,7 @@ def generate(
         str, typer.Argument(help="What to ask; - reads standard input.")
     ] = DEMO_PROMPT,
     model: ModelOption = DEFAULT_MODEL,
-    drafter: DrafterOption = "lookup",
+    drafter: DrafterOption = "best",
     max_new_tokens: NewTokensOption = 128,
     max_nodes: NodesOption = MAX_NODES,
     dtype: DTypeOption = DType.float32,
@@ -114,6 +114,7 @@ def generate(
         raise ValueError("prompt: expected some text, got none")
     session = _session(model, drafter, max_nodes, dtype, device, exact)
     target = session.target
+    drafter = best_drafter(target) if drafter == BEST else drafter
     if raw:
         ids = target.tokenizer(text)["input_ids"]
     else:
@@ -133,7 +134,7 @@ def generate(
 @app.command()
 def chat(
     model: ModelOption = DEFAULT_MODEL,
-    drafter: DrafterOption = "lookup",
+    drafter: DrafterOption = "best",
     max_new_tokens: NewTokensOption = 512,
     max_nodes: NodesOption = MAX_NODES,
     dtype: DTypeOption = DType.float32,

@@ -55,7 +55,7 @@ class Session:
     """A target, a drafter and the text they share; a prompt that continues it is read from where it is new."""
 
     def __init__(
-        self, target: Target, drafter: Drafter | str = "lookup", *, max_nodes: int = MAX_NODES
+        self, target: Target, drafter: Drafter | str = "best", *, max_nodes: int = MAX_NODES
     ) -> None:
         """Begin without text.
 
@@ -220,7 +220,7 @@ def check_generation_config(config: GenerationConfig) -> None:
 def generate(
     model: PreTrainedModel | Target,
     input_ids: Tensor | Sequence[Tensor],
-    drafter: Drafter | str = "lookup",
+    drafter: Drafter | str = "best",
     *,
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 128,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .lookup import LookupConfig, LookupDrafter
 from .mixed import MixedDrafter
-from .names import DRAFTERS, check_drafter_name, load_drafter
+from .names import BEST, DRAFTERS, best_drafter, check_drafter_name, load_drafter
 from .plain import NoDrafter
 from .protocol import Budget, Drafter, Proposals
 
 __all__ = [
+    "BEST",
     "DRAFTERS",
     "Budget",
     "Drafter",
@@ -17,6 +18,7 @@ __all__ = [
     "MixedDrafter",
     "NoDrafter",
     "Proposals",
+    "best_drafter",
     "check_drafter_name",
     "load_drafter",
 ]

@@ -18,7 +18,9 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {"none": NoDrafter, "lookup": Looku
 SHIPPED = ("redrafter", "kangaroo")
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 UNIONS = {"mixed": "redrafter+lookup"}
-KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS)
+# The best there is for a target.
+BEST = "best"
+KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS, BEST)
 
 
 def load_drafter(name: str, target: Target, **settings: Any) -> Drafter:
@@ -26,7 +28,8 @@ def load_drafter(name: str, target: Target, **settings: Any) -> Drafter:
 
     Args:
         name: `none`, `lookup`; `redrafter` or `kangaroo`, shipped for the default model; a checkpoint's folder;
-            `a+b` for the union of several, of which `mixed` is redrafter+lookup.
+            `a+b` for the union of several, of which `mixed` is redrafter+lookup; `best` for what
+            `best_drafter` chooses.
         target: whose text is drafted.
         settings: how drafters with weights draft, where it shall differ from what was saved; see
             `specdec.checkpoints.load_drafter_checkpoint`.
@@ -36,7 +39,7 @@ def load_drafter(name: str, target: Target, **settings: Any) -> Drafter:
             drafts alone is part of a union, or a setting is unknown or out of range.
     """
     check_drafter_name(name)
-    parts = _parts(name)
+    parts = _parts(best_drafter(target) if name == BEST else name)
     if settings and all(part in DRAFTERS for part in parts):
         raise ValueError(f"{next(iter(settings))}: expected no settings for {name}, got one")
     drafters = [
@@ -45,10 +48,23 @@ def load_drafter(name: str, target: Target, **settings: Any) -> Drafter:
     return drafters[0] if len(drafters) == 1 else MixedDrafter(drafters)
 
 
-def check_drafter_name(name: str) -> None:
-    """Raise ValueError for a name that no drafter has, before anything is loaded."""
+def best_drafter(target: Target) -> str:
+    """Name the fastest drafter for a target: `mixed` for the model that drafters are shipped for, else `lookup`."""
     from ..checkpoints import read_description  # checkpoints build on this package
 
+    try:
+        read_description(SHIPPED_FOLDER / "redrafter").target.check(target)
+    except ValueError:
+        return "lookup"
+    return "mixed"
+
+
+def check_drafter_name(name: str) -> None:
+    """Raise ValueError for a name that no drafter has, before anything is loaded."""
+    from ..checkpoints import read_description
+
+    if name == BEST:
+        return
     parts = _parts(name)
     for part in parts:
         folder = _folder(part)
