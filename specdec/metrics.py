@@ -78,6 +78,11 @@ class Metrics:
         return sum(gain > width for gain in self.gains) / self.rounds if self.gains else 0.0
 
     @property
+    def authors_accept_lengths(self) -> list[int]:
+        """The gains of one row as Kangaroo's authors list them: a 1 for the token that prefill gave comes first."""
+        return [1, *self.gains]
+
+    @property
     def nodes_per_round(self) -> float:
         """Mean nodes verified, the root included; 0 without rounds."""
         return self.nodes / self.rounds if self.gains else 0.0

@@ -81,6 +81,7 @@ class Session:
         *,
         max_new_tokens: int,
         eos_token_ids: Iterable[int] = (),
+        stop_short: int = 0,
     ) -> Generation:
         """Write greedily until each row ends; arguments and errors as in `stream`."""
         generation = Generation([[] for _ in prompts])
@@ -88,6 +89,7 @@ class Session:
             prompts,
             max_new_tokens=max_new_tokens,
             eos_token_ids=eos_token_ids,
+            stop_short=stop_short,
             metrics=generation.metrics,
         ):
             for e in emitted:
@@ -100,6 +102,7 @@ class Session:
         *,
         max_new_tokens: int,
         eos_token_ids: Iterable[int] = (),
+        stop_short: int = 0,
         metrics: Metrics | None = None,
     ) -> Iterator[list[Emitted]]:
         """Write greedily, and hand out what each round adds.
@@ -109,6 +112,8 @@ class Session:
                 is read from the first new token on.
             max_new_tokens: most new tokens per row; fewer where the model's positions end.
             eos_token_ids: tokens after which a row ends.
+            stop_short: a row ends when no more tokens than this may come; gamma for Kangaroo's authors, who begin a
+                round only where a whole draft fits.
             metrics: added to as the text is written.
 
         Returns:
@@ -121,11 +126,18 @@ class Session:
         """
         texts = [list(prompt) for prompt in prompts]
         self._validate(texts, max_new_tokens)
+        if not 0 <= stop_short < max_new_tokens:
+            raise ValueError(f"stop_short: expected 0 to {max_new_tokens - 1}, got {stop_short}")
         metrics = Metrics() if metrics is None else metrics
-        return self._rounds(texts, max_new_tokens, frozenset(eos_token_ids), metrics)
+        return self._rounds(texts, max_new_tokens, frozenset(eos_token_ids), stop_short, metrics)
 
     def _rounds(
-        self, texts: list[list[int]], most: int, eos_token_ids: frozenset[int], metrics: Metrics
+        self,
+        texts: list[list[int]],
+        most: int,
+        eos_token_ids: frozenset[int],
+        stop_short: int,
+        metrics: Metrics,
     ) -> Iterator[list[Emitted]]:
         self._stream = this = object()
         clock = Stopwatch(metrics.seconds)
@@ -141,7 +153,9 @@ class Session:
             prefilled = self.target.prefill(
                 prompt, [len(ids) - known for ids in texts], cache, self.drafter.tap
             )
-        state = State(cache, text, limits=limits, eos_token_ids=eos_token_ids)
+        state = State(
+            cache, text, limits=limits, eos_token_ids=eos_token_ids, stop_short=stop_short
+        )
         self._texts = texts
         for emitted in decode(
             self.target, self.drafter, state, prefilled, max_nodes=self.max_nodes, clock=clock

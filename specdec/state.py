@@ -32,7 +32,13 @@ class State:
     """The rows still being written; a row that ends leaves by index, its cache stays where it is."""
 
     def __init__(
-        self, cache: TreeCache, text: Tensor, *, limits: list[int], eos_token_ids: frozenset[int]
+        self,
+        cache: TreeCache,
+        text: Tensor,
+        *,
+        limits: list[int],
+        eos_token_ids: frozenset[int],
+        stop_short: int = 0,
     ) -> None:
         """Take prompts whose prefill is done.
 
@@ -41,6 +47,7 @@ class State:
             text: `[R, columns]` int64, the prompts, with room for every token that may come and one tree.
             limits: most new tokens per row.
             eos_token_ids: tokens after which a row ends.
+            stop_short: a row ends when no more tokens than this may come.
         """
         self.cache = cache
         self.text = text
@@ -48,7 +55,7 @@ class State:
         self.rows = Rows.first(len(text), text.device)
         """The B prompts still being written."""
         self.remaining = list(limits)
-        self.eos_token_ids = eos_token_ids
+        self.eos_token_ids, self.stop_short = eos_token_ids, stop_short
 
     @property
     def lengths(self) -> Tensor:
@@ -109,7 +116,7 @@ class State:
         if ends:
             tokens = tokens[: ends[0] + 1]
         self.remaining[at] -= len(tokens)
-        finished = bool(ends) or self.remaining[at] == 0
+        finished = bool(ends) or self.remaining[at] <= self.stop_short
         return Emitted(
             self.rows.host[at], tokens, min(drafted, len(tokens)), nodes, proposed, finished
         )

@@ -110,17 +110,16 @@ def test_rounds_are_the_authors(case, monkeypatch):
 
     prompt, gamma = golden["prompt"], was["steps"]
     text, accepted = list(prompt), []
-    # The authors never draft past the end but stop up to gamma tokens before it; we draft less. Their rounds are ours
-    # for as long as there is room.
-    end = min(was["max_length"], len(prompt) + was["max_new"]) - 1 - gamma
     session = Session(drafter.target, drafter, max_nodes=gamma + 1)
-    for (emitted,) in session.stream(
-        [prompt], max_new_tokens=was["max_new"] + gamma, eos_token_ids=[was["eos"]]
-    ):
-        text += emitted.tokens
-        accepted.append(len(emitted.tokens))  # the first is the token of prefill, as they count
-        if len(text) - 1 >= end:
-            break
+    generation = session.generate(
+        [prompt],
+        # They count the longest text, the prompt included, and a whole draft always fits.
+        max_new_tokens=min(was["max_length"] - len(prompt), was["max_new"]),
+        eos_token_ids=[was["eos"]],
+        stop_short=gamma,
+    )
+    text = prompt + generation.tokens[0]
+    accepted = generation.metrics.authors_accept_lengths
 
     assert text == golden["final"]
     assert accepted == golden["accept_lengths"]
