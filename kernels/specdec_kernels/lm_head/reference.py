@@ -52,8 +52,9 @@ def finish_logits(
 def top_tokens(logits: Tensor, k: int, id_map: Tensor | None) -> TopTokens:
     """Pick from finished logits `[R, V]`; `id_map [V]` translates ids of a draft vocabulary."""
     logits = logits.float()
-    logsumexp = logits.logsumexp(-1)
     best, ids = ordered_topk(logits, k)
+    # The largest logit is known by now, and with it the sum needs one pass.
+    logsumexp = (logits - best[:, :1]).exp_().sum(-1).log_() + best[:, 0]
     if id_map is not None:
         ids = id_map[ids]
     return TopTokens(ids, best - logsumexp[:, None], logsumexp)
