@@ -26,7 +26,6 @@ from specdec.evaluate.questions import read_questions
 from specdec.session import end_tokens
 from specdec.state import State
 from specdec.target import Target
-from specdec.tree import Accepted, TokenTree
 from specdec_kernels import pack_beams
 
 QUESTIONS = Path(__file__).parents[1] / "tests" / "data" / "questions.jsonl"
@@ -43,10 +42,6 @@ class BeamCounter(Drafter):
         self.without_root: dict[tuple[int, int], list[float]] = defaultdict(list)
         self.with_root: dict[tuple[int, int], list[float]] = defaultdict(list)
 
-    def start(self, state: State, hidden: Tensor) -> None:
-        for drafter in self.drafters.values():
-            drafter.start(state, hidden)
-
     def draft(self, state: State, budget: Budget) -> Proposals:
         for width, drafter in self.drafters.items():
             for length in self.lengths:
@@ -56,10 +51,6 @@ class BeamCounter(Drafter):
                 found = drafter.draft(state, Budget(width * depth + 1, depth, rows))
                 self.count((width, length), state.roots, found.tokens.unflatten(1, (-1, depth)))
         return Proposals.none(len(state.rows.host), state.text.device)
-
-    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
-        for drafter in self.drafters.values():
-            drafter.observe(state, tree, accepted, hidden)
 
     def count(self, which: tuple[int, int], roots: Tensor, drafted: Tensor) -> None:
         """Pack beams `[B, W, C-1]` behind their roots and note the share that is gone."""

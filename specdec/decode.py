@@ -42,9 +42,9 @@ def decode(
         What each row gained, first from prefill, then from each round.
     """
     with clock("prefill"):
-        emitted = state.open(pick(prefilled.logits))
+        emitted = state.open(pick(prefilled.logits), prefilled.hidden)
     with clock("draft"):
-        drafter.start(state, prefilled.hidden[state.rows.ids])
+        drafter.start(state)
     yield emitted
 
     while state.rows.host:
@@ -60,7 +60,8 @@ def decode(
         with clock("accept"):
             accepted = accept(tree, picked)
         with clock("commit"):
-            written = state.write(tree, accepted, proposals.valid.sum(1) + 1)
+            proposed = proposals.valid.sum(1) + 1
+            written = state.write(tree, accepted, verified.hidden, proposed)
             state.cache.commit(accepted, state.rows)
         with clock("observe"):
             drafter.observe(state, tree, accepted, verified.hidden)

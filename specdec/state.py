@@ -52,6 +52,8 @@ class State:
         self.cache = cache
         self.text = text
         """`[R, columns]` int64: per prompt all committed tokens and the root; what follows is stale."""
+        self.hidden: Tensor = torch.empty(0)
+        """`[R, E]`, the target's last hidden state at each prompt's last committed token, from prefill on."""
         self.rows = Rows.first(len(text), text.device)
         """The B prompts still being written."""
         self.remaining = list(limits)
@@ -67,8 +69,9 @@ class State:
         """`[B]` int64, the token of each row that is certain but not cached."""
         return self.text[self.rows.ids, self.lengths]
 
-    def open(self, first_tokens: Tensor) -> list[Emitted]:
-        """Take the `[B]` tokens that prefill gave as roots."""
+    def open(self, first_tokens: Tensor, hidden: Tensor) -> list[Emitted]:
+        """Take what prefill gave: the `[R]` tokens that become roots, and hidden states `[R, E]`."""
+        self.hidden = hidden
         self.text[self.rows.ids, self.lengths] = first_tokens
         emitted = [
             self._emit(at, [token], drafted=0, nodes=0, proposed=0)
@@ -77,12 +80,15 @@ class State:
         self._leave(emitted)
         return emitted
 
-    def write(self, tree: TokenTree, accepted: Accepted, proposed: Tensor) -> Tensor:
+    def write(
+        self, tree: TokenTree, accepted: Accepted, hidden: Tensor, proposed: Tensor
+    ) -> Tensor:
         """Write the accepted tokens and the next roots into the text; comes before commit.
 
         Args:
             tree: what was verified.
             accepted: what was accepted.
+            hidden: `[B, N, E]`, the target's hidden states at the nodes.
             proposed: `[B]` int64, proposals behind each tree.
 
         Returns:
@@ -93,6 +99,9 @@ class State:
         new = drafted.scatter(1, accepted.lengths[:, None], accepted.next_tokens[:, None])
         columns = self.lengths[:, None] + torch.arange(1, nodes + 1, device=new.device)
         self.text[self.rows.ids[:, None], columns] = new
+        last = accepted.path.gather(1, accepted.lengths[:, None])  # [B, 1]
+        at_last = last[..., None].expand(-1, -1, hidden.shape[-1])
+        self.hidden[self.rows.ids] = hidden.gather(1, at_last)[:, 0]
         counts = torch.stack([accepted.lengths + 1, tree.sizes, proposed], 1)
         return torch.cat([new, counts], 1)
 

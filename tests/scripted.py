@@ -19,9 +19,6 @@ class ScriptedDrafter(Drafter):
         self.most_proposals = most_proposals
         self.sizes = []
 
-    def start(self, state, hidden):
-        pass
-
     def observe(self, state, tree, accepted, hidden):
         tree.check()
         self.sizes += tree.sizes.tolist()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..models import DEFAULT_MODEL, load_model
 from ..target import Target
-from .convert import Layout, conversion_table, export_drafter, import_drafter
+from .convert import Layout, check_out, conversion_table, export_drafter, import_drafter
 
 
 def convert(
@@ -27,6 +27,8 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the mapping alone.")] = False,
 ) -> None:
     """Read drafters of Apple's, ModelOpt's and Kangaroo's code, or write ours for Apple's and Kangaroo's."""
+    if not dry_run:
+        check_out(out)  # before seconds are spent on the model
     if to == Layout.own:
         # Half the memory, and its fingerprint is the same.
         model, _ = load_model(target, dtype=torch.bfloat16)

@@ -49,9 +49,14 @@ class Conversion:
         Raises:
             ValueError: if the folder is there and holds something.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"out: expected a new or an empty folder, got {folder}")
+        check_out(folder)
         self.write_into(folder)
+
+
+def check_out(folder: Path) -> None:
+    """Raise ValueError unless a folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"out: expected a new or an empty folder, got {folder}")
 
 
 def import_drafter(source: Path, target: Target, *, exit_layer: int | None = None) -> Conversion:

@@ -32,10 +32,10 @@ class MixedDrafter(Drafter):
                 )
         self.drafters = list(drafters)
 
-    def start(self, state: State, hidden: Tensor) -> None:
+    def start(self, state: State) -> None:
         """Start each."""
         for drafter in self.drafters:
-            drafter.start(state, hidden)
+            drafter.start(state)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Put the proposals of all side by side; packing merges them."""

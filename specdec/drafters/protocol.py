@@ -55,13 +55,8 @@ class Drafter(Protocol):
     tap: Tap | None = None
     """Reads prompts along with the target."""
 
-    def start(self, state: State, hidden: Tensor) -> None:
-        """Begin with new prompts.
-
-        Args:
-            state: rows after prefill, roots included.
-            hidden: `[B, E]`, the target's last hidden state of each row.
-        """
+    def start(self, state: State) -> None:
+        """Begin with the prompts of `state`, after prefill; for a drafter that keeps something about them."""
         return None
 
     def draft(self, state: State, budget: Budget) -> Proposals:

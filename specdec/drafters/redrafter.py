@@ -23,7 +23,6 @@ from specdec_kernels import Beams, LMHeadTopK, RecurrentDraftStep, beam_parents,
 from ..packed_linear import pack_linears
 from ..state import State
 from ..target import Target
-from ..tree import Accepted, TokenTree
 from .protocol import Budget, Drafter, Proposals
 
 # The authors keep the 50 likeliest tokens before they normalise (`warp_logits`).
@@ -66,7 +65,9 @@ class ReDrafterConfig:
             ("least", 0, 1), ("least_step", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value < least or (most is not None and value > most):
+            whole = name not in ("least", "least_step")
+            fits = isinstance(value, int if whole else int | float) and value >= least
+            if not fits or (most is not None and value > most):
                 bounds = f"at least {least}" if most is None else f"{least} to {most}"
                 raise ValueError(f"{name}: expected {bounds}, got {value}")
         if self.top_rule is not None and not 1 <= self.top_rule <= AUTHORS_TOP:
@@ -98,7 +99,7 @@ class ReDrafterModel(nn.Module):
         """
         super().__init__()
         check_draft_vocabulary(draft_vocabulary, vocabulary_size)
-        self.config = config
+        self.config, self.vocabulary_size = config, vocabulary_size
         self.step = RecurrentDraftStep(
             config.hidden_size,
             exit_dim=None if config.exit_dim == 2 * config.hidden_size else config.exit_dim,
@@ -139,8 +140,15 @@ def check_draft_vocabulary(ids: Tensor | None, vocabulary_size: int) -> None:
     """Raise ValueError unless `ids` are ascending ids of a vocabulary, or None."""
     if ids is None:
         return
-    if ids.ndim != 1 or len(ids) == 0 or not bool((ids[1:] > ids[:-1]).all()):
-        raise ValueError(f"draft_vocabulary: expected ascending ids, got shape {list(ids.shape)}")
+    if (
+        ids.ndim != 1
+        or len(ids) == 0
+        or ids.dtype != torch.int64
+        or bool((ids[1:] <= ids[:-1]).any())
+    ):
+        raise ValueError(
+            f"draft_vocabulary: expected ascending ids in int64, got {ids.dtype} of shape {list(ids.shape)}"
+        )
     if ids[0] < 0 or ids[-1] >= vocabulary_size:
         raise ValueError(
             f"draft_vocabulary: expected ids from 0 to {vocabulary_size - 1}, "
@@ -170,6 +178,10 @@ class ReDrafter(Drafter):
             raise ValueError(
                 f"hidden_size: expected the target's {width}, got {model.config.hidden_size}"
             )
+        if model.vocabulary_size != target.config.vocab_size:
+            raise ValueError(
+                f"vocabulary_size: expected the target's {target.config.vocab_size}, got {model.vocabulary_size}"
+            )
         if self.config.draft_length > model.config.trained_length:
             warnings.warn(
                 f"draft_length: expected at most the {model.config.trained_length} tokens that the model was "
@@ -184,24 +196,11 @@ class ReDrafter(Drafter):
         if target.packed:
             pack_linears(self.model)
             pack_linears(self.head)
-        self._context: Tensor = torch.empty(0)
-
-    def start(self, state: State, hidden: Tensor) -> None:
-        """Take the hidden state behind each prompt."""
-        self._context = hidden
-
-    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
-        """Take the hidden state at the last accepted node of each row."""
-        last = accepted.path.gather(1, accepted.lengths[:, None])  # [B, 1]
-        width = hidden.shape[-1]
-        self._context[state.rows.ids] = hidden.gather(1, last[..., None].expand(-1, -1, width))[
-            :, 0
-        ]
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Search beams behind each row's root (ReDrafter section 3.2)."""
         length = min(self.config.draft_length, budget.depth)
-        steps = self._search(state.roots, self._context[state.rows.ids], length)
+        steps = self._search(state.roots, state.hidden[state.rows.ids], length)
         if not steps:
             return Proposals.none(len(state.rows.host), state.text.device)
         return self._all_nodes(steps) if self.config.keep == "expanded" else self._paths(steps)

@@ -227,13 +227,13 @@ def test_text_is_the_librarys_at_every_beam_width_and_length(width, length, batc
 
 def test_every_node_ever_expanded_holds_the_final_beams():
     target = Target(tiny_model("llama", 3))
-    hidden = torch.randn(2, target.config.hidden_size, dtype=torch.float64)
+    context = torch.randn(2, target.config.hidden_size, dtype=torch.float64)
     paths = {}
     for keep in ("final", "expanded"):
         drafter = drafter_for(target, 4, beam_width=4, draft_length=4, keep=keep)
-        drafter._context = hidden
 
         class State:
+            hidden = context
             roots = torch.tensor([3, 9])
             rows = Rows.first(2, torch.device("cpu"))
             text = torch.zeros(2, 1, dtype=torch.int64)
@@ -277,6 +277,9 @@ def test_the_model_trains_and_drafts_with_one_and_the_same_step():
         ({"keep": "all"}, "keep: expected 'final' or 'expanded', got 'all'"),
         ({"top_rule": 51}, "top_rule: expected 1 to 50 or None, got 51"),
         ({"exit_dim": 0}, "exit_dim: expected at least 1, got 0"),
+        ({"beam_width": 2.5}, "beam_width: expected 1 to 64, got 2.5"),
+        ({"beam_width": "4"}, "beam_width: expected 1 to 64, got 4"),
+        ({"least": float("nan")}, "least: expected 0 to 1, got nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -302,3 +305,40 @@ def test_a_draft_vocabulary_that_is_none_is_refused(ids):
     config = ReDrafterConfig(hidden_size=8, exit_dim=16)
     with pytest.raises(ValueError, match="draft_vocabulary: expected"):
         ReDrafterModel(config, VOCABULARY, torch.tensor(ids))
+
+
+def test_rows_that_end_at_once_leave_and_do_not_disturb_the_others():
+    model = tiny_model("qwen2", 4)
+    prompts = [random_prompt(length, length) for length in (3, 12, 6, 9)]
+    full = [library_greedy(model, p, 20) for p in prompts]
+    eos = [full[0][0], full[2][3]]  # the first row ends with the token that prefill gives
+    expected = [library_greedy(model, p, 20, eos) for p in prompts]
+    target = Target(model)
+    drafter = drafter_for(target, 0, beam_width=4, draft_length=3)
+    for drafters in (drafter, MixedDrafter([drafter, LookupDrafter()])):
+        written = Session(target, drafters).generate(prompts, max_new_tokens=20, eos_token_ids=eos)
+        assert written.tokens == expected
+
+
+def test_sessions_that_share_a_drafter_do_not_disturb_each_other():
+    model = tiny_model("llama", 6)
+    target = Target(model)
+    drafter = drafter_for(target, 1, beam_width=3, draft_length=3)
+    prompts = [random_prompt(5, 1), random_prompt(8, 2)]
+    expected = [library_greedy(model, p, 15) for p in prompts]
+    texts = [[], []]
+    first = Session(target, drafter).stream(prompts, max_new_tokens=15)
+    for emitted in first:
+        for e in emitted:
+            texts[e.row] += e.tokens
+        Session(target, drafter).generate([random_prompt(4, 3)], max_new_tokens=3)
+    assert texts == expected
+
+
+def test_a_model_of_another_vocabulary_is_refused():
+    target = Target(tiny_model("llama"))
+    config = ReDrafterConfig(hidden_size=48, exit_dim=96)
+    with pytest.raises(
+        ValueError, match=f"vocabulary_size: expected the target's {VOCABULARY}, got 200"
+    ):
+        ReDrafter(target, ReDrafterModel(config, 200))
