@@ -52,8 +52,14 @@ def best_drafter(target: Target) -> str:
     """Name the fastest drafter for a target: `mixed` for the model that drafters are shipped for, else `lookup`."""
     from ..checkpoints import read_description  # checkpoints build on this package
 
+    folder = SHIPPED_FOLDER / "redrafter"
+    if not folder.is_dir():
+        return "lookup"
+    made_for = read_description(
+        folder
+    ).target  # a damaged one is an error, not a reason for another
     try:
-        read_description(SHIPPED_FOLDER / "redrafter").target.check(target)
+        made_for.check(target)
     except ValueError:
         return "lookup"
     return "mixed"

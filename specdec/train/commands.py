@@ -125,7 +125,7 @@ def redrafter(
     width = target.config.hidden_size
     config = ReDrafterConfig(
         hidden_size=width,
-        exit_dim=exit_dim or 2 * width,
+        exit_dim=2 * width if exit_dim is None else exit_dim,
         residual_blocks=residual_blocks,
         tied_head=not own_head,
         trained_length=length,
@@ -171,7 +171,7 @@ def kangaroo(
     config = KangarooConfig(
         hidden_size=target.config.hidden_size,
         heads=heads,
-        kv_heads=kv_heads or heads,
+        kv_heads=heads if kv_heads is None else kv_heads,
         head_dim=target.config.hidden_size // heads,
         exit_layer=exit_layer,
         eta=eta,

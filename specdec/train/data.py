@@ -10,7 +10,8 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..target import Target
+from ..whole_file import whole_file
 from .openers import OPENERS, Opener
 
 # Every third batch of answers is sampled: greedy text alone repeats itself, sampled text alone is not what is decoded.
@@ -58,8 +61,10 @@ def _ngrams(text: str) -> Iterator[tuple[str, ...]]:
         yield tuple(words[first : first + OVERLAP])
 
 
-def read_conversations(path: Path) -> list[Conversation]:
-    """Read a JSONL file, gzipped or not, whose lines hold `prompt_ids` and `answer_ids`.
+def read_conversations(path: Path, tokenizer: Any = None) -> list[Conversation]:
+    """Read a JSONL file, gzipped or not, whose lines hold `prompt_ids` and `answer_ids`, or a `text` of any origin.
+
+    A text needs a tokenizer. Its first token is its prompt: nothing is expected before that.
 
     Raises:
         ValueError: if the file cannot be read or a line is something else.
@@ -69,15 +74,18 @@ def read_conversations(path: Path) -> list[Conversation]:
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                conversations.append(_parse(path, number, line))
-    except OSError as error:
+                conversations.append(_parse(path, number, line, tokenizer))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"data: expected a readable JSONL file, got {path} ({error})") from error
     return conversations
 
 
-def _parse(path: Path, number: int, line: str) -> Conversation:
+def _parse(path: Path, number: int, line: str, tokenizer: Any) -> Conversation:
     try:
         fields = json.loads(line)
+        if tokenizer is not None and "text" in fields:
+            ids = tokenizer(str(fields["text"]))["input_ids"]
+            fields = {"prompt_ids": ids[:1], "answer_ids": ids[1:]}
         conversation = Conversation(list(fields["prompt_ids"]), list(fields["answer_ids"]))
         ids = conversation.prompt_ids + conversation.answer_ids
         valid = bool(ids) and all(isinstance(i, int) and i >= 0 for i in ids)
@@ -85,9 +93,25 @@ def _parse(path: Path, number: int, line: str) -> Conversation:
         valid = False
     if not valid:
         raise ValueError(
-            f"data: expected an object with prompt_ids and answer_ids in {path} line {number}, got {line[:60]!r}"
+            f"data: expected an object with prompt_ids and answer_ids, or a text, in {path} line {number}, got {line[:60]!r}"
         )
     return conversation
+
+
+def check_conversations(conversations: Sequence[Conversation], target: Target) -> None:
+    """Raise ValueError unless a target can read all of them."""
+    vocabulary, positions = target.config.vocab_size, target.position_limit
+    for number, conversation in enumerate(conversations, 1):
+        ids = conversation.prompt_ids + conversation.answer_ids
+        if max(ids) >= vocabulary:
+            raise ValueError(
+                f"data: expected ids below {vocabulary}, got {max(ids)} in conversation {number}"
+            )
+        if not 2 <= len(ids) <= positions or not conversation.prompt_ids:
+            raise ValueError(
+                f"data: expected a prompt and 2 to {positions} tokens, got {len(conversation.prompt_ids)} and "
+                f"{len(ids)} in conversation {number}"
+            )
 
 
 class SelfWriter:
@@ -218,7 +242,11 @@ def write_data(
     Returns:
         Answer tokens in the file.
     """
-    number, written = _resume(out)
+    if out.suffix == ".gz":
+        raise ValueError(f"out: expected a name that does not end in .gz, got {out}")
+    # What a batch depends on, besides its number.
+    made = {"seed": writer.seed, "size": writer.batch, "answer_tokens": writer.answer_tokens}
+    number, written = _resume(out, made)
     progress(written)
     while written < tokens:
         begin = number * writer.batch
@@ -228,15 +256,19 @@ def write_data(
         lines = writer.write(number, exclude, given)
         with out.open("a", encoding="utf-8") as file:
             for line in lines:
-                file.write(json.dumps({**line, "batch": number}) + "\n")
+                file.write(json.dumps({**line, "batch": number, **made}) + "\n")
         written += sum(len(line["answer_ids"]) for line in lines)
         number += 1
         progress(written)
     return written
 
 
-def _resume(out: Path) -> tuple[int, int]:
-    """Cut off the last batch, which may be incomplete; return its number and the answer tokens before it."""
+def _resume(out: Path, made: dict[str, int]) -> tuple[int, int]:
+    """Cut off the last batch, which may be incomplete; return its number and the answer tokens before it.
+
+    Raises:
+        ValueError: if the file is something else, or its batches were made in another way.
+    """
     if not out.exists():
         return 0, 0
     lines = out.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -245,13 +277,16 @@ def _resume(out: Path) -> tuple[int, int]:
     try:
         records = [json.loads(line) for line in lines]
         numbers = [record["batch"] for record in records]
-    except (json.JSONDecodeError, KeyError) as error:
+        others = [record for record in records if any(record[k] != v for k, v in made.items())]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"out: expected a file that specdec data began, got {out}") from error
+    if others:
+        found = {name: others[0][name] for name in made}
+        raise ValueError(f"out: expected a file made with {made}, got one with {found} in {out}")
     last = max(numbers, default=0)
     kept = numbers.index(last) if numbers else 0
-    scratch = out.with_suffix(".tmp")
-    scratch.write_text("".join(lines[:kept]), encoding="utf-8")
-    scratch.replace(out)
+    with whole_file(out) as scratch:
+        scratch.write_text("".join(lines[:kept]), encoding="utf-8")
     return last, sum(len(record["answer_ids"]) for record in records[:kept])
 
 

@@ -8,16 +8,19 @@ and several trainings may share them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checkpoints.target_facts import fingerprint
 from ..target import Target
+from ..whole_file import whole_file
 from .data import Conversation
 
 TOP = 16
@@ -77,28 +80,27 @@ def collect_features(
         progress: told how many conversations are done.
 
     Raises:
-        ValueError: if the folder holds features of other conversations.
+        ValueError: if the folder holds features of other conversations or of another target, or lacks layers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     width = target.config.hidden_size
-    files = _files(width, exit_layers)
     plan = _batches(conversations)
     index_file = folder / "index.json"
-    identity = [
-        len(conversations),
-        sum(len(c.prompt_ids) + len(c.answer_ids) for c in conversations),
-    ]
+    digest = hashlib.sha256(json.dumps([asdict(c) for c in conversations]).encode()).hexdigest()
+    identity = {"conversations": digest, "target": fingerprint(target)}
     index: dict[str, Any] = {
         "of": identity, "exits": list(exit_layers), "batches": 0, "spans": []
     }  # fmt: skip
     if index_file.exists():
         found = json.loads(index_file.read_text())
-        if (found["of"], found["exits"]) != (index["of"], index["exits"]):
+        if found["of"] != identity or not set(exit_layers) <= set(found["exits"]):
             raise ValueError(
-                f"folder: expected features of {index['of']} conversations and tokens with exit layers "
-                f"{index['exits']}, got {found['of']} with {found['exits']} in {folder}"
+                f"features: expected those of {identity} with exit layers {list(exit_layers)}, got "
+                f"{found['of']} with {found['exits']} in {folder}; delete it to collect anew"
             )
         index = found
+        exit_layers = index["exits"]  # there may be more
+    files = _files(width, exit_layers)
     tokens = index["spans"][-1][2] if index["spans"] else 0
     for name, (columns, dtype) in files.items():  # cut off what was written but not noted
         with (folder / name).open("ab") as file:
@@ -114,9 +116,8 @@ def collect_features(
             index["spans"].append([tokens, tokens + len(conversation.prompt_ids), tokens + length])
             tokens += length
         index["batches"] = number + 1
-        scratch = index_file.with_suffix(".tmp")
-        scratch.write_text(json.dumps(index))
-        scratch.replace(index_file)
+        with whole_file(index_file) as scratch:
+            scratch.write_text(json.dumps(index))
         progress(len(index["spans"]))
     return load_features(folder, width)
 

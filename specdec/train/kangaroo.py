@@ -51,7 +51,8 @@ class KangarooTask:
                 f"exit_layer: expected one of {sorted(features.exits)} whose hidden states were collected, "
                 f"got {exit_layer}"
             )
-        self.model, self.features, self.validate = adapter, features, validate
+        self.target, self.model, self.features = target, adapter, features
+        self.validate = validate
         self.exits = features.exits[exit_layer]
         self.head = target.draft_head(draft_vocabulary)
         self.begins = features.begins
@@ -66,16 +67,15 @@ class KangarooTask:
         hidden = pad_sequence([self.exits[span] for span in spans], batch_first=True)  # [B, T, E]
         place = torch.arange(hidden.shape[1])
         length = features.ends[units] - features.starts[units]
-        # From the position that predicts the first written token to the one that predicts the last.
         first = self.begins[units] - features.starts[units]
+        # From the position that predicts the first written token to the one that predicts the last.
         learned = (place >= first[:, None]) & (place < length[:, None] - 1)
-        with torch.autocast(hidden.device.type, torch.bfloat16):
-            out = self.model.forward_sequence(hidden, place < length[:, None])[learned]
-        dtype = self.head.linear.weight.dtype
-        out, teacher = (
-            out.to(dtype),
-            features.hidden[(features.starts[units][:, None] + place)[learned]].to(dtype),
-        )
+        device, dtype = self.target.device, self.target.dtype
+        real = (place < length[:, None]).to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
+            out = self.model.forward_sequence(hidden.to(device, dtype), real)[learned.to(device)]
+        at = (features.starts[units][:, None] + place)[learned]
+        out, teacher = out.to(dtype), features.hidden[at].to(device, dtype)  # [R, E]
         agree = {"right_1": 0.0, "overlap": 0.0}
 
         def compare(predicted: Tensor, here: slice) -> Tensor:
@@ -86,5 +86,5 @@ class KangarooTask:
             predicted -= taught
             return loss
 
-        loss = chunked_cross_entropy(self.head, out, compare) / len(out)
+        loss = chunked_cross_entropy(self.head, out, compare, []) / len(out)
         return loss, {name: value / len(out) for name, value in agree.items()}

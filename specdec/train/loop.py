@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..whole_file import whole_file
+
 STATE, LOG = "state.pt", "log.jsonl"
 SAVE_EVERY_SECONDS = 60
 LOG_EVERY_STEPS = 50
@@ -80,6 +82,7 @@ def train(
     folder: Path,
     schedule: Schedule,
     *,
+    of: dict[str, Any] | None = None,
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, figures: None,
 ) -> list[dict[str, Any]]:
     """Train, or go on where an earlier call was stopped.
@@ -88,13 +91,14 @@ def train(
         task: what to train; its model ends with the last step's weights.
         folder: where the state and the log are kept.
         schedule: how.
+        of: says what this training is of, in JSON's types; one that is of something else never goes on from here.
         progress: told the step, the number of steps and the latest figures.
 
     Returns:
         The log: training figures every 50 steps, validation figures after each epoch.
 
     Raises:
-        ValueError: if the folder holds the state of another schedule or other data.
+        ValueError: if the folder holds the state of another training, or there are fewer units than a batch.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
@@ -110,7 +114,9 @@ def train(
             f"batch: expected at most {len(task.units)} units of data, got {schedule.batch}"
         )
     steps = per_epoch * schedule.epochs
-    identity = {"schedule": asdict(schedule), "steps": steps}
+    identity = json.dumps(
+        {"schedule": asdict(schedule), "steps": steps, **(of or {})}, sort_keys=True
+    )
     step, log = _restore(folder / STATE, identity, weights, optimizer)
     order = _order(task, schedule, step // per_epoch)
     saved = time.monotonic()
@@ -157,7 +163,7 @@ def _order(task: Task, schedule: Schedule, epoch: int) -> Tensor:
 
 def _restore(
     path: Path,
-    identity: dict[str, Any],
+    identity: str,
     weights: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> tuple[int, list[dict[str, Any]]]:
@@ -177,7 +183,7 @@ def _restore(
 
 def _save(
     folder: Path,
-    identity: dict[str, Any],
+    identity: str,
     step: int,
     log: list[dict[str, Any]],
     weights: dict[str, nn.Parameter],
@@ -190,7 +196,7 @@ def _save(
         "weights": {name: p.detach() for name, p in weights.items()},
         "optimizer": optimizer.state_dict(),
     }
-    scratch = folder / f".{STATE}"
-    torch.save(state, scratch)
-    scratch.replace(folder / STATE)
-    (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in log))
+    with whole_file(folder / STATE) as scratch:
+        torch.save(state, scratch)
+    with whole_file(folder / LOG) as scratch:
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in log))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specdec_kernels import LMHeadTopK
 
@@ -16,19 +16,21 @@ ROWS = 512
 Compare = Callable[[Tensor, slice], Tensor]
 
 
-def chunked_cross_entropy(head: LMHeadTopK, hidden: Tensor, compare: Compare) -> Tensor:
+def chunked_cross_entropy(
+    head: LMHeadTopK, hidden: Tensor, compare: Compare, learned: list[nn.Parameter]
+) -> Tensor:
     """Sum a cross entropy over rows, with memory for one chunk of logits.
 
     Args:
         head: gives logits `[r, V]`.
         hidden: `[R, E]`.
         compare: knows the teacher; for cross entropy the gradient is the probabilities less the teacher's.
+        learned: parameters of the head that are trained; none where it is the target's.
 
     Returns:
-        The sum, whose gradient reaches `hidden` and those of the head's parameters that want one.
+        The sum, whose gradient reaches `hidden` and `learned`.
     """
-    parameters = [p for p in head.parameters() if p.requires_grad]
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, compare, *parameters)
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, compare, *learned)
     return loss
 
 

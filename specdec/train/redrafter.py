@@ -62,11 +62,15 @@ class ReDrafterTask:
         self.end[self.units] = torch.cat(ends)
         self.ahead = torch.arange(1, length + 1)
         ids = model.draft_vocabulary
-        self.head = target.draft_head(ids) if model.config.tied_head else LMHeadTopK(model.output)
+        tied = model.config.tied_head
+        self.head = target.draft_head(ids) if tied else LMHeadTopK(model.output)
+        self.learned = [] if tied else list(model.output.parameters())
         vocabulary = target.config.vocab_size
         self.place = torch.arange(vocabulary)
         if ids is not None:
-            self.place = torch.full((vocabulary,), -1).index_copy(0, ids, torch.arange(len(ids)))
+            self.place = torch.full((vocabulary,), -1).index_copy(
+                0, ids.cpu(), torch.arange(len(ids))
+            )
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the mean cross entropy over positions and steps, and per step how often the best token is right."""
@@ -79,37 +83,34 @@ class ReDrafterTask:
         if self.labels == "greedy":
             # Behind a token that the target would not write, nothing is ever accepted.
             real[:, 1:] &= (tokens[:, 1:] == best[:, :-1]).long().cumprod(1).bool()
+        device, dtype = self.target.device, self.target.dtype
         with torch.no_grad():
-            embedded = self.target.embed(tokens.T)  # [T, P, E]
-        context = features.hidden[units].to(embedded.dtype)
-        with torch.autocast(context.device.type, torch.bfloat16):
-            out = self.model(embedded, context).transpose(0, 1)[real]  # [R, what the head reads]
-        out = out.to(self.head.linear.weight.dtype)
-        kept = 1 if self.labels == "greedy" else None
-        at = at[real]
-        ids = self.place[
-            features.top_ids[at, :kept].long()
-        ]  # [R, 16], -1 outside the draft vocabulary
-        probs = features.top_probs[at, :kept] * (ids >= 0)
+            embedded = self.target.embed(tokens.T.to(device))  # [T, P, E]
+        context = features.hidden[units].to(device, dtype)
+        with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
+            read = self.model(embedded, context).transpose(0, 1)[real.to(device)]  # [R, E or X]
+        read = read.to(self.head.linear.weight.dtype)
+
+        at, kept = at[real], 1 if self.labels == "greedy" else None
+        # The draft vocabulary's ids, -1 outside it.
+        ids = self.place[features.top_ids[at, :kept].long()].to(device)  # [R, 16]
+        probs = features.top_probs[at, :kept].to(device) * (ids >= 0)
         probs = probs / probs.sum(-1, keepdim=True).clamp(min=1e-6)
-        right = torch.zeros(len(at), dtype=torch.bool)
+        known, first, ids = ids.amax(1, keepdim=True) >= 0, ids[:, 0], ids.clamp(min=0)
+        right = torch.zeros(len(at), device=device)
 
         def compare(predicted: Tensor, here: slice) -> Tensor:
-            taught, p = ids[here].clamp(min=0), probs[here]
-            chosen = predicted.gather(1, taught)
-            right[here] = (chosen[:, 0] == predicted.amax(1)) & (ids[here, 0] >= 0)
-            predicted *= (
-                p.sum(1, keepdim=True) > 0
-            )  # nothing to learn from tokens that cannot be drafted
-            predicted.scatter_add_(1, taught, -p.to(predicted.dtype))
-            return -(p * chosen.float().clamp(min=1e-30).log()).sum()
+            chosen = predicted.gather(1, ids[here])
+            right[here] = ((chosen[:, 0] == predicted.amax(1)) & (first[here] >= 0)).float()
+            predicted *= known[here]  # nothing is learned from tokens that cannot be drafted
+            predicted.scatter_add_(1, ids[here], -probs[here].to(predicted.dtype))
+            return -(probs[here] * chosen.float().clamp(min=1e-30).log()).sum()
 
-        loss = chunked_cross_entropy(self.head, out, compare) / len(out)
+        loss = chunked_cross_entropy(self.head, read, compare, self.learned) / len(read)
         step = real.nonzero()[:, 1]
-        accuracy = torch.bincount(step, right.float(), minlength=len(self.ahead)) / real.sum(
-            0
-        ).clamp(min=1)
-        return loss, {f"right_{i + 1}": a for i, a in enumerate(accuracy.tolist())}
+        rights = torch.bincount(step, right.cpu(), minlength=len(self.ahead))
+        rights /= real.sum(0).clamp(min=1)
+        return loss, {f"right_{i + 1}": share for i, share in enumerate(rights.tolist())}
 
 
 def frequent_tokens(features: Features, size: int, vocabulary_size: int) -> Tensor:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from specdec_kernels import EarlyExitAdapter
 
-from ..checkpoints import save_drafter
+from ..checkpoints import TargetFacts, save_drafter
 from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
 from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from ..target import Target
-from .data import read_conversations
+from ..whole_file import whole_file
+from .data import check_conversations, read_conversations
 from .features import Features, collect_features
 from .kangaroo import KangarooTask
 from .loop import Schedule, train
@@ -43,6 +44,13 @@ class Recipe:
     """The first conversations of the data, which are only validated on."""
     labels: str = "distribution"
     """What ReDrafter learns; see `ReDrafterTask`."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        if self.held_out < 1:
+            raise ValueError(f"held_out: expected at least 1, got {self.held_out}")
+        if self.draft_vocabulary is not None and self.draft_vocabulary < 1:
+            raise ValueError(f"draft_vocabulary: expected at least 1, got {self.draft_vocabulary}")
 
 
 def train_drafter(
@@ -77,18 +85,26 @@ def train_drafter(
         ValueError: if the data cannot be read or is too little, or a folder belongs to another training.
     """
     began = time.time()
-    conversations = [c for path in data for c in read_conversations(path)]
+    conversations = [c for path in data for c in read_conversations(path, target.tokenizer)]
     held_out, learned = conversations[: recipe.held_out], conversations[recipe.held_out :]
     if not learned:
         raise ValueError(
             f"data: expected more than the {recipe.held_out} conversations held out, got {len(conversations)}"
         )
+    check_conversations(conversations, target)
     own = [config.exit_layer] if isinstance(config, KangarooConfig) else []
+    layers = sorted({*own, *exit_layers})
+    depth = len(target.layer_types)
+    if layers and not 1 <= layers[0] <= layers[-1] < depth:
+        raise ValueError(
+            f"exit_layer: expected 1 to {depth - 1} of the target's {depth} layers, got {layers}"
+        )
+    facts = TargetFacts.of(target)
     collected = collect_features(
         target,
         learned,
         features or folder / "features",
-        exit_layers=sorted({*own, *exit_layers}),
+        exit_layers=layers,
         progress=lambda done: progress("reading", done, len(learned), {}),
     )
     vocabulary = target.config.vocab_size
@@ -96,14 +112,19 @@ def train_drafter(
     if recipe.draft_vocabulary is not None and recipe.draft_vocabulary < vocabulary:
         ids = frequent_tokens(collected, recipe.draft_vocabulary, vocabulary)
     prompts = [c.prompt_ids for c in held_out]
-    for parameter in target.model.parameters():
-        parameter.requires_grad_(False)
     torch.manual_seed(recipe.schedule.seed)
     task = _task(target, config, collected, ids, prompts, recipe.labels)
     log = train(
         task,
         folder,
         recipe.schedule,
+        of={
+            "target": asdict(facts),
+            "drafter": asdict(config),
+            "labels": recipe.labels,
+            "draft_vocabulary": None if ids is None else ids.tolist(),
+            "tokens": len(collected.tokens),
+        },
         progress=lambda step, steps, figures: progress("training", step, steps, figures),
     )
     drafter = _drafter(target, config, task.model, ids)
@@ -120,7 +141,8 @@ def train_drafter(
         "threads": torch.get_num_threads(),
         "log": log,
     }
-    (out / REPORT).write_text(json.dumps(report, indent=1))
+    with whole_file(out / REPORT) as scratch:
+        scratch.write_text(json.dumps(report, indent=1))
     return log
 
 
@@ -138,12 +160,11 @@ def _task(
 
     model: Any
     if isinstance(config, ReDrafterConfig):
-        model = ReDrafterModel(config, target.config.vocab_size, ids)
+        model = ReDrafterModel(config, target.config.vocab_size, ids).to(target.device)
         return ReDrafterTask(target, model, collected, labels=labels, validate=validate)
-    model = config.new_adapter()
-    with (
-        torch.no_grad()
-    ):  # what the head is used to; ones would take thousands of steps to get there
+    model = config.new_adapter().to(target.device)
+    with torch.no_grad():
+        # What the head is used to; from ones it would take thousands of steps to get there.
         ones = torch.ones(config.hidden_size, dtype=target.dtype, device=target.device)
         model.output_norm.weight.copy_(target.decoder.norm(ones))  # type: ignore[operator]
     return KangarooTask(

@@ -1,23 +1,37 @@
 """Training: features, losses, and a loop that a kill does not change."""
 
+import copy
+import gzip
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from specdec.drafters.kangaroo import KangarooConfig
+from specdec.cache import Rows
+from specdec.checkpoints import load_drafter_checkpoint
+from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafterConfig, ReDrafterModel
+from specdec.models import load_model
 from specdec.target import Target
 from specdec.train import features as features_module
 from specdec.train import loop
-from specdec.train.data import Conversation, Overlap, read_conversations, read_turns
+from specdec.train.data import (
+    Conversation,
+    Overlap,
+    SelfWriter,
+    check_conversations,
+    read_conversations,
+    read_turns,
+    write_data,
+)
 from specdec.train.features import collect_features
 from specdec.train.kangaroo import KangarooTask
 from specdec.train.loop import Schedule, train
 from specdec.train.loss import chunked_cross_entropy
 from specdec.train.redrafter import ReDrafterTask, frequent_tokens
 from specdec.train.run import Recipe, train_drafter
+from specdec.tree import TokenTree
 from specdec_kernels import LMHeadTopK
 from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
 
@@ -102,8 +116,14 @@ def test_collecting_goes_on_after_a_kill(target, conversations, features, tmp_pa
     assert torch.equal(again.starts, features.starts)
     assert torch.equal(again.tokens, features.tokens)
     torch.testing.assert_close(again.hidden, features.hidden, rtol=2e-2, atol=2e-2)
-    with pytest.raises(ValueError, match="folder: expected features of"):
-        collect_features(target, conversations[:-1], tmp_path, exit_layers=[EXIT])
+    # Layers that nobody asks for do no harm; missing ones, other texts and other targets are refused.
+    assert torch.equal(collect_features(target, conversations, tmp_path).tokens, again.tokens)
+    other = Target(tiny_model("llama", 8, torch.float32))
+    for who, what, layers in (
+        (target, conversations[:-1], [EXIT]), (target, conversations, [1]), (other, conversations, [EXIT])
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="features: expected those of"):
+            collect_features(who, what, tmp_path, exit_layers=layers)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -119,8 +139,9 @@ def test_chunked_cross_entropy_is_cross_entropy(softcap, monkeypatch):
         predicted -= taught[here]
         return loss
 
-    wanted = [hidden, *head.parameters()]
-    ours = chunked_cross_entropy(head, hidden, compare)
+    learned = list(head.parameters())
+    wanted = [hidden, *learned]
+    ours = chunked_cross_entropy(head, hidden, compare, learned)
     theirs = torch.nn.functional.cross_entropy(head.logits(hidden), taught, reduction="sum")
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-6)
     ours_grads = torch.autograd.grad(ours, wanted)
@@ -166,8 +187,7 @@ def test_redrafters_loss_is_the_papers(target, features, labels):
             ]
             total = sum(p for _, p in known)
             losses.append(-sum(p / total * float(log_probs[i]) for i, p in known) if known else 0.0)
-    # The task computes in bfloat16.
-    assert float(loss) == pytest.approx(sum(losses) / len(losses), rel=2e-2)
+    assert float(loss) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 @pytest.mark.parametrize("make", [redrafter_task, kangaroo_task])
@@ -205,25 +225,36 @@ def test_a_killed_training_resumes_to_the_same_curve(target, features, tmp_path,
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     lines = (tmp_path / "killed" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == whole
-    with pytest.raises(ValueError, match="folder: expected a run of"):
-        train(task, tmp_path / "killed", replace(schedule, epochs=4))
+    for other, of in ((replace(schedule, epochs=4), None), (schedule, {"exit_layer": 1})):
+        with pytest.raises(ValueError, match="folder: expected a run of"):
+            train(task, tmp_path / "killed", other, of=of)
 
 
 def test_kangaroo_trains_with_the_mask_and_positions_of_drafting(target, features):
-    """The loss over a text equals that of drafting its tokens one at a time."""
+    """The loss over a text is that of drafting: one token at a time, on a cache."""
     task = kangaroo_task(target, features)
+    drafter = KangarooDrafter(target, kangaroo_config(), copy.deepcopy(task.model))
     unit = task.units[3:4]
+    start, end = int(features.starts[3]), int(features.ends[3])
+    first = int(features.begins[3])
+    cache = target.new_cache(rows=1, capacity=end - start, tree_capacity=2)
+    rows = Rows.first(1, target.device)
+    losses = {}
     with torch.no_grad():
         loss, _ = task.loss(unit)
-        start, answer, end = (int(x[3]) for x in (features.starts, features.answers, features.ends))
-        hidden = features.exits[EXIT][start:end].float()[None]
-        losses = []
-        for last in range(answer - 1, end - 1):
-            out = task.model.forward_sequence(hidden[:, : last - start + 1])[0, -1]
-            predicted = task.head.logits(out[None]).log_softmax(-1)
-            taught = task.head.logits(features.hidden[last][None].float()).softmax(-1)
-            losses.append(float(-(taught * predicted).sum()))
-    assert float(loss) == pytest.approx(sum(losses) / len(losses), rel=2e-2)
+        for position in range(start, end):
+            token = TokenTree.chain(features.tokens[position].long()[None, None])
+            cache.set_lengths([position - start])
+            cache.open(token.ancestors, token.depth, rows)
+            hidden = features.exits[EXIT][position].float()[None, None]
+            read = drafter._attend(hidden, cache)[:, 0]
+            taught = task.head.logits(features.hidden[position][None].float()).softmax(-1)
+            losses[position] = float(-(taught * task.head.logits(read).log_softmax(-1)).sum())
+    learned = [losses[position] for position in range(first, end - 1)]
+    assert float(loss) == pytest.approx(sum(learned) / len(learned), rel=1e-4)
+    # One position more or less would show.
+    assert losses[end - 1] != pytest.approx(float(loss), rel=1e-2)
+    assert losses[first] != pytest.approx(float(loss), rel=1e-2)
 
 
 def test_errors_name_what_is_wrong(target, features, conversations, tmp_path):
@@ -245,6 +276,21 @@ def test_errors_name_what_is_wrong(target, features, conversations, tmp_path):
             read_conversations(path)
     with pytest.raises(ValueError, match="data: expected a readable JSONL file"):
         read_conversations(tmp_path / "nothing")
+    damaged = tmp_path / "data.jsonl.gz"
+    damaged.write_bytes(gzip.compress(b'{"prompt_ids": [1], "answer_ids": [2]}' * 99)[:-20])
+    with pytest.raises(ValueError, match="data: expected a readable JSONL file"):
+        read_conversations(damaged)
+    for prompt, answer, message in (
+        ([1], [99], "data: expected ids below 61, got 99 in conversation 2"),
+        ([1], [2] * 160, "data: expected a prompt and 2 to 160 tokens, got 1 and 161"),
+        ([1], [], "data: expected a prompt and 2 to 160 tokens, got 1 and 1"),
+        ([], [2, 3], "data: expected a prompt and 2 to 160 tokens, got 0 and 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_conversations([conversations[0], Conversation(prompt, answer)], target)
+    for options in ({"held_out": 0}, {"draft_vocabulary": -3}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: expected at least 1"):
+            Recipe(Schedule(), **options)
     path.write_text('{"text": 3}\n')
     with pytest.raises(ValueError, match="prompts: expected an object with text"):
         read_turns(path)
@@ -265,10 +311,83 @@ def test_texts_that_share_thirteen_words_overlap():
     assert "a short question more" not in kept_out
 
 
+class Writer:
+    """Writes like `SelfWriter`, without a model; some batches are empty."""
+
+    def __init__(self, seed=0, batch=2):
+        self.seed, self.batch, self.answer_tokens = seed, batch, 9
+
+    def write(self, number, exclude, turns):
+        texts = turns or [f"{number}a", f"{number}b"]
+        lines = [{"prompt_ids": [1], "answer_ids": [number, len(t)], "of": t} for t in texts]
+        return [] if number % 4 == 3 else lines
+
+
+def test_data_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path):
+    nothing = Overlap.of([])
+    whole = tmp_path / "whole.jsonl"
+    assert write_data(Writer(), whole, tokens=24, exclude=nothing) == 24
+    for left in (0, 1, 2, 5):
+        killed = tmp_path / f"{left}.jsonl"
+        lines = whole.read_text().splitlines(keepends=True)
+        killed.write_text("".join(lines[:left]) + lines[left][:7])  # in the middle of a line
+        assert write_data(Writer(), killed, tokens=24, exclude=nothing) == 24
+        assert killed.read_text() == whole.read_text()
+    for other in (Writer(seed=1), Writer(batch=3)):
+        with pytest.raises(ValueError, match="out: expected a file made with"):
+            write_data(other, whole, tokens=99, exclude=nothing)
+    for text in ('{"prompt_ids": [1]}\n', "[1]\n", "text\n"):
+        killed.write_text(text)
+        with pytest.raises(ValueError, match="out: expected a file that specdec data began"):
+            write_data(Writer(), killed, tokens=99, exclude=nothing)
+    with pytest.raises(ValueError, match="out: expected a name that does not end in .gz"):
+        write_data(Writer(), tmp_path / "data.gz", tokens=9, exclude=nothing)
+
+
+def test_given_turns_are_answered_once_each(tmp_path):
+    turns = list("abcdefg")
+    out = tmp_path / "data.jsonl"
+    write_data(Writer(), out, tokens=10**6, exclude=Overlap.of([]), turns=turns)
+    written = [json.loads(line)["of"] for line in out.read_text().splitlines()]
+    assert written == list("abcdef")  # the fourth batch of this writer is empty
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_target_writes_its_own_data():
+    model, tokenizer = load_model()
+    writer = SelfWriter(model, tokenizer, batch=3, answer_tokens=12, seed=5)
+    first = writer.write(0, Overlap.of([]))
+    assert first == writer.write(0, Overlap.of([]))
+    assert writer.write(2, Overlap.of([]), ["Name a colour."])[0]["mode"] == "sampled"
+    assert {line["mode"] for line in first} == {"greedy"}
+    for line in first:
+        text = tokenizer.decode(line["prompt_ids"])
+        assert text.startswith(writer.before_turn)
+        assert text.endswith("assistant\n")
+        # Greedy answers are the library's, up to rounding: batched rows are padded.
+        expected = library_greedy(model, line["prompt_ids"], 4, [2])
+        assert line["answer_ids"][:2] == expected[:2]
+    turn = "What is the tallest mountain on Earth, and who was the first to climb it?"
+    assert writer.write(0, Overlap.of([turn]), [turn]) == []
+
+
+def test_texts_of_any_origin_are_learned_whole(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "abc"}\n{"prompt_ids": [7], "answer_ids": [8]}\n')
+
+    def tokenizer(text):
+        return {"input_ids": [ord(c) - 90 for c in text]}
+
+    assert read_conversations(path, tokenizer) == [
+        Conversation([7], [8, 9]), Conversation([7], [8])
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="data: expected an object with prompt_ids"):
+        read_conversations(path)
+
+
 @pytest.mark.parametrize("method", ["redrafter", "kangaroo"])
 def test_a_whole_training_gives_a_drafter_in_a_folder(target, conversations, tmp_path, method):
-    from specdec.checkpoints import load_drafter_checkpoint
-
     path = tmp_path / "data.jsonl"
     lines = [{"prompt_ids": c.prompt_ids, "answer_ids": c.answer_ids} for c in conversations]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -289,3 +408,12 @@ def test_a_whole_training_gives_a_drafter_in_a_folder(target, conversations, tmp
     assert all(v["tokens_per_round"] >= 1 and "ctar_1" in v for v in validations)
     assert json.loads((out / "training.json").read_text())["log"] == log
     load_drafter_checkpoint(out, target)
+    for wrong in ([3], [0]):
+        with pytest.raises(
+            ValueError, match="exit_layer: expected 1 to 2 of the target's 3 layers"
+        ):
+            train_drafter(target, config, [path], tmp_path / "r", out, recipe, exit_layers=wrong)
+    # Nothing goes on from a training of something else.
+    other = replace(config, draft_length=2) if method == "redrafter" else replace(config, gamma=2)
+    with pytest.raises(ValueError, match="folder: expected a run of"):
+        train_drafter(target, other, [path], tmp_path / "run", out, recipe)
