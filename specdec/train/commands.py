@@ -106,6 +106,13 @@ def redrafter(
         bool, typer.Option("--own-head", help="A head of its own, as in the paper.")
     ] = False,
     length: Annotated[int, typer.Option(help="Tokens ahead that are learned.")] = 5,
+    beam_width: Annotated[int, typer.Option(help="Beams, when it drafts.")] = 8,
+    least: Annotated[
+        float, typer.Option(help="Probability under which a node is not verified.")
+    ] = 0.03,
+    least_step: Annotated[
+        float, typer.Option(help="Probability of all beams under which drafting ends.")
+    ] = 0.15,
     labels: Annotated[
         str, typer.Option(help="distribution or greedy, of the target.")
     ] = "distribution",
@@ -130,6 +137,9 @@ def redrafter(
         tied_head=not own_head,
         trained_length=length,
         draft_length=length,
+        beam_width=beam_width,
+        least=least,
+        least_step=least_step,
     )
     recipe = Recipe(
         Schedule(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed),
