@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from specdec.drafters import load_drafter
+from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import judge
@@ -65,21 +66,58 @@ def test_text_is_the_librarys_and_rounds_are_few(target, name):
     assert sum(gains) / len(gains) >= AT_LEAST[name]
 
 
-@pytest.mark.parametrize("name", AT_LEAST)
-def test_exact_bfloat16_text_is_the_plain_loops_to_the_bit_in_a_ragged_batch(name):
+@pytest.fixture(scope="module")
+def exact():
+    """The target, ragged prompts, and the plain loop's text, which is every drafter's to the bit."""
     try:
-        exact = load_target(dtype=torch.bfloat16, exact=True)
+        target = load_target(dtype=torch.bfloat16, exact=True)
     except ValueError as error:
         if not str(error).startswith("exact:"):
             raise
         pytest.skip(f"this machine cannot: {error}")
-    prompts = [prompt_of(exact, question) for question in QUESTIONS[:4]]
-    eos = end_tokens(exact.model.generation_config)
-    plain, drafted = (
-        Session(exact, drafter).generate(prompts, max_new_tokens=32, eos_token_ids=eos).tokens
-        for drafter in ("none", name)
+    prompts = [prompt_of(target, question) for question in QUESTIONS[:4]]
+    eos = end_tokens(target.model.generation_config)
+    plain = Session(target, "none").generate(prompts, max_new_tokens=24, eos_token_ids=eos)
+    return target, prompts, eos, plain.tokens
+
+
+ALL_NODES = {"least": 0.0, "least_step": 0.0}
+VARIANTS = [
+    ("redrafter", {}),
+    ("redrafter", {"beam_width": 1, "draft_length": 2, **ALL_NODES}),
+    ("redrafter", {"beam_width": 64, "draft_length": 3, **ALL_NODES}),
+    ("redrafter", {"beam_width": 8, "draft_length": 8, **ALL_NODES}),
+    ("redrafter", {"beam_width": 16, "keep": "final", "top_rule": 50, **ALL_NODES}),
+    ("mixed", {}),
+    ("mixed", {"beam_width": 8, **ALL_NODES}),
+    ("kangaroo", {}),
+    ("kangaroo", {"eta": 0.0, "gamma": 8}),
+    ("kangaroo", {"eta": 0.6, "gamma": 3}),
+    ("kangaroo", {"eta": 1.5, "gamma": 1}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:draft_length")
+@pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
+def test_exact_bfloat16_text_is_the_plain_loops_to_the_bit(exact, name, settings):
+    target, prompts, eos, plain = exact
+    session = Session(target, load_drafter(name, target, **settings))
+    written = session.generate(prompts, max_new_tokens=24, eos_token_ids=eos)
+    assert written.tokens == plain
+    alone = session.generate(prompts[:1], max_new_tokens=24, eos_token_ids=eos)
+    assert alone.tokens == plain[:1]
+
+
+@pytest.mark.parametrize("exit_layer", [1, 15, 29])
+def test_any_exit_layer_gives_the_plain_loops_text(exact, exit_layer):
+    target, prompts, eos, plain = exact
+    config = KangarooConfig(
+        hidden_size=576, heads=9, kv_heads=3, head_dim=64, exit_layer=exit_layer, eta=0.0, gamma=3
     )
-    assert drafted == plain
+    torch.manual_seed(exit_layer)
+    drafter = KangarooDrafter(target, config, config.new_adapter())
+    written = Session(target, drafter).generate(prompts, max_new_tokens=24, eos_token_ids=eos)
+    assert written.tokens == plain
 
 
 def test_no_prompt_of_spec_bench_was_trained_on(target):
