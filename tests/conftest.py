@@ -1,4 +1,21 @@
 import os
 
+import pytest
+import torch
+
 # Tests ask no hub for anything; read when huggingface_hub is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Without a GPU kernels run in Triton's interpreter; read when a kernel is first imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def kernel_device():
+    """The device that kernels run on: a GPU, or the CPU under the interpreter."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    from specdec_kernels.testing.interpreter import teach_bfloat16
+
+    teach_bfloat16()
+    return torch.device("cpu")

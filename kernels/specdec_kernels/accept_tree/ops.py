@@ -1,9 +1,12 @@
-"""The public function: checks its arguments, then runs the reference."""
+"""The public function and the op behind it."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ..ancestors import WORD
+from ..checks import check_integers, check_shape
+from ..dispatch import Impl, chooses_kernel, register
 from .reference import accept_tree_reference
 
 
@@ -14,6 +17,8 @@ def accept_tree(
     ancestors: Tensor,
     sizes: Tensor,
     picked: Tensor,
+    *,
+    impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the longest path that the target agrees with.
 
@@ -24,17 +29,50 @@ def accept_tree(
         ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included.
         sizes: `[B]` int64, nodes at or beyond a row's size are never accepted.
         picked: `[B, N]` int64, the target's own next token after each node.
+        impl: "triton", "reference", or "auto" for what suits the device.
 
     Returns:
         `path [B, N]` int64, the accepted nodes from the root on, -1 padded; `lengths [B]` int64, accepted nodes below
         the root; `next_tokens [B]` int64, the target's token after the last accepted node.
 
     Raises:
-        ValueError: if a shape does not fit.
+        TypeError: if a tensor is not int64.
+        ValueError: if a shape, a device or `impl` does not fit.
     """
+    if tokens.ndim != 2 or tokens.shape[1] < 1:
+        raise ValueError(f"tokens: expected shape [B, N >= 1], got {list(tokens.shape)}")
+    batch, nodes = tokens.shape
     for name, value in (("parents", parents), ("depth", depth), ("picked", picked)):
-        if value.shape != tokens.shape:
-            raise ValueError(
-                f"{name}: expected shape {list(tokens.shape)}, got {list(value.shape)}"
-            )
-    return accept_tree_reference(tokens, parents, depth, ancestors, sizes, picked)
+        check_shape(name, value, (batch, nodes))
+    check_shape("ancestors", ancestors, (batch, nodes, -(-nodes // WORD)))
+    check_shape("sizes", sizes, (batch,))
+    inputs = (tokens, parents, depth, ancestors, sizes, picked)
+    check_integers(
+        tokens=tokens, parents=parents, depth=depth, ancestors=ancestors, sizes=sizes, picked=picked
+    )
+    if chooses_kernel(impl, *inputs):
+        return _accept_tree(*inputs)  # type: ignore[no-any-return]
+    return accept_tree_reference(*inputs)
+
+
+def _launch(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from .kernel import launch_accept_tree
+
+    return launch_accept_tree(*inputs)
+
+
+def _fake(tokens: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    batch, nodes = tokens.shape
+    return (
+        tokens.new_empty((batch, nodes)),
+        tokens.new_empty(batch),
+        tokens.new_empty(batch),
+    )
+
+
+_accept_tree = register(
+    "accept_tree(Tensor tokens, Tensor parents, Tensor depth, Tensor ancestors, Tensor sizes, Tensor picked)"
+    " -> (Tensor path, Tensor lengths, Tensor next_tokens)",
+    _launch,
+    _fake,
+)

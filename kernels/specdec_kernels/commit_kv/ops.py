@@ -1,10 +1,12 @@
-"""The public function: checks its arguments, then runs the reference."""
+"""The public function and the op behind it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..checks import check_integers, check_last_stride, check_shape
+from ..dispatch import Impl, chooses_kernel, register
 from .reference import commit_kv_reference
 
 
@@ -15,6 +17,7 @@ def commit_kv(
     *,
     prefix_lens: Tensor,
     cache_rows: Tensor | None = None,
+    impl: Impl = "auto",
 ) -> None:
     """Move the accepted nodes' keys and values behind the prefix, in place, for all layers.
 
@@ -26,19 +29,50 @@ def commit_kv(
         lengths: `[B]` int64 from `accept_tree`.
         prefix_lens: `[B]` int64, with `prefix_lens + N <= S`.
         cache_rows: `[B]` int64, distinct; None for the first B in order.
+        impl: "triton", "reference", or "auto" for what suits the device.
 
     Raises:
-        ValueError: if `kv` is not six-dimensional or the batch sizes differ.
+        TypeError: if an index is not int64.
+        ValueError: if a shape, a device or `impl` does not fit.
     """
     if kv.ndim != 6 or kv.shape[1] != 2:
         raise ValueError(f"kv: expected shape [layers, 2, rows, G, S, D], got {list(kv.shape)}")
-    if not path.shape[0] == lengths.shape[0] == prefix_lens.shape[0]:
+    if path.ndim != 2 or path.shape[1] < 1:
+        raise ValueError(f"path: expected shape [B, N >= 1], got {list(path.shape)}")
+    batch, nodes = path.shape
+    check_shape("lengths", lengths, (batch,))
+    check_shape("prefix_lens", prefix_lens, (batch,))
+    if nodes > kv.shape[4]:
         raise ValueError(
-            "path, lengths, prefix_lens: expected one batch size, got "
-            f"{path.shape[0]}, {lengths.shape[0]}, {prefix_lens.shape[0]}"
+            f"path: expected at most the cache's {kv.shape[4]} slots, got {nodes} nodes"
         )
-    if path.shape[1] == 1:
-        return  # a root alone is in place
     if cache_rows is None:
-        cache_rows = torch.arange(path.shape[0], device=kv.device)
-    commit_kv_reference(kv, path, lengths, prefix_lens, cache_rows)
+        if batch > kv.shape[2]:
+            raise ValueError(f"path: expected at most {kv.shape[2]} rows as in kv, got {batch}")
+        cache_rows = torch.arange(batch, device=kv.device)
+    check_shape("cache_rows", cache_rows, (batch,))
+    check_integers(path=path, lengths=lengths, prefix_lens=prefix_lens, cache_rows=cache_rows)
+    kernel = chooses_kernel(impl, kv, path, lengths, prefix_lens, cache_rows)
+    if kernel:
+        check_last_stride(kv=kv)
+    if nodes == 1:
+        return  # a root alone is in place
+    move = _commit_kv if kernel else commit_kv_reference
+    move(kv, path, lengths, prefix_lens, cache_rows)
+
+
+def _launch(*inputs: Tensor) -> None:
+    from .kernel import launch_commit_kv
+
+    launch_commit_kv(*inputs)
+
+
+def _fake(*inputs: Tensor) -> None:
+    return None
+
+
+_commit_kv = register(
+    "commit_kv(Tensor(a!) kv, Tensor path, Tensor lengths, Tensor prefix_lens, Tensor cache_rows) -> ()",
+    _launch,
+    _fake,
+)

@@ -14,8 +14,10 @@ def commit_kv_reference(
     kv: Tensor, path: Tensor, lengths: Tensor, prefix_lens: Tensor, cache_rows: Tensor
 ) -> None:
     """Move; arguments as in `commit_kv`."""
-    # On a CPU the longest path is known for nothing; elsewhere reading it would wait for the device.
-    longest = int(lengths.max()) if path.device.type == "cpu" else path.shape[1] - 1
+    # On a CPU the longest path is known for nothing; elsewhere reading it would wait for the device, and a compiled
+    # graph takes no size from it.
+    known = path.device.type == "cpu" and not torch.compiler.is_compiling()
+    longest = int(lengths.max()) if known else path.shape[1] - 1
     if longest == 0:
         return
     step = torch.arange(1, longest + 1, device=path.device)  # the root, step 0, is in place

@@ -1,0 +1,45 @@
+"""Checks that arguments share: each names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_shape(name: str, x: Tensor, expected: Sequence[int]) -> None:
+    """Raise ValueError unless `x` has the expected shape."""
+    if tuple(x.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {list(expected)}, got {list(x.shape)}")
+
+
+def check_integers(**tensors: Tensor | None) -> None:
+    """Raise TypeError unless every tensor that is there is int64."""
+    for name, x in tensors.items():
+        if x is not None and x.dtype != torch.int64:
+            raise TypeError(f"{name}: expected int64, got {x.dtype}")
+
+
+def check_kernel_float(**tensors: Tensor | None) -> None:
+    """Raise TypeError unless all tensors that are there have one dtype, and kernels for it exist."""
+    given = {name: x for name, x in tensors.items() if x is not None}
+    (first, like), *others = given.items()
+    if like.dtype not in FLOATS:
+        raise TypeError(
+            f"{first}: expected float32, float16 or bfloat16 in a kernel, got {like.dtype}"
+        )
+    for name, x in others:
+        if x.dtype != like.dtype:
+            raise TypeError(f"{name}: expected {like.dtype} as {first}, got {x.dtype}")
+
+
+def check_last_stride(**tensors: Tensor | None) -> None:
+    """Raise ValueError unless the last dimension of every tensor that is there is contiguous."""
+    for name, x in tensors.items():
+        if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
+            raise ValueError(
+                f"{name}: expected a contiguous last dimension, got strides {x.stride()}"
+            )

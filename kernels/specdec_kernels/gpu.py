@@ -1,0 +1,69 @@
+"""What a launcher knows of the GPU it launches on: enough to choose tiles and splits, all of it from the device alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class Gpu(NamedTuple):
+    """One kind of GPU."""
+
+    arch: str
+    """`sm_90`, `gfx942`, …; `interpreter` where kernels run on the CPU."""
+    processors: int
+    """Streaming multiprocessors, or compute units."""
+    shared_bytes: int
+    """Shared memory that one program may use."""
+
+
+# Compute units and limits of the GPUs that kernels are compiled for ahead of time.
+KNOWN = {
+    "sm_80": Gpu("sm_80", 108, 163 * 1024),
+    "sm_90": Gpu("sm_90", 132, 227 * 1024),
+    "sm_100": Gpu("sm_100", 148, 227 * 1024),
+    "gfx942": Gpu("gfx942", 304, 64 * 1024),
+}
+# What every other GPU of the last years lets one program use.
+LEAST_SHARED_BYTES = 99 * 1024
+# Few processors, so that small inputs are split as large ones are on a GPU.
+INTERPRETER = Gpu("interpreter", 8, 64 * 1024)
+
+_pretended: ContextVar[Gpu | None] = ContextVar("pretended", default=None)
+
+
+def gpu_of(device: torch.device) -> Gpu:
+    """Describe the GPU that tensors on `device` would be computed on."""
+    if (pretended_gpu := _pretended.get()) is not None:
+        return pretended_gpu
+    return INTERPRETER if device.type == "cpu" else _cuda(device)
+
+
+@cache
+def _cuda(device: torch.device) -> Gpu:
+    facts = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Gpu(facts.gcnArchName.partition(":")[0], facts.multi_processor_count, 64 * 1024)
+    arch = f"sm_{facts.major}{facts.minor}"
+    shared = KNOWN[arch].shared_bytes if arch in KNOWN else LEAST_SHARED_BYTES
+    return Gpu(arch, facts.multi_processor_count, shared)
+
+
+def pretended() -> bool:
+    """Tell whether launches are for a GPU that is not there."""
+    return _pretended.get() is not None
+
+
+@contextmanager
+def pretend(gpu: Gpu) -> Iterator[None]:
+    """Let launchers choose as they would on `gpu`: for compiling ahead of time."""
+    token = _pretended.set(gpu)
+    try:
+        yield
+    finally:
+        _pretended.reset(token)

@@ -1,0 +1,145 @@
+"""Kernels compiled for GPUs that are not there, and what the compiler says of them.
+
+A launcher runs as it always does, with tensors on the CPU, while a driver that never launches stands in for the
+GPU's. So what is compiled is what that launch would compile: same tiles, same strides, same alignment.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from ..gpu import KNOWN, pretend
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One kernel, compiled for one GPU."""
+
+    kernel: str
+    arch: str
+    """`sm_90`, …"""
+    registers: int
+    """Per thread (vector registers on AMD)."""
+    spills: int
+    """Bytes of stack per thread (NVIDIA) or spilled vector registers (AMD); scalar spills go to vector registers."""
+    shared_bytes: int
+    """Shared memory per program."""
+    warps: int
+    instructions: dict[str, int]
+    """How often the instructions worth counting occur."""
+    tf32: bool
+    """Whether anything is multiplied in TF32."""
+    float32: bool
+    """Whether the kernel multiplies float32 numbers."""
+
+
+COUNTED = {
+    "HMMA": r"\bHMMA\b",  # tensor cores: Ampere's,
+    "HGMMA": r"\bHGMMA\b",  # Hopper's,
+    "UTCMMA": r"\bUTC\w*MMA\b",  # Blackwell's,
+    "MFMA": r"\bv_mfma",  # AMD's
+    "loads": r"\bLDG(STS)?\b|\b(global|buffer)_load_(dword|short|ushort|ubyte)",  # of global memory
+    "loads of 16 bytes": r"\bLDG(STS)?\.E[.\w]*\.128|\b(global|buffer)_load_dwordx4",
+    "loads of local memory": r"\bLDL\b|\bscratch_load",
+}
+
+
+def compile_launches(arch: str, launch: Callable[[], Any]) -> list[Compiled]:
+    """Compile every kernel that `launch` would launch on a GPU.
+
+    Args:
+        arch: one of `gpu.KNOWN`.
+        launch: calls public functions with `impl="triton"` on CPU tensors, whose contents are never read.
+
+    Returns:
+        One entry per launch, in order.
+
+    Raises:
+        RuntimeError: if kernels are interpreted in this process.
+    """
+    from triton import knobs
+
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET: expected unset, got 1; nothing compiles under it")
+    with _recorded(arch) as kernels, pretend(KNOWN[arch]):
+        launch()
+    return [_inspect(kernel, arch) for kernel in kernels]
+
+
+@contextmanager
+def _recorded(arch: str) -> Iterator[list[Any]]:
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    class NoDriver:
+        """A GPU's driver as far as compiling asks for it; caches are kept per `get_current_device`."""
+
+        def get_current_device(self) -> str:
+            return arch
+
+        def get_current_stream(self, device: str) -> int:
+            return 0
+
+        def get_current_target(self) -> Any:
+            if arch.startswith("gfx"):
+                return GPUTarget("hip", arch, 64)
+            return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+
+    kernels: list[Any] = []
+    run, before = JITFunction.run, driver._active
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+        return kernels[-1]
+
+    driver.set_active(NoDriver())
+    try:
+        with patch.object(JITFunction, "run", compile_only):
+            yield kernels
+    finally:
+        driver._active = before
+
+
+def _inspect(kernel: Any, arch: str) -> Compiled:
+    if arch.startswith("gfx"):
+        code = kernel.asm["amdgcn"]
+        found = {name: int(value) for name, value in re.findall(r"\.(\w+_count): +(\d+)", code)}
+        registers, spills = found["vgpr_count"], found["vgpr_spill_count"]
+    else:
+        usage, code = _disassemble(kernel.asm["cubin"])
+        # LOCAL stays 0 even where registers spill; the stack does not.
+        found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+        registers, spills = found["REG"], found["STACK"]
+    return Compiled(
+        kernel=kernel.metadata.name,
+        arch=arch,
+        registers=registers,
+        spills=spills,
+        shared_bytes=kernel.metadata.shared,
+        warps=kernel.metadata.num_warps,
+        instructions={name: len(re.findall(pattern, code)) for name, pattern in COUNTED.items()},
+        tf32="tf32" in kernel.asm["ttgir"].lower() or "TF32" in code or "xf32" in code,
+        float32=re.search(r"tt.dot.*xf32>", kernel.asm["ttir"]) is not None,
+    )
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return tuple(
+            subprocess.run([*command, file.name], capture_output=True, text=True, check=True).stdout
+            for command in ([tools / "cuobjdump", "-res-usage"], [tools / "nvdisasm"])
+        )  # type: ignore[return-value]

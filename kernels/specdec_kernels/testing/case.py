@@ -1,0 +1,39 @@
+"""Launches worth compiling, counting and timing: per op a list of cases, from shapes that real models have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Where inputs live, and whether their values matter."""
+
+    device: str = "cpu"
+    random: bool = True
+    """False for memory that nobody reads, as when kernels are only compiled."""
+
+    def floats(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Make normally distributed numbers."""
+        if not self.random:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        return torch.randn(shape, dtype=torch.float32, device=self.device).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call of a public function with `impl="triton"`."""
+
+    name: str
+    """Shapes and dtype, readable: `llama3-8b-N64-P2048-bfloat16`."""
+    prepare: Callable[[Inputs], Callable[[], Any]]
+    """Makes the inputs, returns the call."""
+    covering: tuple[str, ...] = ()
+    """GPUs it is compiled for in every test run; `make aot` compiles every case for every GPU."""

@@ -1,0 +1,38 @@
+"""Accepting in trees of one word and of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...accept_tree import accept_tree
+from ...ancestors import ancestor_matrix, pack_bits
+from ..case import ARCHS, Case, Inputs
+from ..trees import depths, make_parents
+
+
+def _prepare(batch: int, nodes: int) -> Callable[[Inputs], Callable[[], Any]]:
+    def prepare(inputs: Inputs) -> Callable[[], Any]:
+        generator = torch.Generator().manual_seed(nodes)
+        parents = torch.stack([make_parents("random", nodes, generator) for _ in range(batch)])
+        tree = (
+            torch.randint(0, 9, (batch, nodes), generator=generator),
+            parents,
+            depths(parents),
+            pack_bits(ancestor_matrix(parents)),
+            torch.full((batch,), nodes),
+            torch.randint(0, 9, (batch, nodes), generator=generator),
+        )
+        tensors = [x.to(inputs.device) for x in tree]
+        return lambda: accept_tree(*tensors, impl="triton")
+
+    return prepare
+
+
+CASES = [
+    Case("B8-N64", _prepare(8, 64), ARCHS),
+    Case("B1-N256", _prepare(1, 256)),
+    Case("B32-N16", _prepare(32, 16)),
+]

@@ -1,0 +1,91 @@
+"""The acceptance kernel against its reference, which other tests hold against walking down the tree."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ladder import check_compiles_whole, check_never_silent, check_op
+from specdec_kernels import accept_tree, ancestor_matrix, pack_bits
+from specdec_kernels._ops import ops
+from specdec_kernels.testing.poison import poisoned_empty
+from specdec_kernels.testing.trees import KINDS, depths, make_parents
+
+
+def make_tree(kind, batch, nodes, seed, device, vocabulary=3):
+    """Trees of several sizes with garbage beyond them, and picks that follow a path for a while."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, nodes + 1, (batch,), generator=generator)
+    sizes[0] = nodes
+    parents = torch.stack([make_parents(kind, nodes, generator) for _ in range(batch)])
+    real = torch.arange(nodes) < sizes[:, None]
+    parents = torch.where(real, parents, -1)
+    tokens = torch.randint(0, vocabulary, (batch, nodes), generator=generator)
+    if kind == "star":  # children of one node differ
+        tokens = torch.arange(nodes).expand(batch, -1).contiguous()
+    picked = torch.randint(0, vocabulary, (batch, nodes), generator=generator)
+    # Agree along the path to some node, so that long paths occur.
+    for row in range(batch):
+        node = int(torch.randint(0, int(sizes[row]), (1,), generator=generator))
+        while node > 0:
+            picked[row, parents[row, node]] = tokens[row, node]
+            node = int(parents[row, node])
+    depth, ancestors = depths(parents), pack_bits(ancestor_matrix(parents))
+    tokens, picked = torch.where(real, tokens, 1 << 60), torch.where(real, picked, 1 << 60)
+    return [x.to(device) for x in (tokens, parents, depth, ancestors, sizes, picked)]
+
+
+def assert_same(inputs):
+    with poisoned_empty():
+        found = accept_tree(*inputs, impl="triton")
+    for x, y in zip(found, accept_tree(*inputs, impl="reference"), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 63, 64, 65, 128, 256])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernel_equals_reference(kind, nodes, kernel_device):
+    if kind == "random":  # siblings with one token would be no tree that packing makes
+        inputs = make_tree(kind, 3, nodes, nodes, kernel_device, vocabulary=10**9)
+    else:
+        inputs = make_tree(kind, 3, nodes, nodes, kernel_device)
+    assert_same(inputs)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 130), st.integers(0, 10**6))
+def test_kernel_equals_reference_on_any_tree(kernel_device, kind, batch, nodes, seed):
+    assert_same(make_tree(kind, batch, nodes, seed, kernel_device, vocabulary=10**9))
+
+
+def test_inputs_may_be_slices(kernel_device):
+    inputs = make_tree("random", 2, 70, 5, kernel_device, vocabulary=10**9)
+    sliced = [torch.stack([x, x], -1)[..., 0] for x in inputs]
+    assert not sliced[0].is_contiguous()
+    assert_same(sliced)
+
+
+def test_op_is_registered_as_torch_wants(kernel_device):
+    inputs = make_tree("random", 2, 70, 5, kernel_device, vocabulary=10**9)
+    check_op(ops.accept_tree, *inputs)
+    check_op(ops.accept_tree, *(torch.stack([x, x], -1)[..., 0] for x in inputs))
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_compiles_whole(impl, kernel_device):
+    check_compiles_whole(
+        lambda *inputs: accept_tree(*inputs, impl=impl),
+        make_tree("random", 2, 9, 5, kernel_device, vocabulary=10**9),
+        make_tree("random", 3, 12, 5, kernel_device, vocabulary=10**9),
+    )
+
+
+def test_bad_arguments_are_named(kernel_device):
+    inputs = make_tree("chain", 2, 5, 0, kernel_device)
+    check_never_silent(lambda impl: accept_tree(*inputs, impl=impl))
+    with pytest.raises(ValueError, match=r"ancestors: expected shape \[2, 5, 1\], got \[2, 5, 2\]"):
+        accept_tree(*inputs[:3], torch.cat([inputs[3]] * 2, -1), *inputs[4:])
+    with pytest.raises(TypeError, match="sizes: expected int64, got torch.int32"):
+        accept_tree(*inputs[:4], inputs[4].int(), inputs[5])
+    with pytest.raises(ValueError, match="device: expected all tensors on one device, got"):
+        accept_tree(*inputs[:5], inputs[5].to("meta"))
