@@ -9,7 +9,7 @@ TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
 EXIT_LAYER := 5
 
-.PHONY: demo test check bench data train
+.PHONY: demo test check bench aot compat data train
 
 demo: .venv/installed
 	$(BIN)/specdec generate --compare
@@ -33,6 +33,23 @@ bench: .venv/installed-dev
 	$(BIN)/python bench/dedup.py --json bench/results/dedup.json
 	$(BIN)/python bench/rounding.py --json bench/results/rounding_cpu_bfloat16.json
 	$(BIN)/python bench/report.py
+
+# Every kernel for every GPU it is meant for, without one; the tables of docs/kernels.md.
+aot: .venv/installed-dev
+	$(BIN)/python bench/aot.py
+
+# The core tests and the compiler's checks again, with the oldest and the newest versions that are meant to work. Only
+# packages that differ are installed beside the others, so torch stays.
+compat: .compat/oldest .compat/newest
+	for set in $^; do \
+	  PYTHONPATH=$$set $(BIN)/python -m pytest -m 'not model' tests/kernels tests/specdec || exit; \
+	done
+
+# The interpreter of Triton 3.6 does not know NumPy 2.4.
+.compat/oldest: VERSIONS := triton==3.6.0 transformers==5.17.0 numpy==2.3.5
+.compat/newest: VERSIONS := triton==3.9.0 transformers
+.compat/%: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --upgrade --target $@ $(VERSIONS)
 
 # Text like the shipped drafters', anew; `make train DATA=.training/self_text.jsonl` learns from it.
 data: .venv/installed

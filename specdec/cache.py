@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from specdec_kernels import commit_kv, tree_mask
+from specdec_kernels.dispatch import Impl
 
 from .tree import Accepted
 
@@ -47,6 +48,7 @@ class TreePass:
         longest_prefix: int,
         same_prefix: bool,
         cache_rows: Tensor | None,
+        impl: Impl,
     ) -> None:
         """Describe a pass.
 
@@ -57,7 +59,9 @@ class TreePass:
             longest_prefix: the largest of them, known to the host.
             same_prefix: whether all rows have the longest prefix.
             cache_rows: `[B]` int64, None for all rows of the cache in order.
+            impl: what attends, as in `tree_attention`.
         """
+        self.impl: Impl = impl
         self.ancestors, self.depth = ancestors, depth
         self.prefix_lens, self.cache_rows = prefix_lens, cache_rows
         self.positions = prefix_lens[:, None] + depth  # [B, N]
@@ -69,12 +73,9 @@ class TreePass:
             rows = torch.arange(batch, device=depth.device) if cache_rows is None else cache_rows
             slots = prefix_lens[:, None] + torch.arange(nodes, device=depth.device)
             self.write_index = rows[:, None], slots
-        self._masks: dict[tuple[int | None, int], Tensor] = {}
-
-    @property
-    def windows(self) -> set[int | None]:
+        self.windows: set[int | None] = set()
         """Sliding windows that layers have asked for so far; None is none."""
-        return {window for window, _ in self._masks}
+        self._masks: dict[tuple[int | None, int], Tensor] = {}
 
     def mask(self, *, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """Return `tree_mask` of this pass, written at the first call for a window."""
@@ -122,6 +123,8 @@ class TreeCache(Cache):
         self.shape = (layers, 2, rows)
         self.capacity, self.slots = capacity, capacity + tree_capacity
         self.dtype, self.device = dtype, device
+        self.impl: Impl = "reference" if dtype == torch.float64 else "auto"
+        """What attends to this cache: float64 has no kernel."""
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         """`[rows]` int64, committed tokens of each row."""
         self.host_lengths = [0] * rows
@@ -156,6 +159,7 @@ class TreeCache(Cache):
             longest_prefix=longest,
             same_prefix=min(lengths) == longest,
             cache_rows=rows.ids if len(rows.host) < self.shape[2] else None,
+            impl=self.impl,
         )
         return self.current
 
@@ -188,6 +192,13 @@ class TreeCache(Cache):
             keys[rows, :, slots] = key_states.transpose(1, 2).to(self.dtype)
             values[rows, :, slots] = value_states.transpose(1, 2).to(self.dtype)
         return keys[:, :, : now.columns], values[:, :, : now.columns]
+
+    def drafter_layer(self) -> tuple[Tensor, Tensor]:
+        """Return the drafter's keys and values `[rows, G', columns, D']` as far as the current pass reaches."""
+        assert self.drafter_kv is not None, "prompts are read before anything is drafted"
+        assert self.current is not None
+        keys, values = self.drafter_kv[0]
+        return keys[:, :, : self.current.columns], values[:, :, : self.current.columns]
 
     def commit(self, accepted: Accepted, rows: Rows) -> None:
         """Make the root and the accepted nodes of the current pass part of the prefix of `rows`."""

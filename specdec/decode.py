@@ -71,7 +71,7 @@ def decode(
 
 
 def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:
-    """Merge proposals into one tree per row, as wide as the widest row needs."""
+    """Merge proposals into one tree per row: as wide as the widest row needs, or as there is room where a kernel packs."""
     # On a CPU it costs nothing to see that there is nothing to pack; elsewhere it would wait for the device.
     if proposals.tokens.shape[1] == 0 or (roots.device.type == "cpu" and not proposals.valid.any()):
         return TokenTree.chain(roots[:, None])

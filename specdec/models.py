@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub.utils import logging as hub_logging
-from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import logging as transformers_logging
@@ -94,7 +93,7 @@ def default_model_path() -> Path:
     Raises:
         ValueError: if the fetch fails or gives other bytes, or the cached files were damaged since.
     """
-    folder = user_cache_path("specdec") / DEFAULT_MODEL
+    folder = _cache() / DEFAULT_MODEL
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
@@ -106,6 +105,12 @@ def default_model_path() -> Path:
                 converted.rename(folder)
     _check(folder)
     return folder
+
+
+def _cache() -> Path:
+    from platformdirs import user_cache_path  # who brings a model of their own does without
+
+    return user_cache_path("specdec")
 
 
 def _fetch(scratch: Path) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from specdec_kernels import LMHeadTopK, tree_attention
+from specdec_kernels.dispatch import chooses_kernel
 
 from .cache import Rows, TreeCache, TreePass
 from .packed_linear import PackedLinear, pack_linears
@@ -70,9 +71,14 @@ def _attention(
         raise RuntimeError(
             f"attn_implementation={ATTENTION!r}: expected a pass of specdec.Target, got a plain forward"
         )
-    group = query.shape[1] // key.shape[1]
+    q = query.transpose(1, 2)
+    mask = None
+    if not chooses_kernel(tree_pass.impl, q):
+        group = query.shape[1] // key.shape[1]
+        mask = tree_pass.mask(group=group, window=sliding_window, dtype=key.dtype)
+    tree_pass.windows.add(sliding_window)
     out = tree_attention(
-        query.transpose(1, 2),
+        q,
         key,
         value,
         prefix_lens=tree_pass.prefix_lens,
@@ -81,7 +87,9 @@ def _attention(
         cache_rows=tree_pass.cache_rows,
         scale=scaling,
         softcap=softcap,
-        mask=tree_pass.mask(group=group, window=sliding_window, dtype=key.dtype),
+        window=sliding_window,
+        mask=mask,
+        impl=tree_pass.impl,
     )
     return out, None
 
@@ -163,6 +171,16 @@ class Target:
         hidden: Tensor = self.decoder.embed_tokens(tokens)  # type: ignore[operator]
         multiplier = getattr(self.config, "embedding_multiplier", None)
         return hidden if multiplier is None else hidden * multiplier
+
+    @property
+    def embedding(self) -> tuple[Tensor, float | None]:
+        """The embeddings `[V, E]` and the factor on them, for who gathers rows without `embed`."""
+        module: Any = self.decoder.embed_tokens
+        scale = getattr(module, "embed_scale", None)  # Gemma: a tensor, rounded to the dtype of the weights
+        if isinstance(scale, Tensor):
+            scale = float(scale.to(module.weight.dtype))
+        multiplier = getattr(self.config, "embedding_multiplier", None)  # Granite
+        return module.weight, scale if multiplier is None else multiplier
 
     def run_layers(
         self, hidden: Tensor, cache: TreeCache, first: int = 0, end: int | None = None

@@ -30,10 +30,18 @@ def test_the_drafter_of_the_flow_page_works():
 @pytest.mark.model
 def test_the_example_of_the_readme_works(capsys):
     threads = torch.get_num_threads()
-    (code,) = snippets("README.md")
+    code, _ = snippets("README.md")
     exec(code, {})
     torch.set_num_threads(threads)
     assert len(capsys.readouterr().out) > 20
+
+
+def test_the_kernels_of_the_readme_work():
+    _, code = snippets("README.md")
+    names = {}
+    exec(code, names)
+    assert names["out"].shape == names["q"].shape
+    assert not names["out"].isnan().any()
 
 
 def test_the_pages_link_to_files_that_are_there():

@@ -32,6 +32,8 @@ SHAPE = {
     "pad_token_id": 0,
 }
 WINDOW = 7
+# Heads of a size that kernels have.
+WIDE = {**SHAPE, "num_hidden_layers": 2, "head_dim": 16}
 CONFIGS = {
     "llama": lambda: LlamaConfig(**SHAPE),
     "qwen2": lambda: Qwen2Config(**SHAPE),
@@ -50,6 +52,11 @@ CONFIGS = {
     ),
 }
 FAMILIES = list(CONFIGS)
+CONFIGS |= {
+    "llama-16": lambda: LlamaConfig(**WIDE),
+    "qwen3-16": lambda: Qwen3Config(**WIDE),
+    "mistral-16": lambda: MistralConfig(**WIDE, sliding_window=WINDOW),
+}
 
 
 @lru_cache(maxsize=64)

@@ -1,34 +1,45 @@
-"""The hot steps of a speculative-decoding round as functions of tensors; needs torch and einops alone."""
+"""The hot steps of a speculative-decoding round as functions of tensors, with Triton kernels for GPUs.
+
+Needs torch and einops, and Triton where kernels run.
+"""
 
 from .accept_tree import accept_tree
 from .ancestors import ancestor_matrix, pack_bits, unpack_bits
-from .beam_step import Beams, beam_step
+from .beam_step import Beams, beam_step, lm_head_beams
 from .commit_kv import commit_kv
-from .draft_step import RecurrentDraftStep
-from .early_exit import EarlyExitAdapter
+from .draft_step import DraftStepWeights, RecurrentDraftStep, draft_step
+from .early_exit import AdapterWeights, EarlyExitAdapter, HeadWeights, early_exit_step
 from .lm_head import LMHeadTopK, SureToken, TopTokens, lm_head_confidence, lm_head_topk
 from .pack_tree import PackedTree, beam_parents, pack_beams, pack_tree
-from .tree_attention import tree_attention, tree_mask
+from .tree_attention import TreeAttention, tree_attention, tree_attention_lse, tree_mask
 
 __all__ = [
+    "AdapterWeights",
     "Beams",
+    "DraftStepWeights",
     "EarlyExitAdapter",
+    "HeadWeights",
     "LMHeadTopK",
     "PackedTree",
     "RecurrentDraftStep",
     "SureToken",
     "TopTokens",
+    "TreeAttention",
     "accept_tree",
     "ancestor_matrix",
     "beam_parents",
     "beam_step",
     "commit_kv",
+    "draft_step",
+    "early_exit_step",
+    "lm_head_beams",
     "lm_head_confidence",
     "lm_head_topk",
     "pack_beams",
     "pack_bits",
     "pack_tree",
     "tree_attention",
+    "tree_attention_lse",
     "tree_mask",
     "unpack_bits",
 ]

@@ -16,6 +16,9 @@ from ._ops import add_op_namespace_prefix, library, ops
 
 Impl = Literal["auto", "triton", "reference"]
 
+# Devices on which "auto" is the kernel.
+KERNEL_DEVICES = {"cuda"}
+
 
 def chooses_kernel(impl: Impl, *tensors: Tensor | None) -> bool:
     """Decide between kernel and reference; what is asked for by name is never replaced by the other.
@@ -36,7 +39,7 @@ def chooses_kernel(impl: Impl, *tensors: Tensor | None) -> bool:
         found = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"device: expected all tensors on one device, got {found}")
     kind = devices.pop().type
-    if impl == "reference" or (impl == "auto" and kind != "cuda"):
+    if impl == "reference" or (impl == "auto" and kind not in KERNEL_DEVICES):
         return False
     if kind not in ("cuda", "cpu"):
         raise ValueError(f"impl: expected a CUDA device for 'triton', got tensors on {kind}")

@@ -121,35 +121,51 @@ class KangarooDrafter(Drafter):
         """Draft one token after another until every row is unsure (Kangaroo section 3.2)."""
         most = min(self.config.gamma, budget.depth, budget.nodes - 1)
         cache, rows, layers = state.cache, state.rows, self.config.exit_layer
-        nodes, tokens, confidence, valid = [], [], [], []
-        newest, drafting = state.roots, budget.row_depth > 0
+        newest = state.roots
+        tokens = newest.new_zeros(len(newest), most)
+        confidence = torch.ones(tokens.shape, device=tokens.device)
+        valid = torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
+        stopped = budget.row_depth < 1
+        wrote = torch.ones_like(stopped)  # whose newest token is the root or was drafted a step ago
+        nodes: list[Tensor] = []
         for step in range(most + 1):
             hidden = self.target.extend(newest, cache, rows, layers=layers, behind=step)
             nodes.append(hidden[:, :1])
             # The one read of a step; it waits for the step before alone, as the layers above are under way by now.
-            if step == most or (step > 0 and not drafting.any()):
+            if step == most or (step > 0 and stopped.all()):
                 self._read(hidden, cache)  # the last token; the next round attends to it
                 break
-            sure = self.head.confidence(self._attend(hidden, cache)[:, 0])
-            tokens.append(sure.tokens)
-            confidence.append(sure.confidence)
-            valid.append(drafting)
+            drafts = ~stopped
+            now = cache.current
+            assert now is not None
+            self.adapter.step(
+                hidden[:, 0],
+                *cache.drafter_layer(),
+                self.head,
+                prefix_lens=now.prefix_lens,
+                positions=now.positions[:, 0].clone(),
+                stopped=stopped,
+                tokens=tokens[:, step],
+                confidence=confidence[:, step],
+                eta=self.config.eta,
+                cache_rows=now.cache_rows,
+                appends=wrote,
+                impl=cache.impl,
+            )
             # A row that is unsure keeps this token as its last; it runs on as padding while others draft.
-            drafting = drafting & (sure.confidence >= self.config.eta)
-            drafting = drafting & (budget.row_depth > step + 1)
-            newest = sure.tokens
-        shallow = Shallow(layers, torch.cat(nodes, 1))
-        if not tokens:
-            return Proposals.none(len(rows.host), newest.device)._replace(shallow=shallow)
-        drafted = torch.stack(tokens, 1)  # [B, K]
-        chain = torch.arange(drafted.shape[1], device=drafted.device)
+            valid[:, step] = wrote = drafts
+            newest = torch.where(drafts, tokens[:, step], newest)
+            stopped |= budget.row_depth <= step + 1
+        drafted = len(nodes) - 1
+        chain = torch.arange(drafted, device=tokens.device)
+        tokens = tokens[:, :drafted]
         return Proposals(
-            tokens=drafted,
-            parents=(chain - 1).expand_as(drafted),
-            scores=torch.stack(confidence, 1).log().cumsum(1),
-            valid=torch.stack(valid, 1),
-            source=torch.zeros_like(drafted),
-            shallow=shallow,
+            tokens=tokens,
+            parents=(chain - 1).expand_as(tokens),
+            scores=confidence[:, :drafted].log().cumsum(1),
+            valid=valid[:, :drafted],
+            source=torch.zeros_like(tokens),
+            shallow=Shallow(layers, torch.cat(nodes, 1)),
         )
 
     def _read(self, hidden: Tensor, cache: TreeCache) -> None:
@@ -157,23 +173,3 @@ class KangarooDrafter(Drafter):
         now = cache.current
         assert now is not None
         cache.update(*self.adapter.project_kv(hidden, now.positions), self._layer)
-
-    def _attend(self, hidden: Tensor, cache: TreeCache) -> Tensor:
-        """Run the adapter on the nodes `[B, N, E]` of the open pass."""
-        now = cache.current
-        assert now is not None
-        q, k, v = self.adapter.project(hidden, now.positions)
-        k_cache, v_cache = cache.update(k, v, self._layer)
-        group = self.config.heads // self.config.kv_heads
-        return self.adapter.attend(
-            hidden,
-            q,
-            k_cache,
-            v_cache,
-            prefix_lens=now.prefix_lens,
-            ancestors=now.ancestors,
-            depth=now.depth,
-            cache_rows=now.cache_rows,
-            # No window: the adapter sees the whole prefix, also where the target's layers do not.
-            mask=now.mask(group=group, window=None, dtype=cache.dtype),
-        )

@@ -18,7 +18,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from specdec_kernels import Beams, LMHeadTopK, RecurrentDraftStep, beam_parents, beam_step
+from specdec_kernels import (
+    Beams,
+    LMHeadTopK,
+    RecurrentDraftStep,
+    beam_parents,
+    beam_step,
+    lm_head_beams,
+)
+from specdec_kernels.dispatch import chooses_kernel
 
 from ..packed_linear import pack_linears
 from ..state import State
@@ -208,42 +216,62 @@ class ReDrafter(Drafter):
     def _search(self, roots: Tensor, context: Tensor, length: int) -> list[Beams]:
         """Run up to `length` steps; step i holds the beams of i + 1 drafted tokens."""
         step, config = self.model.step, self.config
-        context = context[:, None]  # [B, 1, E]
+        embedding, embed_scale = self.target.embedding
         part = step.context_part(context)
-        state = step.initial_state(context)
+        states = step.initial_state(context)[:, None]  # [B, 1, E]
         # One beam at first: all would be equal.
         tokens, scores = roots[:, None], torch.zeros(roots.shape, device=roots.device)[:, None]
+        parents = torch.zeros_like(tokens)
         steps: list[Beams] = []
+        watched = roots.device.type == "cpu"  # elsewhere the host would wait to see how likely beams are
         while len(steps) < length:
-            state, features = step(self.target.embed(tokens), state, context, part)
-            log_probs, ids = self._continuations(features)
-            beams = beam_step(scores, log_probs, ids, config.beam_width)
-            likely = beams.scores >= math.log(config.least) if config.least else None
-            if likely is not None and not likely.any():
+            states, features = step.draft(
+                tokens, parents, states, context, part, embedding, embed_scale=embed_scale
+            )
+            beams = self._next_beams(features, scores)
+            if watched and config.least and not (beams.scores >= math.log(config.least)).any():
                 break
             steps.append(beams)
-            scores, tokens = beams.scores, beams.tokens
-            if (
-                config.least_step
-                and len(steps) < length
-                and scores.exp().sum(1).max() < config.least_step
-            ):
+            scores, parents, tokens = beams
+            if watched and len(steps) < length and self._hopeless(scores):
                 break
-            state = state.gather(1, beams.parents[..., None].expand(-1, -1, state.shape[-1]))
         return steps
 
-    def _continuations(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and ids `[B, W, K]` of what may follow each beam."""
-        model, config = self.model, self.config
-        rows = model.head_input(features.flatten(0, 1))
-        size = self.head.linear.out_features
+    def _hopeless(self, scores: Tensor) -> bool:
+        """Tell whether no row's beams are likely enough for one more step."""
+        least = self.config.least_step
+        return least > 0 and bool(scores.exp().sum(1).max() < least)
+
+    def _next_beams(self, features: Tensor, scores: Tensor) -> Beams:
+        """Choose among all continuations of beams with features `[B, W, X]` and scores `[B, W]`."""
+        config, head = self.config, self.head
+        rows = self.model.head_input(features)
+        weight = head.linear.weight
+        if config.top_rule is None and chooses_kernel("auto", rows, weight):
+            return lm_head_beams(
+                rows,
+                weight,
+                scores,
+                config.beam_width,
+                bias=head.linear.bias,
+                logit_scale=head.logit_scale,
+                softcap=head.softcap,
+                round_to=weight.dtype,
+                id_map=head.id_map,
+            )
+        size = head.linear.out_features
         width = min(config.beam_width, size)
-        top = self.head(rows, width if config.top_rule is None else min(config.top_rule, size))
+        top = head(rows.flatten(0, 1), width if config.top_rule is None else min(config.top_rule, size))
         log_probs = top.log_probs
         if config.top_rule is not None:
             log_probs = log_probs.log_softmax(-1)
-        shape = (*features.shape[:2], -1)
-        return log_probs[:, :width].reshape(shape), top.ids[:, :width].reshape(shape)
+        shape = (*scores.shape, -1)
+        return beam_step(
+            scores,
+            log_probs[:, :width].reshape(shape),
+            top.ids[:, :width].reshape(shape),
+            config.beam_width,
+        )
 
     def _all_nodes(self, steps: list[Beams]) -> Proposals:
         """Propose every beam of every step, each continuing its parent of the step before."""

@@ -32,8 +32,17 @@ def test_the_best_continuations_of_all_beams_in_one_order(batch, beams, count, w
 
 
 def test_errors_name_the_argument():
+    scores, log_probs = torch.zeros(2, 3), torch.zeros(2, 3, 4)
     ids = torch.zeros(2, 3, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match="scores, log_probs, ids: expected shapes"):
-        beam_step(torch.zeros(2, 4), torch.zeros(2, 3, 4), ids, 5)
+    with pytest.raises(ValueError, match=r"scores: expected shape \[2, 3\], got \[2, 4\]"):
+        beam_step(torch.zeros(2, 4), log_probs, ids, 5)
+    with pytest.raises(ValueError, match=r"log_probs: expected shape \[2, 3, 4\], got \[2, 3, 5\]"):
+        beam_step(scores, torch.zeros(2, 3, 5), ids, 5)
+    with pytest.raises(
+        ValueError, match=r"ids: expected shape \[B, W >= 1, K >= 1\], got \[2, 3\]"
+    ):
+        beam_step(scores, log_probs, ids[..., 0], 5)
+    with pytest.raises(TypeError, match="ids: expected int64, got torch.int32"):
+        beam_step(scores, log_probs, ids.int(), 5)
     with pytest.raises(ValueError, match="width: expected at least 1, got 0"):
-        beam_step(torch.zeros(2, 3), torch.zeros(2, 3, 4), ids, 0)
+        beam_step(scores, log_probs, ids, 0)

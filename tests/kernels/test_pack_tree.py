@@ -215,3 +215,14 @@ def test_bad_arguments_are_named(change, message):
     tensors = [arguments.pop(name) for name in ("roots", "tokens", "parents", "scores")]
     with pytest.raises(ValueError, match=message):
         pack_tree(*tensors, **arguments)
+
+
+def test_dtypes_are_named():
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    arguments = {"capacity": 2, "max_depth": 1}
+    with pytest.raises(TypeError, match="scores: expected floating point, got torch.int64"):
+        pack_tree(one[0], one, one - 1, one, **arguments)
+    with pytest.raises(TypeError, match="parents: expected int64, got torch.int32"):
+        pack_tree(one[0], one, one.int() - 1, one.float(), **arguments)
+    with pytest.raises(TypeError, match="valid: expected torch.bool, got torch.int64"):
+        pack_tree(one[0], one, one - 1, one.float(), valid=one, **arguments)

@@ -11,7 +11,7 @@ from specdec import models
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(models, "_cache", lambda: tmp_path / "specdec")
     return tmp_path / "specdec"
 
 
@@ -63,7 +63,7 @@ def test_what_a_killed_process_left_is_cleared_away(cache, monkeypatch):
 
 
 def _child(folder: str, log: str) -> None:
-    models.user_cache_path = lambda name: Path(folder) / name
+    models._cache = lambda: Path(folder) / "specdec"
 
     def slow_fetch(scratch):
         with Path(log).open("a") as file:

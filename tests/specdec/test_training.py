@@ -241,9 +241,17 @@ def test_kangaroo_trains_with_the_mask_and_positions_of_drafting(target, feature
         for position in range(start, end):
             token = TokenTree.chain(features.tokens[position].long()[None, None])
             cache.set_lengths([position - start])
-            cache.open(token.ancestors, token.depth, rows)
+            now = cache.open(token.ancestors, token.depth, rows)
             hidden = features.exits[EXIT][position].float()[None, None]
-            read = drafter._attend(hidden, cache)[:, 0]
+            q, keys, values = drafter.adapter.project(hidden, now.positions)
+            read = drafter.adapter.attend(
+                hidden,
+                q,
+                *cache.update(keys, values, drafter._layer),
+                prefix_lens=now.prefix_lens,
+                ancestors=now.ancestors,
+                depth=now.depth,
+            )[:, 0]
             taught = task.head.logits(features.hidden[position][None].float()).softmax(-1)
             losses[position] = float(-(taught * task.head.logits(read).log_softmax(-1)).sum())
     learned = [losses[position] for position in range(first, end - 1)]

@@ -1,13 +1,21 @@
-"""The public function: checks its arguments, then runs the reference."""
+"""The public function and the op behind it."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from ..checks import check_integers, check_shape
+from ..dispatch import Impl, chooses_kernel, register
 from .reference import Beams, beam_step_reference
 
+# 64 continuations of each of 64 beams: what the kernel holds in registers.
+MOST_CANDIDATES = 4096
 
-def beam_step(scores: Tensor, log_probs: Tensor, ids: Tensor, width: int) -> Beams:
+
+def beam_step(
+    scores: Tensor, log_probs: Tensor, ids: Tensor, width: int, *, impl: Impl = "auto"
+) -> Beams:
     """Choose the next beams (ReDrafter section 3.2).
 
     Args:
@@ -15,18 +23,63 @@ def beam_step(scores: Tensor, log_probs: Tensor, ids: Tensor, width: int) -> Bea
         log_probs: `[B, W, K]` float32, of each beam's K likeliest next tokens.
         ids: `[B, W, K]` int64, these tokens.
         width: most beams kept; there are `min(width, W * K)`.
+        impl: "triton", "reference", or "auto" for what suits the device; the kernel takes up to 4096 candidates in a
+            row.
 
     Returns:
         Scores, parents and tokens of the next beams.
 
     Raises:
-        ValueError: if shapes do not fit or `width` is below 1.
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, `width`, a device or `impl` does not fit.
     """
-    if ids.ndim != 3 or log_probs.shape != ids.shape or scores.shape != ids.shape[:2]:
-        raise ValueError(
-            "scores, log_probs, ids: expected shapes [B, W], [B, W, K], [B, W, K], "
-            f"got {list(scores.shape)}, {list(log_probs.shape)}, {list(ids.shape)}"
-        )
+    if ids.ndim != 3 or 0 in ids.shape[1:]:
+        raise ValueError(f"ids: expected shape [B, W >= 1, K >= 1], got {list(ids.shape)}")
+    check_shape("log_probs", log_probs, ids.shape)
+    check_shape("scores", scores, ids.shape[:2])
+    check_integers(ids=ids)
     if width < 1:
         raise ValueError(f"width: expected at least 1, got {width}")
-    return beam_step_reference(scores, log_probs, ids, width)
+    if not chooses_kernel(impl, scores, log_probs, ids):
+        return beam_step_reference(scores, log_probs, ids, width)
+    check_float32(scores=scores, log_probs=log_probs)
+    if ids.shape[1] * ids.shape[2] > MOST_CANDIDATES:
+        raise ValueError(
+            f"ids: expected at most {MOST_CANDIDATES} candidates in a kernel, got shape {list(ids.shape)}"
+        )
+    return Beams(*_beam_step(scores, log_probs, ids, width))
+
+
+def check_float32(**tensors: Tensor) -> None:
+    """Raise TypeError unless all tensors are float32."""
+    for name, x in tensors.items():
+        if x.dtype != torch.float32:
+            raise TypeError(f"{name}: expected torch.float32 in a kernel, got {x.dtype}")
+
+
+def _launch(
+    scores: Tensor, log_probs: Tensor, ids: Tensor, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .kernel import launch_beam_step
+
+    return launch_beam_step(scores, log_probs, ids, width)
+
+
+def _fake(
+    scores: Tensor, log_probs: Tensor, ids: Tensor, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, beams, count = ids.shape
+    steps = min(width, beams * count)
+    return (
+        scores.new_empty((batch, steps)),
+        ids.new_empty((batch, steps)),
+        ids.new_empty((batch, steps)),
+    )
+
+
+_beam_step = register(
+    "beam_step(Tensor scores, Tensor log_probs, Tensor ids, int width)"
+    " -> (Tensor best, Tensor parents, Tensor tokens)",
+    _launch,
+    _fake,
+)

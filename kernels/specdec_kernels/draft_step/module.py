@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .reference import draft_features, recurrent_state
+from ..dispatch import Impl, chooses_kernel
+from .ops import DraftStepWeights, draft_step
+from .reference import draft_features, gather_inputs, recurrent_state
 
 
 class RecurrentDraftStep(nn.Module):
     """ReDrafter's recurrent cell and residual blocks (ReDrafter section 3.1).
 
     The first layer after `[context, state]` is kept as its two halves, `context_in` and `state_in`: the first is
-    needed once per round.
+    needed once per round. `draft` runs a whole step in few launches; `forward` is for training.
     """
 
     def __init__(
@@ -74,6 +76,64 @@ class RecurrentDraftStep(nn.Module):
             context, context_part, state, self.state_in, list(self.blocks), projected=self.projected
         )
         return state, features
+
+    def draft(
+        self,
+        tokens: Tensor,
+        parents: Tensor,
+        states: Tensor,
+        context: Tensor,
+        context_part: Tensor | None,
+        embedding: Tensor,
+        *,
+        embed_scale: float | None = None,
+        impl: Impl = "auto",
+    ) -> tuple[Tensor, Tensor]:
+        """Read one token per beam, the tokens' embeddings and the beams' states picked by index.
+
+        Where no kernel runs, the module's own layers do, which may be packed.
+
+        Args:
+            tokens: `[B, W]` int64; this and the others as in `draft_step`.
+            parents: `[B, W]` int64.
+            states: `[B, Wp, E]`.
+            context: `[B, E]`.
+            context_part: `[B, X]`, the result of `context_part`.
+            embedding: `[V, E]`.
+            embed_scale: factor on embeddings, or None.
+            impl: "triton", "reference", or "auto" for what suits the device.
+
+        Returns:
+            The new states `[B, W, E]` and the features `[B, W, X]` for the head.
+        """
+        if chooses_kernel(impl, tokens, states):
+            return draft_step(
+                tokens,
+                parents,
+                states,
+                context,
+                context_part,
+                embedding,
+                self.step_weights(),
+                embed_scale=embed_scale,
+                impl="triton",
+            )
+        embedded, states = gather_inputs(tokens, parents, states, embedding, embed_scale)
+        part = None if context_part is None else context_part[:, None]
+        return self(embedded, states, context[:, None], part)  # type: ignore[no-any-return]
+
+    def step_weights(self) -> DraftStepWeights:
+        """Name the weights as `draft_step` takes them."""
+        cell, state_in = self.recurrent_state, self.state_in
+        blocks = [block for block in self.blocks if isinstance(block, nn.Linear)]
+        return DraftStepWeights(
+            None if self.recurrent_input is None else self.recurrent_input.weight,
+            None if cell is None else cell.weight,
+            None if cell is None else cell.bias,
+            None if state_in is None else state_in.weight,
+            [block.weight for block in blocks],
+            [block.bias for block in blocks],
+        )
 
     def initial_state(self, like: Tensor) -> Tensor:
         """Return the state before any token."""

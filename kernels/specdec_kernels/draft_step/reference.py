@@ -10,6 +10,7 @@ W x of the first block is W_h h + W_s s, so its context half is computed once pe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -60,3 +61,55 @@ def draft_features(
     for block in blocks:
         x = x + F.silu(block(x))
     return x
+
+
+def gather_inputs(
+    tokens: Tensor, parents: Tensor, states: Tensor, embedding: Tensor, embed_scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Look up the embeddings `[B, W, E]` of `tokens [B, W]` and the states `[B, W, E]` that they continue.
+
+    Ids and parents out of range are moved into it.
+    """
+    embedded = F.embedding(tokens.clamp(0, len(embedding) - 1), embedding)
+    if embed_scale is not None:
+        embedded = embedded * embed_scale
+    parents = parents.clamp(0, states.shape[1] - 1)
+    return embedded, states.gather(1, parents[..., None].expand(-1, -1, states.shape[2]))
+
+
+def draft_step_reference(
+    tokens: Tensor,
+    parents: Tensor,
+    states: Tensor,
+    context: Tensor,
+    context_part: Tensor | None,
+    embedding: Tensor,
+    recurrent_input: Tensor | None,
+    recurrent_state_weight: Tensor | None,
+    recurrent_bias: Tensor | None,
+    state_in: Tensor | None,
+    blocks: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    embed_scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Run one step; arguments and results as in `draft_step`, the weights one by one."""
+    embedded, states = gather_inputs(tokens, parents, states, embedding, embed_scale)
+    states = recurrent_state(
+        embedded,
+        states,
+        _layer(recurrent_input),
+        _layer(recurrent_state_weight, recurrent_bias),
+    )
+    features = draft_features(
+        context[:, None],
+        None if context_part is None else context_part[:, None],
+        states,
+        _layer(state_in),
+        [partial(F.linear, weight=w, bias=b) for w, b in zip(blocks, biases, strict=True)],
+        projected=context_part is not None and context_part.shape[1] != 2 * states.shape[2],
+    )
+    return states, features
+
+
+def _layer(weight: Tensor | None, bias: Tensor | None = None) -> Linear | None:
+    return None if weight is None else partial(F.linear, weight=weight, bias=bias)

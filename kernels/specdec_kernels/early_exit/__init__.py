@@ -1,4 +1,13 @@
 from .module import EarlyExitAdapter
-from .reference import rms_norm, rotate, rotation
+from .ops import early_exit_step
+from .reference import AdapterWeights, HeadWeights, rms_norm, rotate, rotation
 
-__all__ = ["EarlyExitAdapter", "rms_norm", "rotate", "rotation"]
+__all__ = [
+    "AdapterWeights",
+    "EarlyExitAdapter",
+    "HeadWeights",
+    "early_exit_step",
+    "rms_norm",
+    "rotate",
+    "rotation",
+]

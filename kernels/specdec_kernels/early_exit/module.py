@@ -7,8 +7,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..dispatch import Impl, chooses_kernel
+from ..lm_head import LMHeadTopK
+from ..lm_head.reference import sure_token, top_tokens
 from ..tree_attention import tree_attention
-from .reference import rms_norm, rotate, rotation
+from .ops import early_exit_step
+from .reference import (
+    AdapterWeights,
+    HeadWeights,
+    early_exit_step_reference,
+    rms_norm,
+    rotate,
+    rotation,
+)
 
 
 class _RMSNorm(nn.RMSNorm):
@@ -20,8 +31,9 @@ class _RMSNorm(nn.RMSNorm):
 class EarlyExitAdapter(nn.Module):
     """One attention block between the target's exit layer and its head (Kangaroo section 3.2).
 
-    A step is `project`, then the caller's cache takes keys and values, then `attend`. Where nothing follows a token
-    yet, in prompts and behind the last token of a draft, `project_kv` is all that is needed.
+    `step` drafts one token per row, head and stop rule included. Its parts, for callers with a cache of their own:
+    `project`, then the cache takes keys and values, then `attend`. Where nothing follows a token yet, in prompts and
+    behind the last token of a draft, `project_kv` is all that is needed.
     """
 
     def __init__(
@@ -122,6 +134,98 @@ class EarlyExitAdapter(nn.Module):
             mask=mask,
         )
         return self._finish(hidden, out)
+
+    def step(
+        self,
+        hidden: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        head: LMHeadTopK,
+        *,
+        prefix_lens: Tensor,
+        positions: Tensor,
+        stopped: Tensor,
+        tokens: Tensor,
+        confidence: Tensor,
+        eta: float,
+        cache_rows: Tensor | None = None,
+        appends: Tensor | None = None,
+        impl: Impl = "auto",
+    ) -> None:
+        """Draft one token per row that has not stopped, and stop those that are not sure.
+
+        Where no kernel runs, the module's own layers do, which may be packed.
+
+        Args:
+            hidden: `[B, E]`, after the exit layer; this and the others as in `early_exit_step`.
+            k_cache: `[rows, G, S, D]`; written.
+            v_cache: like `k_cache`; written.
+            head: reads the adapter's output.
+            prefix_lens: `[B]` int64.
+            positions: `[B]` int64; written.
+            stopped: `[B]` bool; written.
+            tokens: `[B]` int64; written.
+            confidence: `[B]` float32; written.
+            eta: confidence under which a token is its row's last.
+            cache_rows: `[B]` int64, or None.
+            appends: `[B]` bool, or None.
+            impl: "triton", "reference", or "auto" for what suits the device.
+        """
+        if chooses_kernel(impl, hidden, k_cache):
+            weight = head.linear.weight
+            early_exit_step(
+                hidden,
+                k_cache,
+                v_cache,
+                self.step_weights(),
+                HeadWeights(
+                    weight,
+                    head.linear.bias,
+                    head.id_map,
+                    head.logit_scale,
+                    head.softcap,
+                    round_to=weight.dtype,
+                ),
+                prefix_lens=prefix_lens,
+                positions=positions,
+                stopped=stopped,
+                tokens=tokens,
+                confidence=confidence,
+                eta=eta,
+                cache_rows=cache_rows,
+                appends=appends,
+                impl="triton",
+            )
+            return
+        early_exit_step_reference(
+            hidden,
+            k_cache,
+            v_cache,
+            self.project,
+            self._finish,
+            lambda rows: sure_token(top_tokens(head.logits(rows), 1, head.id_map)),
+            prefix_lens=prefix_lens,
+            positions=positions,
+            stopped=stopped,
+            tokens=tokens,
+            confidence=confidence,
+            eta=eta,
+            cache_rows=cache_rows,
+            appends=appends,
+        )
+
+    def step_weights(self) -> AdapterWeights:
+        """Name the weights as `early_exit_step` takes them."""
+        return AdapterWeights(
+            self.input_norm.weight,
+            self.q_proj.weight,
+            self.k_proj.weight,
+            self.v_proj.weight,
+            self.o_proj.weight,
+            self.output_norm.weight,
+            self.rope_theta,
+            self.rms_norm_eps,
+        )
 
     def forward_sequence(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run over whole texts at positions 0 to T - 1, for training.

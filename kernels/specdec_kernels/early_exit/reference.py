@@ -9,8 +9,59 @@ Attention is causal and rotary at absolute positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
+
+from ..lm_head import SureToken
+from ..lm_head.reference import lm_head_topk_reference, sure_token
+from ..tree_attention import tree_attention
+
+Project = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Finish = Callable[[Tensor, Tensor], Tensor]
+Choose = Callable[[Tensor], SureToken]
+
+
+class AdapterWeights(NamedTuple):
+    """The adapter as `early_exit_step` reads it; `EarlyExitAdapter.step_weights` makes it."""
+
+    input_norm: Tensor
+    """`[E]`."""
+    q_proj: Tensor
+    """`[H * D, E]`."""
+    k_proj: Tensor
+    """`[G * D, E]`."""
+    v_proj: Tensor
+    """`[G * D, E]`."""
+    o_proj: Tensor
+    """`[E, H * D]`."""
+    output_norm: Tensor
+    """`[E]`."""
+    rope_theta: float
+    """Base of the rotary frequencies."""
+    norm_eps: float
+    """Added to mean squares."""
+
+
+class HeadWeights(NamedTuple):
+    """The head that reads the adapter's output; the options are those of `lm_head_topk`."""
+
+    weight: Tensor
+    """`[V, E]`."""
+    bias: Tensor | None = None
+    """`[V]`."""
+    id_map: Tensor | None = None
+    """`[V]` int64, the target's id of each row."""
+    logit_scale: float | None = None
+    """Factor on the logits."""
+    softcap: float | None = None
+    """Cap on the logits."""
+    round_to: torch.dtype | None = None
+    """Dtype that logits are rounded to; None for float32 throughout."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -45,3 +96,102 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate `[B, N, H, D]` by `[B, N, D]` angles: dimension i turns together with dimension i + D/2."""
     first, second = x.chunk(2, -1)
     return x * cos[..., None, :] + torch.cat([-second, first], -1) * sin[..., None, :]
+
+
+def early_exit_step_reference(
+    hidden: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    project: Project,
+    finish: Finish,
+    choose: Choose,
+    *,
+    prefix_lens: Tensor,
+    positions: Tensor,
+    stopped: Tensor,
+    tokens: Tensor,
+    confidence: Tensor,
+    cache_rows: Tensor | None,
+    appends: Tensor | None,
+    eta: float,
+) -> None:
+    """Draft one token per row that has not stopped; arguments as in `early_exit_step`, and the model as functions.
+
+    Args:
+        hidden: `[B, E]`.
+        k_cache: `[rows, G, S, D]`.
+        v_cache: like `k_cache`.
+        project: queries `[B, 1, H, D]`, keys and values `[B, G, 1, D]` of `[B, 1, E]` at positions `[B, 1]`.
+        finish: what the head reads `[B, 1, E]`, of `[B, 1, E]` and what attention gave `[B, 1, H, D]`.
+        choose: tokens and confidences of `[B, E]`.
+        prefix_lens: `[B]` int64; this and the others as in `early_exit_step`.
+        positions: `[B]` int64.
+        stopped: `[B]` bool.
+        tokens: `[B]` int64.
+        confidence: `[B]` float32.
+        cache_rows: `[B]` int64, or None.
+        appends: `[B]` bool, or None.
+        eta: a number.
+    """
+    batch, slots = len(hidden), k_cache.shape[2]
+    nodes = hidden[:, None]
+    q, k, v = project(nodes, positions[:, None])
+    written = ~stopped if appends is None else ~stopped | appends
+    written = (written & (prefix_lens >= 0) & (prefix_lens < slots))[:, None, None]
+    rows = torch.arange(batch, device=hidden.device) if cache_rows is None else cache_rows
+    slot = prefix_lens.clamp(0, slots - 1)
+    for cache, new in ((k_cache, k), (v_cache, v)):
+        cache[rows, :, slot] = torch.where(
+            written, new[:, :, 0].to(cache.dtype), cache[rows, :, slot]
+        )
+    itself = torch.ones((batch, 1, 1), dtype=torch.int64, device=hidden.device)
+    attended = tree_attention(
+        q,
+        k_cache,
+        v_cache,
+        prefix_lens=slot,
+        ancestors=itself,
+        depth=itself[..., 0] - 1,
+        cache_rows=cache_rows,
+        impl="reference",
+    )
+    sure = choose(finish(nodes, attended)[:, 0])
+    tokens.copy_(torch.where(stopped, tokens, sure.tokens))
+    confidence.copy_(torch.where(stopped, confidence, sure.confidence.float()))
+    positions.copy_(torch.where(stopped, positions, positions + 1))
+    stopped.logical_or_(~(confidence >= eta))
+
+
+def functional_parts(
+    adapter: AdapterWeights, head: HeadWeights, head_dim: int
+) -> tuple[Project, Finish, Choose]:
+    """Make of weights what `early_exit_step_reference` calls."""
+    norm_eps = adapter.norm_eps
+
+    def project(hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        normed = rms_norm(hidden, adapter.input_norm, norm_eps)
+        angles = rotation(positions, head_dim, adapter.rope_theta, hidden.dtype)
+        q, k, v = (
+            rearrange(F.linear(normed, weight), "b n (h d) -> b n h d", d=head_dim)
+            for weight in (adapter.q_proj, adapter.k_proj, adapter.v_proj)
+        )
+        return rotate(q, *angles), rotate(k, *angles).transpose(1, 2), v.transpose(1, 2)
+
+    def finish(hidden: Tensor, attended: Tensor) -> Tensor:
+        x = hidden + F.linear(attended.flatten(2), adapter.o_proj)
+        return rms_norm(x, adapter.output_norm, norm_eps)
+
+    def choose(rows: Tensor) -> SureToken:
+        top = lm_head_topk_reference(
+            rows,
+            head.weight,
+            1,
+            bias=head.bias,
+            logit_scale=head.logit_scale,
+            softcap=head.softcap,
+            round_to=head.round_to,
+            id_map=head.id_map,
+        )
+        return sure_token(top)
+
+    return project, finish, choose

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..dispatch import Impl, chooses_kernel
+from .ops import lm_head_topk
 from .reference import SureToken, TopTokens, finish_logits, sure_token, top_tokens
 
 
@@ -19,11 +21,13 @@ class LMHeadTopK(nn.Module):
         logit_scale: float | None = None,
         softcap: float | None = None,
         id_map: Tensor | None = None,
+        impl: Impl = "auto",
     ) -> None:
         """Take a linear layer `E -> V`; options as in `lm_head_topk`, logits rounded to the layer's dtype."""
         super().__init__()
         self.linear = linear
         self.logit_scale, self.softcap = logit_scale, softcap
+        self.impl = impl
         self.register_buffer("id_map", id_map, persistent=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -36,7 +40,20 @@ class LMHeadTopK(nn.Module):
         )
 
     def forward(self, hidden: Tensor, k: int) -> TopTokens:
-        """Take the `k` most likely tokens of `[R, E]` rows."""
+        """Take the `k` most likely tokens of `[R, E]` rows; without the kernel, by way of the linear layer's own call."""
+        weight = self.linear.weight
+        if chooses_kernel(self.impl, hidden, weight):
+            return lm_head_topk(
+                hidden,
+                weight,
+                k,
+                bias=self.linear.bias,
+                logit_scale=self.logit_scale,
+                softcap=self.softcap,
+                round_to=weight.dtype,
+                id_map=self.id_map,
+                impl=self.impl,
+            )
         return top_tokens(self.logits(hidden), k, self.id_map)
 
     def confidence(self, hidden: Tensor) -> SureToken:

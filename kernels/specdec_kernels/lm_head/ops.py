@@ -1,12 +1,19 @@
-"""The public functions: check their arguments, then run the reference."""
+"""The public functions and the op behind them."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import SureToken, TopTokens, finish_logits, sure_token, top_tokens
+from ..checks import (
+    FLOATS,
+    check_integers,
+    check_kernel_float,
+    check_last_stride,
+    check_shape,
+)
+from ..dispatch import Impl, chooses_kernel, register
+from .reference import SureToken, TopTokens, lm_head_topk_reference, sure_token
 
 MOST_TOKENS = 64
 
@@ -21,8 +28,11 @@ def lm_head_topk(
     softcap: float | None = None,
     round_to: torch.dtype | None = None,
     id_map: Tensor | None = None,
+    impl: Impl = "auto",
 ) -> TopTokens:
     """Take the k most likely tokens of each row, with log-probabilities.
+
+    The kernel ranks NaN above all numbers; where a row has one, its log-probabilities are NaN.
 
     Args:
         hidden: `[R, E]`.
@@ -32,22 +42,33 @@ def lm_head_topk(
         logit_scale: factor on the logits (Cohere; 1 / Granite's divisor).
         softcap: logits become `softcap * tanh(logits / softcap)` (Gemma 2).
         round_to: dtype that the model rounds its logits to; None for float32 throughout.
-        id_map: `[V]` int64, the target's id of each row of the head.
+        id_map: `[V]` int64, the target's id of each row of the head. Among equals the first row comes first.
+        impl: "triton", "reference", or "auto" for what suits the device.
 
     Returns:
         Ids, log-probabilities, logsumexp.
 
     Raises:
-        ValueError: if shapes do not fit or `k` is out of range.
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, a stride, `k`, a device or `impl` does not fit.
     """
-    logits = _logits(hidden, weight, bias, logit_scale, softcap, round_to)
-    if not 1 <= k <= min(MOST_TOKENS, weight.shape[0]):
-        raise ValueError(
-            f"k: expected 1 to {min(MOST_TOKENS, weight.shape[0])} (64 and V at most), got {k}"
-        )
-    if id_map is not None and id_map.shape != weight.shape[:1]:
-        raise ValueError(f"id_map: expected shape [{weight.shape[0]}], got {list(id_map.shape)}")
-    return top_tokens(logits, k, id_map)
+    kernel = check_head(hidden, weight, bias, round_to, id_map, impl)
+    most = min(MOST_TOKENS, weight.shape[0])
+    if not 1 <= k <= most:
+        raise ValueError(f"k: expected 1 to {most} (64 and V at most), got {k}")
+    if kernel:
+        arguments = (hidden, weight, k, bias, logit_scale, softcap, round_to, id_map)
+        return TopTokens(*_lm_head_topk(*arguments))
+    return lm_head_topk_reference(
+        hidden,
+        weight,
+        k,
+        bias=bias,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        round_to=round_to,
+        id_map=id_map,
+    )
 
 
 def lm_head_confidence(
@@ -59,6 +80,7 @@ def lm_head_confidence(
     softcap: float | None = None,
     round_to: torch.dtype | None = None,
     id_map: Tensor | None = None,
+    impl: Impl = "auto",
 ) -> SureToken:
     """Take the most likely token of each row and its probability (Kangaroo section 3.2).
 
@@ -73,27 +95,97 @@ def lm_head_confidence(
         softcap=softcap,
         round_to=round_to,
         id_map=id_map,
+        impl=impl,
     )
     return sure_token(top)
 
 
-def _logits(
+def check_head(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    logit_scale: float | None,
-    softcap: float | None,
     round_to: torch.dtype | None,
-) -> Tensor:
+    id_map: Tensor | None,
+    impl: Impl,
+    *others: Tensor,
+) -> bool:
+    """Check what all functions of a head share, and decide between kernel and reference.
+
+    Args:
+        hidden: `[R, E]`; it and the next five as in `lm_head_topk`.
+        weight: `[V, E]`.
+        bias: `[V]`, or None.
+        round_to: dtype, or None.
+        id_map: `[V]` int64, or None.
+        impl: which implementation is asked for.
+        others: further inputs, which must lie on the same device.
+
+    Returns:
+        Whether the kernel runs.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, a stride, a device or `impl` does not fit.
+    """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             "hidden, weight: expected shapes [R, E] and [V, E], "
             f"got {list(hidden.shape)} and {list(weight.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: expected shape [{weight.shape[0]}], got {list(bias.shape)}")
-    if round_to is None:  # products of low-precision inputs, summed and kept in float32
-        hidden, weight = hidden.float(), weight.float()
-        bias = None if bias is None else bias.float()
-    logits = F.linear(hidden, weight, bias)
-    return finish_logits(logits, logit_scale=logit_scale, softcap=softcap, round_to=round_to)
+    for name, value in (("bias", bias), ("id_map", id_map)):
+        if value is not None:
+            check_shape(name, value, weight.shape[:1])
+    check_integers(id_map=id_map)
+    kernel = chooses_kernel(impl, hidden, weight, bias, id_map, *others)
+    if kernel:
+        check_kernel_float(hidden=hidden, weight=weight, bias=bias)
+        check_last_stride(hidden=hidden, weight=weight)
+        if round_to is not None and round_to not in FLOATS:
+            raise TypeError(
+                f"round_to: expected float32, float16 or bfloat16 in a kernel, got {round_to}"
+            )
+    return kernel
+
+
+def _launch(
+    hidden: Tensor,
+    weight: Tensor,
+    k: int,
+    bias: Tensor | None,
+    logit_scale: float | None,
+    softcap: float | None,
+    round_to: torch.dtype | None,
+    id_map: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .kernel import launch_head_tiles
+    from .merge import launch_merge_rows
+
+    lists = launch_head_tiles(
+        hidden,
+        weight,
+        k,
+        bias=bias,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        round_to=round_to,
+    )
+    return launch_merge_rows(*lists, id_map)
+
+
+def _fake(
+    hidden: Tensor, weight: Tensor, k: int, *options: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = hidden.shape[0]
+    return (
+        hidden.new_empty((rows, k), dtype=torch.int64),
+        hidden.new_empty((rows, k), dtype=torch.float32),
+        hidden.new_empty(rows, dtype=torch.float32),
+    )
+
+
+_lm_head_topk = register(
+    "lm_head_topk(Tensor hidden, Tensor weight, int k, Tensor? bias, float? logit_scale, float? softcap,"
+    " ScalarType? round_to, Tensor? id_map) -> (Tensor ids, Tensor log_probs, Tensor logsumexp)",
+    _launch,
+    _fake,
+)

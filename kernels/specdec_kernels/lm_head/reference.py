@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ordered_topk import ordered_topk
@@ -63,3 +64,24 @@ def top_tokens(logits: Tensor, k: int, id_map: Tensor | None) -> TopTokens:
 def sure_token(top: TopTokens) -> SureToken:
     """Read the first of the top tokens as a choice with a confidence."""
     return SureToken(top.ids[:, 0], top.log_probs[:, 0].exp(), top.logsumexp)
+
+
+def lm_head_topk_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    k: int,
+    *,
+    bias: Tensor | None,
+    logit_scale: float | None,
+    softcap: float | None,
+    round_to: torch.dtype | None,
+    id_map: Tensor | None,
+) -> TopTokens:
+    """Take the top tokens; arguments as in `lm_head_topk`."""
+    if round_to is None:  # products of low-precision inputs, summed and kept in float32
+        hidden, weight = hidden.float(), weight.float()
+        bias = None if bias is None else bias.float()
+    logits = finish_logits(
+        F.linear(hidden, weight, bias), logit_scale=logit_scale, softcap=softcap, round_to=round_to
+    )
+    return top_tokens(logits, k, id_map)

@@ -1,11 +1,18 @@
-"""The public functions: check their arguments, then run the reference."""
+"""The public functions and the op behind them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..ancestors import WORD
+from ..checks import check_integers, check_shape
+from ..dispatch import Impl, chooses_kernel, register
 from .reference import PackedTree, pack_tree_reference
+
+# What one program of the kernel holds.
+MOST_PROPOSALS = 1024
+MOST_NODES = 256
 
 
 def pack_tree(
@@ -20,6 +27,7 @@ def pack_tree(
     valid: Tensor | None = None,
     row_depth: Tensor | None = None,
     width: int | None = None,
+    impl: Impl = "auto",
 ) -> PackedTree:
     """Merge proposals into one tree per row (ReDrafter section 4.2.2, for trees of any origin).
 
@@ -29,45 +37,67 @@ def pack_tree(
     Args:
         roots: `[B]` int64, the guaranteed token of each row.
         tokens: `[B, K]` int64, one per proposal; K may be 0.
-        parents: `[B, K]` int64, the earlier proposal that each one continues, -1 for the root.
-        scores: `[B, K]` float, cumulative draft log-probabilities. A score above its parent's counts as its parent's.
+        parents: `[B, K]` int64, the earlier proposal that each one continues, -1 for the root. A proposal that
+            continues no earlier one is invalid.
+        scores: `[B, K]` float, cumulative draft log-probabilities. A score above its parent's counts as its parent's,
+            NaN as -inf.
         capacity: most nodes per tree, root included. Over it, the nodes of lowest score go, later ones first among
             equals; a node never stays without its ancestors.
         max_depth: deepest node that can occur; deeper proposals are dropped.
         source: `[B, K]` int64 labels; None for the proposal's own index.
         valid: `[B, K]` bool; None for all. What continues an invalid proposal is invalid too.
         row_depth: `[B]` int64, a tighter depth per row; None for `max_depth` everywhere.
-        width: N of the result; None for the widest row, which is read from the device.
+        width: N of the result, at least `min(capacity, K + 1)`. None for just that in the kernel, which never makes
+            the host wait, and for the widest row, which is read from the device, in the reference.
+        impl: "triton", "reference", or "auto" for what suits the device. The kernel takes at most 1024 proposals
+            and makes at most 256 nodes.
 
     Returns:
         The tree, the node of every proposal, and the number of nodes dropped for capacity.
 
     Raises:
-        ValueError: if shapes do not fit, or `capacity`, `max_depth` or `width` is out of range.
+        TypeError: if a dtype does not fit.
+        ValueError: if shapes do not fit, or `capacity`, `max_depth`, `width`, a device or `impl` is out of range.
     """
     if tokens.ndim != 2 or roots.shape != tokens.shape[:1]:
         raise ValueError(
             "roots, tokens: expected shapes [B] and [B, K], "
             f"got {list(roots.shape)} and {list(tokens.shape)}"
         )
+    batch, count = tokens.shape
     for name, value in (
         ("parents", parents), ("scores", scores), ("source", source), ("valid", valid)
     ):  # fmt: skip
-        if value is not None and value.shape != tokens.shape:
-            raise ValueError(
-                f"{name}: expected shape {list(tokens.shape)}, got {list(value.shape)}"
-            )
+        if value is not None:
+            check_shape(name, value, (batch, count))
+    if row_depth is not None:
+        check_shape("row_depth", row_depth, (batch,))
+    check_integers(roots=roots, tokens=tokens, parents=parents, source=source, row_depth=row_depth)
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected floating point, got {scores.dtype}")
+    if valid is not None and valid.dtype != torch.bool:
+        raise TypeError(f"valid: expected torch.bool, got {valid.dtype}")
     if capacity < 1:
         raise ValueError(f"capacity: expected at least 1 node, got {capacity}")
     if max_depth < 0:
         raise ValueError(f"max_depth: expected 0 or more, got {max_depth}")
-    if width is not None and width < min(capacity, tokens.shape[1] + 1):
-        raise ValueError(
-            f"width: expected at least min(capacity, K + 1) = "
-            f"{min(capacity, tokens.shape[1] + 1)}, got {width}"
-        )
+    most = min(capacity, count + 1)
+    if width is not None and width < most:
+        raise ValueError(f"width: expected at least min(capacity, K + 1) = {most}, got {width}")
+    if chooses_kernel(impl, roots, tokens, parents, scores, source, valid, row_depth):
+        width = most if width is None else width
+        if count > MOST_PROPOSALS:
+            raise ValueError(
+                f"tokens: expected at most {MOST_PROPOSALS} proposals in the kernel, got {count}"
+            )
+        if width > MOST_NODES:
+            raise ValueError(
+                f"capacity, width: expected at most {MOST_NODES} nodes in the kernel, got {width}"
+            )
+        tensors = (roots, tokens, parents, scores, source, valid, row_depth)
+        return PackedTree(*_pack_tree(*tensors, capacity, max_depth, width))
     if source is None:
-        source = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        source = torch.arange(count, device=tokens.device).expand_as(tokens)
     if valid is None:
         valid = torch.ones_like(tokens, dtype=torch.bool)
     return pack_tree_reference(
@@ -99,7 +129,11 @@ def beam_parents(beams: Tensor) -> Tensor:
 
 
 def pack_beams(
-    beams: Tensor, scores: Tensor | None = None, *, capacity: int | None = None
+    beams: Tensor,
+    scores: Tensor | None = None,
+    *,
+    capacity: int | None = None,
+    impl: Impl = "auto",
 ) -> tuple[PackedTree, Tensor]:
     """Pack final beams that all start with their row's guaranteed token (ReDrafter section 4.2.2).
 
@@ -107,13 +141,14 @@ def pack_beams(
         beams: `[B, W, C]` int64; column 0 holds the same token in every beam of a row.
         scores: `[B, W, C-1]` cumulative draft log-probabilities; None for all equal.
         capacity: most nodes per tree; None for as many as there can be.
+        impl: as in `pack_tree`.
 
     Returns:
         The tree, and the unpacker `[B, W, C]` int64: `tree.tokens` gathered by it are the beams (-1 where the
         capacity cut a beam off).
 
     Raises:
-        ValueError: if `beams` or `scores` has the wrong shape.
+        ValueError: if `beams` or `scores` has the wrong shape, or as in `pack_tree`.
     """
     if beams.ndim != 3 or beams.shape[1] < 1 or beams.shape[2] < 1:
         raise ValueError(f"beams: expected shape [B, W >= 1, C >= 1], got {list(beams.shape)}")
@@ -121,6 +156,7 @@ def pack_beams(
     drafted = beams[:, :, 1:]
     if scores is None:
         scores = torch.zeros(drafted.shape, device=beams.device)
+    check_shape("scores", scores, drafted.shape)
     tree = pack_tree(
         beams[:, 0, 0],
         drafted.flatten(1),
@@ -131,6 +167,48 @@ def pack_beams(
         source=torch.arange(width, device=beams.device)
         .repeat_interleave(length - 1)
         .expand(batch, -1),
+        impl=impl,
     )
     unpacker = tree.node_of.unflatten(1, (width, length - 1))
     return tree, torch.nn.functional.pad(unpacker, (1, 0), value=0)
+
+
+def _launch(*inputs: Tensor | int | None) -> tuple[Tensor, ...]:
+    from .kernel import launch_pack_tree
+
+    return launch_pack_tree(*inputs)  # type: ignore[arg-type]
+
+
+def _fake(
+    roots: Tensor,
+    tokens: Tensor,
+    parents: Tensor,
+    scores: Tensor,
+    source: Tensor | None,
+    valid: Tensor | None,
+    row_depth: Tensor | None,
+    capacity: int,
+    max_depth: int,
+    width: int,
+) -> tuple[Tensor, ...]:
+    batch, count = tokens.shape
+    nodes = (batch, width)
+    return (
+        *(tokens.new_empty(nodes) for _ in range(3)),
+        tokens.new_empty((*nodes, -(-width // WORD))),
+        tokens.new_empty(batch),
+        tokens.new_empty(nodes, dtype=torch.float32),
+        tokens.new_empty(nodes),
+        tokens.new_empty((batch, count)),
+        tokens.new_empty(batch),
+    )
+
+
+_pack_tree = register(
+    "pack_tree(Tensor roots, Tensor tokens, Tensor parents, Tensor scores, Tensor? source, Tensor? valid,"
+    " Tensor? row_depth, SymInt capacity, SymInt max_depth, SymInt width)"
+    " -> (Tensor tokens, Tensor parents, Tensor depth, Tensor ancestors, Tensor sizes, Tensor scores,"
+    " Tensor source, Tensor node_of, Tensor dropped)",
+    _launch,
+    _fake,
+)

@@ -65,21 +65,22 @@ def pack_tree_reference(
     # The root joins as entry 0, its own parent, so that every path ends there. What is invalid is its own parent
     # too, so no path through it does.
     entry = torch.arange(count + 1, device=device)
+    valid = valid & (parents >= -1) & (parents < entry[:-1])
     tokens = torch.cat([roots[:, None], tokens], 1)  # [B, K+1]
     source = F.pad(source, (1, 0), value=-1)
-    scores = F.pad(scores.float(), (1, 0))
+    scores = F.pad(torch.where(scores.isnan(), -torch.inf, scores.float()), (1, 0))
     parents = F.pad(torch.where(valid, parents + 1, entry[1:]), (1, 0))
 
     # One sweep up the paths: do they end at the root, how long are they, which are equal?
-    up, below = parents, entry > 0
-    depth = below.long().expand(batch, -1)
-    same = (tokens[:, :, None] == tokens[:, None]) & (below[:, None] == below)  # [B, K+1, K+1]
+    up, step = parents, entry.clamp(max=1)  # the root is no step away from itself
+    depth = step.expand(batch, -1)
+    same = (tokens[:, :, None] == tokens[:, None]) & (step[:, None] == step)  # [B, K+1, K+1]
     for _ in range(doublings):
         above = same.gather(1, up[:, :, None].expand_as(same))
         same = same & above.gather(2, up[:, None].expand_as(same))
         depth = depth + depth.gather(1, up)
         up = up.gather(1, up)
-    limit = max_depth if row_depth is None else row_depth.clamp(max=max_depth)[:, None]
+    limit = max_depth if row_depth is None else row_depth.clamp(0, max_depth)[:, None]
     valid = (up == 0) & (depth <= limit)  # a path that has not ended by now is too deep
 
     # A node is the first of its equal proposals and takes the best of their scores.
@@ -92,7 +93,8 @@ def pack_tree_reference(
     kept = node
     if count + 1 > capacity:
         # No node outranks its parent, and ties go to the earlier entry: so ancestors are always kept.
-        rank_by, up = torch.where(node, scores, -torch.inf), parents
+        lowest = torch.finfo(torch.float32).min  # above what is no node at all
+        rank_by, up = torch.where(node, scores.clamp(min=lowest), -torch.inf), parents
         rank_by[:, 0] = torch.inf
         for _ in range(doublings):
             rank_by = torch.minimum(rank_by, rank_by.gather(1, up))
@@ -106,7 +108,7 @@ def pack_tree_reference(
     slot = torch.where(kept, kept.cumsum(1) - 1, width)  # entries without a node go to a spare slot
     node_of = slot.gather(1, first)
     node_of = torch.where(valid & (node_of < width), node_of, -1)
-    parents = torch.where(below, node_of.gather(1, parents), -1)
+    parents = torch.where(entry > 0, node_of.gather(1, parents), -1)
 
     fields = torch.stack([tokens, parents, depth, source], 1)  # [B, 4, K+1]
     padding = torch.tensor([0, -1, 0, -1], device=device)[:, None]

@@ -35,10 +35,10 @@ class Compiled:
     warps: int
     instructions: dict[str, int]
     """How often the instructions worth counting occur."""
+    dot_rows: int
+    """M of its largest product of 16-bit numbers; 0 without one."""
     tf32: bool
     """Whether anything is multiplied in TF32."""
-    float32: bool
-    """Whether the kernel multiplies float32 numbers."""
 
 
 COUNTED = {
@@ -110,6 +110,7 @@ def _recorded(arch: str) -> Iterator[list[Any]]:
 
 
 def _inspect(kernel: Any, arch: str) -> Compiled:
+    ir = kernel.asm["ttir"]
     if arch.startswith("gfx"):
         code = kernel.asm["amdgcn"]
         found = {name: int(value) for name, value in re.findall(r"\.(\w+_count): +(\d+)", code)}
@@ -127,8 +128,11 @@ def _inspect(kernel: Any, arch: str) -> Compiled:
         shared_bytes=kernel.metadata.shared,
         warps=kernel.metadata.num_warps,
         instructions={name: len(re.findall(pattern, code)) for name, pattern in COUNTED.items()},
-        tf32="tf32" in kernel.asm["ttgir"].lower() or "TF32" in code or "xf32" in code,
-        float32=re.search(r"tt.dot.*xf32>", kernel.asm["ttir"]) is not None,
+        dot_rows=max(map(int, re.findall(r"tt\.dot .* : tensor<(\d+)x\d+xb?f16>", ir)), default=0),
+        # A product of 16-bit numbers carries the word too, without a meaning.
+        tf32=re.search(r"tt\.dot .*tf32.* : tensor<\d+x\d+xf32>", ir) is not None
+        or "TF32" in code
+        or "_xf32" in code,
     )
 
 

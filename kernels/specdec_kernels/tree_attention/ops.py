@@ -1,10 +1,20 @@
-"""The public function: checks its arguments, then runs the reference."""
+"""The public functions and the ops behind them."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from .reference import tree_attention_reference, tree_mask
+from ..ancestors import WORD
+from ..checks import check_integers, check_kernel_float, check_last_stride, check_shape
+from ..dispatch import Impl, chooses_kernel, register
+from .reference import tree_attention_reference, tree_lse_reference, tree_mask
+from .tiles import SPLIT_POLICIES, SplitPolicy
+
+MOST_NODES = 256
+MOST_HEAD_DIM = 256
 
 
 def tree_attention(
@@ -16,14 +26,19 @@ def tree_attention(
     ancestors: Tensor,
     depth: Tensor,
     cache_rows: Tensor | None = None,
+    shared_rows: Tensor | None = None,
+    shared_lens: Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     window: int | None = None,
     mask: Tensor | None = None,
+    split_policy: SplitPolicy = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Let each node of a token tree attend to the whole prefix, its ancestors and itself.
 
     The tree's own keys and values must already lie in the cache, node `j` of row `b` in slot `prefix_lens[b] + j`.
+    Slots behind the tree, and cache rows that nobody names, may hold anything.
 
     Args:
         q: `[B, N, H, D]`, queries of the N nodes.
@@ -33,46 +48,190 @@ def tree_attention(
         ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included.
         depth: `[B, N]` int64.
         cache_rows: `[B]` int64, the cache row of each batch row; None for the first B in order.
+        shared_rows: `[B]` int64, the cache row that a row's prefix begins in, -1 for its own. The kernel reads the
+            shared slots of rows that name the same row and length once for all of them.
+        shared_lens: `[B]` int64, how many slots of the prefix lie there, at most `prefix_lens`; the same slots of
+            the row's own may hold anything. Given with `shared_rows` or not at all.
         scale: factor on the scores; None for `D ** -0.5`.
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2); None for none.
         window: sliding window in positions; None for none.
-        mask: the result of `tree_mask` for these very arguments, for callers that run many layers over one tree.
+        mask: the result of `tree_mask` for these very arguments, for callers that run many layers over one tree
+            with the reference; the kernel needs none and does not look at it.
+        split_policy: how the kernel cuts prefixes: "auto" into as few parts as fill the GPU, "fixed" every 256 slots,
+            so that a node's result has the same bits whatever other nodes and rows are beside it.
+        impl: "triton", "reference", or "auto" for what suits the device.
 
     Returns:
         `[B, N, H, D]` in the dtype of `q`.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        TypeError: if an index is not int64, or the kernel has no such dtype.
+        ValueError: if a shape, a size, a device, `split_policy` or `impl` does not fit.
     """
+    rows = (cache_rows, shared_rows, shared_lens)
+    _check(q, k_cache, v_cache, prefix_lens, ancestors, depth, *rows, window, split_policy)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    tensors = (q, k_cache, v_cache, prefix_lens, ancestors, depth, *rows)
+    if _runs_kernel(impl, *tensors):
+        return _tree_attention(*tensors, scale, softcap, window, split_policy)  # type: ignore[no-any-return]
+    mask = _mask(mask, q, k_cache, prefix_lens, ancestors, depth, window)
+    return tree_attention_reference(q, k_cache, v_cache, mask, *rows, scale=scale, softcap=softcap)
+
+
+def tree_attention_lse(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    prefix_lens: Tensor,
+    ancestors: Tensor,
+    depth: Tensor,
+    cache_rows: Tensor | None = None,
+    shared_rows: Tensor | None = None,
+    shared_lens: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    mask: Tensor | None = None,
+    split_policy: SplitPolicy = "auto",
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attend as `tree_attention` does, and return what merging with attention to other keys takes.
+
+    Arguments, and errors, as there.
+
+    Returns:
+        `[B, N, H, D]` in the dtype of `q`; `[B, N, H]` float32 (float64 for float64 caches), the natural logarithm of
+        the sum of exponentials of each query's scores.
+    """
+    rows = (cache_rows, shared_rows, shared_lens)
+    _check(q, k_cache, v_cache, prefix_lens, ancestors, depth, *rows, window, split_policy)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    tensors = (q, k_cache, v_cache, prefix_lens, ancestors, depth, *rows)
+    if _runs_kernel(impl, *tensors):
+        return _tree_attention_lse(*tensors, scale, softcap, window, split_policy)  # type: ignore[no-any-return]
+    mask = _mask(mask, q, k_cache, prefix_lens, ancestors, depth, window)
+    out = tree_attention_reference(q, k_cache, v_cache, mask, *rows, scale=scale, softcap=softcap)
+    return out, tree_lse_reference(q, k_cache, mask, *rows, scale=scale, softcap=softcap)
+
+
+def _check(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    prefix_lens: Tensor,
+    ancestors: Tensor,
+    depth: Tensor,
+    cache_rows: Tensor | None,
+    shared_rows: Tensor | None,
+    shared_lens: Tensor | None,
+    window: int | None,
+    split_policy: SplitPolicy,
+) -> None:
+    if q.ndim != 4 or q.shape[1] < 1:
+        raise ValueError(f"q: expected shape [B, N >= 1, H, D], got {list(q.shape)}")
     batch, nodes, heads, size = q.shape
-    if k_cache.shape != v_cache.shape or k_cache.shape[-1] != size or heads % k_cache.shape[1]:
+    if (
+        k_cache.ndim != 4
+        or k_cache.shape != v_cache.shape
+        or k_cache.shape[-1] != size
+        or heads % k_cache.shape[1]
+    ):
         raise ValueError(
             f"k_cache, v_cache: expected two tensors [rows, G, S, {size}] with G dividing {heads}, "
             f"got {list(k_cache.shape)} and {list(v_cache.shape)}"
         )
-    if depth.shape != (batch, nodes):
-        raise ValueError(f"depth: expected shape [{batch}, {nodes}], got {list(depth.shape)}")
-    group, columns = heads // k_cache.shape[1], k_cache.shape[2]
-    if mask is None:
-        mask = tree_mask(
-            prefix_lens,
-            ancestors,
-            depth,
-            columns=columns,
-            group=group,
-            window=window,
-            dtype=k_cache.dtype,
-        )
-    elif mask.shape != (batch, nodes * group, columns):
+    if nodes > k_cache.shape[2]:
         raise ValueError(
-            f"mask: expected shape [{batch}, {nodes * group}, {columns}], got {list(mask.shape)}"
+            f"q: expected at most the cache's {k_cache.shape[2]} slots, got {nodes} nodes"
         )
-    return tree_attention_reference(
-        q,
-        k_cache,
-        v_cache,
-        mask,
-        cache_rows=cache_rows,
-        scale=size**-0.5 if scale is None else scale,
-        softcap=softcap,
+    if cache_rows is None and batch > k_cache.shape[0]:
+        raise ValueError(f"q: expected at most {k_cache.shape[0]} rows as in k_cache, got {batch}")
+    if (shared_rows is None) != (shared_lens is None):
+        raise ValueError("shared_rows, shared_lens: expected both or neither, got one")
+    check_shape("prefix_lens", prefix_lens, (batch,))
+    check_shape("depth", depth, (batch, nodes))
+    check_shape("ancestors", ancestors, (batch, nodes, -(-nodes // WORD)))
+    indices = {"cache_rows": cache_rows, "shared_rows": shared_rows, "shared_lens": shared_lens}
+    for name, index in indices.items():
+        if index is not None:
+            check_shape(name, index, (batch,))
+    check_integers(prefix_lens=prefix_lens, ancestors=ancestors, depth=depth, **indices)
+    if window is not None and window < 1:
+        raise ValueError(f"window: expected at least 1, got {window}")
+    if split_policy not in SPLIT_POLICIES:
+        raise ValueError(f"split_policy: expected 'auto' or 'fixed', got {split_policy!r}")
+
+
+def _runs_kernel(
+    impl: Impl, q: Tensor, k_cache: Tensor, v_cache: Tensor, *indices: Tensor | None
+) -> bool:
+    if not chooses_kernel(impl, q, k_cache, v_cache, *indices):
+        return False
+    check_kernel_float(q=q, k_cache=k_cache, v_cache=v_cache)
+    check_last_stride(q=q, k_cache=k_cache, v_cache=v_cache)
+    nodes, size = q.shape[1], q.shape[3]
+    if nodes > MOST_NODES:
+        raise ValueError(f"q: expected at most {MOST_NODES} nodes in a kernel, got {nodes}")
+    if size % 16 or not 16 <= size <= MOST_HEAD_DIM:
+        raise ValueError(
+            f"q: expected heads of a multiple of 16, at most {MOST_HEAD_DIM}, in a kernel, got {size}"
+        )
+    return True
+
+
+def _mask(
+    mask: Tensor | None,
+    q: Tensor,
+    k_cache: Tensor,
+    prefix_lens: Tensor,
+    ancestors: Tensor,
+    depth: Tensor,
+    window: int | None,
+) -> Tensor:
+    """Check the mask that the reference takes, or make it."""
+    batch, nodes, heads, _ = q.shape
+    group, columns = heads // k_cache.shape[1], k_cache.shape[2]
+    if mask is not None:
+        check_shape("mask", mask, (batch, nodes * group, columns))
+        return mask
+    return tree_mask(
+        prefix_lens,
+        ancestors,
+        depth,
+        columns=columns,
+        group=group,
+        window=window,
+        dtype=k_cache.dtype,
     )
+
+
+def _launch(*arguments: Any) -> Tensor:
+    from .kernel import launch_tree_attention
+
+    return launch_tree_attention(*arguments)
+
+
+def _launch_lse(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from .kernel import launch_tree_attention_lse
+
+    return launch_tree_attention_lse(*arguments)
+
+
+def _fake(q: Tensor, *others: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _fake_lse(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+_ARGUMENTS = (
+    "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor prefix_lens, Tensor ancestors, Tensor depth,"
+    " Tensor? cache_rows, Tensor? shared_rows, Tensor? shared_lens,"
+    " float scale, float? softcap, int? window, str split_policy)"
+)
+_tree_attention = register(f"tree_attention{_ARGUMENTS} -> Tensor", _launch, _fake)
+_tree_attention_lse = register(
+    f"tree_attention_lse{_ARGUMENTS} -> (Tensor out, Tensor lse)", _launch_lse, _fake_lse
+)

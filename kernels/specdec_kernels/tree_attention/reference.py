@@ -65,8 +65,10 @@ def tree_attention_reference(
     k_cache: Tensor,
     v_cache: Tensor,
     mask: Tensor,
-    *,
     cache_rows: Tensor | None,
+    shared_rows: Tensor | None,
+    shared_lens: Tensor | None,
+    *,
     scale: float,
     softcap: float | None,
 ) -> Tensor:
@@ -78,17 +80,55 @@ def tree_attention_reference(
 
     Shapes as in `tree_attention`; `mask` is `[B, N * H / G, S]`.
     """
-    batch, nodes, _, _ = q.shape
-    k, v = (
-        (k_cache[:batch], v_cache[:batch])
-        if cache_rows is None
-        else (k_cache[cache_rows], v_cache[cache_rows])
-    )
-    rows = rearrange(q, "b n (g h) d -> b g (n h) d", g=k_cache.shape[1]).to(k.dtype)
+    indices = (len(q), cache_rows, shared_rows, shared_lens)
+    k, v = _slots_of_rows(k_cache, *indices), _slots_of_rows(v_cache, *indices)
+    rows = rearrange(q, "b n (g h) d -> b g (n h) d", g=k.shape[1]).to(k.dtype)
     if softcap is None:
         out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask[:, None], scale=scale)
     else:
-        scores = softcap * torch.tanh(rows @ k.mT * scale / softcap)
+        scores = _scores(rows, k, mask, scale, softcap)
         accumulator = torch.promote_types(scores.dtype, torch.float32)
-        out = (scores + mask[:, None]).softmax(-1, dtype=accumulator).to(v.dtype) @ v
-    return rearrange(out, "b g (n h) d -> b n (g h) d", n=nodes).to(q.dtype)
+        out = scores.softmax(-1, dtype=accumulator).to(v.dtype) @ v
+    return rearrange(out, "b g (n h) d -> b n (g h) d", n=q.shape[1]).to(q.dtype)
+
+
+def tree_lse_reference(
+    q: Tensor,
+    k_cache: Tensor,
+    mask: Tensor,
+    cache_rows: Tensor | None,
+    shared_rows: Tensor | None,
+    shared_lens: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Logarithm of the sum of exponentials of each query's scores, `[B, N, H]`; at least float32."""
+    accumulator = torch.promote_types(k_cache.dtype, torch.float32)
+    k = _slots_of_rows(k_cache, len(q), cache_rows, shared_rows, shared_lens).to(accumulator)
+    rows = rearrange(q, "b n (g h) d -> b g (n h) d", g=k.shape[1]).to(accumulator)
+    lse = _scores(rows, k, mask, scale, softcap).logsumexp(-1)
+    return rearrange(lse, "b g (n h) -> b n (g h)", n=q.shape[1])
+
+
+def _scores(rows: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
+    scores = rows @ k.mT * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores + mask[:, None]
+
+
+def _slots_of_rows(
+    cache: Tensor,
+    batch: int,
+    cache_rows: Tensor | None,
+    shared_rows: Tensor | None,
+    shared_lens: Tensor | None,
+) -> Tensor:
+    """Each batch row's slots `[B, G, S, D]`: the first `shared_lens` from its shared row, the others from its own."""
+    own = cache[:batch] if cache_rows is None else cache[cache_rows]
+    if shared_rows is None or shared_lens is None:
+        return own
+    slot = torch.arange(cache.shape[2], device=cache.device)
+    is_shared = (slot < shared_lens[:, None]) & (shared_rows >= 0)[:, None]  # [B, S]
+    return torch.where(is_shared[:, None, :, None], cache[shared_rows.clamp(min=0)], own)

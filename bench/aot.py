@@ -1,0 +1,102 @@
+"""Compile the kernels' launches for GPUs that are not there and tabulate what the compiler says (no GPU needed).
+
+python bench/aot.py                      every case for every GPU; rewrites the tables of docs/kernels.md
+python bench/aot.py --covering --json F  the few that `make test` checks
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import pkgutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted is not compiled
+
+import triton
+import typer
+from pages import DOCS, fill
+from rich.progress import track
+
+from specdec_kernels.testing import cases
+from specdec_kernels.testing.aot import compile_launches
+from specdec_kernels.testing.case import ARCHS, Case, Inputs
+
+
+class Job(NamedTuple):
+    """A case to compile for one GPU."""
+
+    op: str
+    case: str
+    arch: str
+
+
+def cases_of(op: str) -> list[Case]:
+    module = importlib.import_module(f"{cases.__name__}.{op}")
+    return module.CASES
+
+
+def jobs(covering: bool) -> Iterator[Job]:
+    for op in sorted(module.name for module in pkgutil.iter_modules(cases.__path__)):
+        for case in cases_of(op):
+            for arch in case.covering if covering else ARCHS:
+                yield Job(op, case.name, arch)
+
+
+def run(job: Job) -> list[dict[str, object]]:
+    """Compile one job; an error is a result too, so that one case hides no other."""
+    (case,) = (case for case in cases_of(job.op) if case.name == job.case)
+    try:
+        compiled = compile_launches(job.arch, case.prepare(Inputs(random=False)))
+        return [{**job._asdict(), **asdict(kernel)} for kernel in compiled]
+    except Exception as error:
+        return [{**job._asdict(), "error": f"{type(error).__name__}: {error}"}]
+
+
+def tables(rows: list[dict[str, object]]) -> Iterator[str]:
+    for op, of_op in groupby(rows, key=lambda row: row["op"]):
+        yield f"\n### {op}\n"
+        yield "| case | kernel | warps | " + " | ".join(ARCHS) + " |"
+        yield "|---|---|---|" + "---|" * len(ARCHS)
+        cells: dict[tuple[object, ...], dict[object, str]] = {}
+        for row in of_op:
+            place = cells.setdefault((row["case"], row["kernel"], row["warps"]), {})
+            place[row["arch"]] = f"{row['registers']} / {row['shared_bytes'] / 1024:.4g}"  # type: ignore[operator]
+        for (case, kernel, warps), of_case in cells.items():
+            figures = " | ".join(of_case.get(arch, "") for arch in ARCHS)
+            yield f"| {case} | `{kernel}` | {warps} | {figures} |"
+
+
+def main(
+    covering: Annotated[
+        bool, typer.Option(help="Only the cases that every test run compiles.")
+    ] = False,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the results there.")
+    ] = None,
+) -> None:
+    todo = list(jobs(covering))
+    # Forked processes would inherit torch's threads half-way.
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        results = track(pool.map(run, todo), description="compiling", total=len(todo))
+        rows = [row for result in results for row in result]
+    if json_path:
+        json_path.write_text(json.dumps(rows, indent=1))
+    errors = [row for row in rows if "error" in row]
+    for row in errors:
+        print(row["op"], row["case"], row["arch"], row["error"])
+    if not covering and not errors:
+        text = "\n".join([f"Triton {triton.__version__}.", *tables(rows)])
+        fill(DOCS / "kernels.md", {"compiled": text})
+    raise typer.Exit(bool(errors))
+
+
+if __name__ == "__main__":
+    typer.run(main)

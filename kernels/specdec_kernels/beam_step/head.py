@@ -1,0 +1,129 @@
+"""A draft step's head and the merge to its next beams as one op of two launches.
+
+The first launch is the head's own; the second merges the lists of all beams of a row at once (`lm_head/merge.py`), so
+that neither logits nor tokens per beam are written.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..checks import check_shape
+from ..dispatch import Impl, register
+from ..lm_head.ops import MOST_TOKENS, check_head
+from ..lm_head.reference import lm_head_topk_reference
+from .ops import check_float32
+from .reference import Beams, beam_step_reference
+
+MOST_BEAMS = 64
+
+
+def lm_head_beams(
+    hidden: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    width: int,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
+    round_to: torch.dtype | None = None,
+    id_map: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Beams:
+    """Choose the next beams right from what the head reads: `lm_head_topk`, then `beam_step`.
+
+    Args:
+        hidden: `[B, W, E]`, of each beam.
+        weight: `[V, E]`, the rows of the head; it and the options as in `lm_head_topk`.
+        scores: `[B, W]` float32, cumulative log-probabilities of the beams.
+        width: most beams kept, 1 to 64; there are `min(width, W * V)`.
+        bias: `[V]`.
+        logit_scale: factor on the logits.
+        softcap: cap on the logits.
+        round_to: dtype that the model rounds its logits to; None for float32 throughout.
+        id_map: `[V]` int64, the target's id of each row of the head.
+        impl: "triton", "reference", or "auto" for what suits the device; the kernel takes up to 64 beams.
+
+    Returns:
+        Scores, parents and tokens of the next beams.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, a stride, `width`, a device or `impl` does not fit.
+    """
+    if hidden.ndim != 3 or hidden.shape[1] < 1:
+        raise ValueError(f"hidden: expected shape [B, W >= 1, E], got {list(hidden.shape)}")
+    check_shape("scores", scores, hidden.shape[:2])
+    if not 1 <= width <= MOST_TOKENS:
+        raise ValueError(f"width: expected 1 to {MOST_TOKENS}, got {width}")
+    batch, beams = scores.shape
+    rows = rearrange(hidden, "b w e -> (b w) e")
+    if check_head(rows, weight, bias, round_to, id_map, impl, scores):
+        check_float32(scores=scores)
+        if beams > MOST_BEAMS:
+            raise ValueError(
+                f"scores: expected at most {MOST_BEAMS} beams in a kernel, got {beams}"
+            )
+        options = (bias, logit_scale, softcap, round_to, id_map)
+        return Beams(*_lm_head_beams(rows, weight, scores, width, *options))
+    top = lm_head_topk_reference(
+        rows,
+        weight,
+        min(width, len(weight)),
+        bias=bias,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        round_to=round_to,
+        id_map=id_map,
+    )
+    ids, log_probs = (rearrange(x, "(b w) k -> b w k", b=batch) for x in (top.ids, top.log_probs))
+    return beam_step_reference(scores, log_probs, ids, width)
+
+
+def _launch(
+    hidden: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    width: int,
+    bias: Tensor | None,
+    logit_scale: float | None,
+    softcap: float | None,
+    round_to: torch.dtype | None,
+    id_map: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ..lm_head.kernel import launch_head_tiles
+    from ..lm_head.merge import launch_merge_beams
+
+    lists = launch_head_tiles(
+        hidden,
+        weight,
+        min(width, len(weight)),
+        bias=bias,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        round_to=round_to,
+    )
+    return launch_merge_beams(*lists, scores, width, id_map)
+
+
+def _fake(
+    hidden: Tensor, weight: Tensor, scores: Tensor, width: int, *options: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, beams = scores.shape
+    steps = min(width, beams * weight.shape[0])
+    return (
+        scores.new_empty((batch, steps)),
+        scores.new_empty((batch, steps), dtype=torch.int64),
+        scores.new_empty((batch, steps), dtype=torch.int64),
+    )
+
+
+_lm_head_beams = register(
+    "lm_head_beams(Tensor hidden, Tensor weight, Tensor scores, int width, Tensor? bias, float? logit_scale,"
+    " float? softcap, ScalarType? round_to, Tensor? id_map) -> (Tensor best, Tensor parents, Tensor tokens)",
+    _launch,
+    _fake,
+)

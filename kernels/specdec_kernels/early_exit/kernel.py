@@ -1,0 +1,285 @@
+"""The first and the last launch of a step: norm, queries, keys and values; choice and stop rule.
+
+    _adapter_qkv_kernel    grid (row blocks, heads * chunks): BLOCK_P pairs (i, i + D/2) of one head per program
+        weight rows 0, D/2, 1, D/2 + 1, …  @  rms_norm(hidden)  ─► acc [2 * BLOCK_P, BLOCK_R] ─► pairs, rotated
+        q ─► [B, H, D]        k, v ─► slot P of their cache row
+    _exit_kernel           grid (B): the tiles' best keys, maxima and sums ─► token, confidence, position, stop
+
+In that order of rows both halves of a pair are neighbours, so that one product makes them and a split parts them. The
+row's norm is computed again in every program: a row is a few KB, and lies in L2.
+"""
+
+from __future__ import annotations
+
+from math import log2
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..gpu import gpu_of
+from ..lm_head.ordered_keys import NO_KEY, key_index
+from ..skinny_linear import add_product, choose_tiles, inverse_rms
+
+
+@triton.jit
+def _cos_sin(angle):
+    """Cosine and sine of float32 angles of any size, as exact as float32 is.
+
+    The library's own would put the rare large angles through local memory.
+    """
+    wide = angle.to(tl.float64)
+    quarter = tl.floor(wide * 0.6366197723675814 + 0.5)  # 2 / pi
+    x = (wide - quarter * 1.5707963267948966).to(tl.float32)  # -pi / 4 to pi / 4
+    s = x * x
+    sine = x + x * s * (-1 / 6 + s * (1 / 120 + s * (-1 / 5040 + s * (1 / 362880))))
+    cosine = 1 + s * (-1 / 2 + s * (1 / 24 + s * (-1 / 720 + s * (1 / 40320 - s * (1 / 3628800)))))
+    turn = quarter.to(tl.int64) & 3
+    odd = (turn & 1) == 1
+    cos, sin = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    return tl.where((turn == 1) | (turn == 2), -cos, cos), tl.where(turn >= 2, -sin, sin)
+
+
+@triton.jit
+def _rotation(positions, pair, D: tl.constexpr, LOG2_THETA: tl.constexpr):
+    """Angles in float32 as `rotation` has them: position / theta ** (2 i / D)."""
+    exponent = (2 * pair).to(tl.float32)
+    exponent = tl.div_rn(exponent, tl.zeros_like(exponent) + D)
+    frequency = tl.exp2(exponent.to(tl.float64) * LOG2_THETA).to(tl.float32)
+    position, frequency = tl.broadcast(positions.to(tl.float32)[None, :], frequency[:, None])
+    return _cos_sin(tl.div_rn(position, frequency))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _adapter_qkv_kernel(
+    hidden_ptr,
+    norm_ptr,
+    q_weight_ptr,
+    k_weight_ptr,
+    v_weight_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    prefix_ptr,
+    cache_rows_ptr,
+    positions_ptr,
+    stopped_ptr,
+    appends_ptr,
+    q_ptr,
+    tree_ptr,
+    stride_hidden,
+    stride_k_row,
+    stride_k_head,
+    stride_k_slot,
+    stride_v_row,
+    stride_v_head,
+    stride_v_slot,
+    rows,
+    slots,
+    size,
+    norm_eps,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    LOG2_THETA: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    chunks: tl.constexpr = (D // 2 + BLOCK_P - 1) // BLOCK_P
+    head, chunk = tl.program_id(1) // chunks, tl.program_id(1) % chunks
+    m_r = o_r < rows
+    # Rows beyond the end read the last one again: the loops need no masks for them.
+    i_r = tl.minimum(o_r, rows - 1).to(tl.int64)
+    prefix = tl.load(prefix_ptr + i_r)
+    stopped = tl.load(stopped_ptr + i_r).to(tl.int32) != 0
+    if tl.program_id(1) == 0:  # the tree that attention reads: one node, its own ancestor
+        inside = tl.minimum(tl.maximum(prefix, 0), slots - 1)
+        tl.store(tree_ptr + i_r, tl.where(stopped, 0, inside), mask=m_r)
+        tl.store(tree_ptr + rows + i_r, 1, mask=m_r)
+        tl.store(tree_ptr + 2 * rows + i_r, 0, mask=m_r)
+    written = m_r & (stopped == 0)
+    if appends_ptr is not None:
+        appended = tl.load(appends_ptr + i_r).to(tl.int32) != 0
+        written = written | (m_r & appended & (head >= H))
+    if tl.max(written.to(tl.int32), 0) == 0:
+        return
+
+    o_j = tl.arange(0, 2 * BLOCK_P)
+    pair = tl.minimum(chunk * BLOCK_P + o_j // 2, D // 2 - 1)
+    feature = (o_j % 2) * (D // 2) + pair
+    if head < H:
+        w_ptr = q_weight_ptr + (head * D).to(tl.int64) * size
+    elif head < H + G:
+        w_ptr = k_weight_ptr + ((head - H) * D).to(tl.int64) * size
+    else:
+        w_ptr = v_weight_ptr + ((head - H - G) * D).to(tl.int64) * size
+    x_rows = hidden_ptr + i_r * stride_hidden
+    inverse = inverse_rms(x_rows, size, norm_eps, BLOCK_K, BLOCK_R)
+    acc = tl.zeros([2 * BLOCK_P, BLOCK_R], tl.float32)
+    w_rows = w_ptr + feature.to(tl.int64) * size
+    acc = add_product(acc, w_rows, x_rows, size, BLOCK_K, WHOLE, norm_ptr, inverse)
+
+    dtype = q_ptr.dtype.element_ty
+    pairs = tl.permute(tl.reshape(acc.to(dtype), [BLOCK_P, 2, BLOCK_R]), [0, 2, 1])
+    first, second = tl.split(pairs)
+    o_p = chunk * BLOCK_P + tl.arange(0, BLOCK_P)
+    m_pr = (o_p < D // 2)[:, None] & written[None, :]
+    if head < H + G:
+        cos, sin = _rotation(tl.load(positions_ptr + i_r), o_p, D, LOG2_THETA)
+        cos, sin = cos.to(dtype).to(tl.float32), sin.to(dtype).to(tl.float32)
+        one, two = first.to(tl.float32), second.to(tl.float32)
+        first, second = (one * cos - two * sin).to(dtype), (two * cos + one * sin).to(dtype)
+    if head < H:
+        out = q_ptr + i_r * (H * D) + head * D
+    else:
+        row = i_r
+        if cache_rows_ptr is not None:
+            row = tl.load(cache_rows_ptr + i_r)
+        m_pr = m_pr & ((prefix >= 0) & (prefix < slots))[None, :]
+        if head < H + G:
+            out = k_cache_ptr + row * stride_k_row + prefix * stride_k_slot
+            out += (head - H).to(tl.int64) * stride_k_head
+        else:
+            out = v_cache_ptr + row * stride_v_row + prefix * stride_v_slot
+            out += (head - H - G).to(tl.int64) * stride_v_head
+    tl.store(out[None, :] + o_p[:, None], first, mask=m_pr)
+    tl.store(out[None, :] + (o_p + D // 2)[:, None], second, mask=m_pr)
+
+
+@triton.jit
+def _exit_kernel(
+    keys_ptr,
+    maxima_ptr,
+    sums_ptr,
+    id_map_ptr,
+    positions_ptr,
+    stopped_ptr,
+    tokens_ptr,
+    confidence_ptr,
+    stride_tokens,
+    stride_confidence,
+    tiles,
+    eta,
+    BLOCK_T: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    if tl.load(stopped_ptr + row).to(tl.int32) != 0:
+        return
+    o_t = tl.arange(0, BLOCK_T)
+    m_t = o_t < tiles
+    at = row * tiles + o_t
+    maxima = tl.load(maxima_ptr + at, mask=m_t, other=float("-inf"))
+    sums = tl.load(sums_ptr + at, mask=m_t, other=0.0)
+    best = tl.max(tl.load(keys_ptr + at, mask=m_t, other=NO_KEY), 0)
+    token = key_index(best)
+    if id_map_ptr is not None:
+        token = tl.load(id_map_ptr + token)
+    highest = tl.max(maxima, 0)
+    confidence = 1 / tl.sum(tl.where(m_t, sums * tl.exp(maxima - highest), 0.0), 0)
+    tl.store(tokens_ptr + row * stride_tokens, token)
+    tl.store(confidence_ptr + row * stride_confidence, confidence)
+    tl.store(positions_ptr + row, tl.load(positions_ptr + row) + 1)
+    # One thread writes what it has read itself, and the reductions lie between: no warp sees another's `stopped`. NaN is
+    # no confidence.
+    sure = confidence >= tl.full([], eta, tl.float32)
+    tl.store(stopped_ptr + row, sure == 0)
+
+
+def launch_adapter_qkv(
+    hidden: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    prefix_lens: Tensor,
+    cache_rows: Tensor | None,
+    positions: Tensor,
+    stopped: Tensor,
+    appends: Tensor | None,
+    input_norm: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    v_weight: Tensor,
+    rope_theta: float,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Make queries, append keys and values; arguments as in `early_exit_step`.
+
+    Returns:
+        `q [B, H, D]`, unwritten for rows that have stopped; `tree [3, B]` int64: the prefixes as attention shall see
+        them, the ancestors and the depths of trees of one node.
+    """
+    (batch, size), (_, kv_heads, slots, head_dim) = hidden.shape, k_cache.shape
+    heads = len(q_weight) // head_dim
+    features = (heads + 2 * kv_heads) * head_dim
+    tiles = choose_tiles(batch, features, size, hidden.dtype, gpu_of(hidden.device))
+    # No more pairs than a head has; 8 are the least that a product takes.
+    block_p = max(8, min(tiles.features // 2, triton.next_power_of_2(head_dim // 2)))
+    chunks = -(-(head_dim // 2) // block_p)
+    q = torch.empty((batch, heads, head_dim), dtype=hidden.dtype, device=hidden.device)
+    tree = torch.empty((3, batch), dtype=torch.int64, device=hidden.device)
+    _adapter_qkv_kernel[(-(-batch // tiles.rows), (heads + 2 * kv_heads) * chunks)](
+        hidden,
+        input_norm,
+        q_weight,
+        k_weight,
+        v_weight,
+        k_cache,
+        v_cache,
+        *(None if x is None else x.contiguous() for x in (prefix_lens, cache_rows)),
+        positions,
+        stopped,
+        None if appends is None else appends.contiguous(),
+        q,
+        tree,
+        hidden.stride(0),
+        *k_cache.stride()[:3],
+        *v_cache.stride()[:3],
+        batch,
+        slots,
+        size,
+        norm_eps,
+        H=heads,
+        G=kv_heads,
+        D=head_dim,
+        LOG2_THETA=log2(rope_theta),
+        BLOCK_P=block_p,
+        BLOCK_R=tiles.rows,
+        BLOCK_K=tiles.depth,
+        WHOLE=size % tiles.depth == 0,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+    return q, tree
+
+
+def launch_exit(
+    keys: Tensor,
+    maxima: Tensor,
+    sums: Tensor,
+    id_map: Tensor | None,
+    positions: Tensor,
+    stopped: Tensor,
+    tokens: Tensor,
+    confidence: Tensor,
+    eta: float,
+) -> None:
+    """Choose from what `launch_head_tiles` left; arguments as there and in `early_exit_step`."""
+    rows, tiles = maxima.shape
+    _exit_kernel[(rows,)](
+        keys[..., 0].contiguous(),
+        maxima,
+        sums,
+        id_map,
+        positions,
+        stopped,
+        tokens,
+        confidence,
+        tokens.stride(0),
+        confidence.stride(0),
+        tiles,
+        eta,
+        BLOCK_T=triton.next_power_of_2(tiles),
+        num_warps=4,  # Llama 3's 1002 tiles are 8 per lane
+    )

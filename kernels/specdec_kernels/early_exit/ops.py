@@ -1,0 +1,169 @@
+"""The public function and the op behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_integers, check_kernel_float, check_last_stride, check_shape
+from ..dispatch import Impl, chooses_kernel, register
+from .reference import AdapterWeights, HeadWeights, early_exit_step_reference, functional_parts
+
+
+def early_exit_step(
+    hidden: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    adapter: AdapterWeights,
+    head: HeadWeights,
+    *,
+    prefix_lens: Tensor,
+    positions: Tensor,
+    stopped: Tensor,
+    tokens: Tensor,
+    confidence: Tensor,
+    eta: float,
+    cache_rows: Tensor | None = None,
+    appends: Tensor | None = None,
+    impl: Impl = "auto",
+) -> None:
+    """Draft one token per row behind the target's exit layer, and stop the rows that are not sure (Kangaroo 3.2).
+
+    Nothing is read by the host: a draft is a fixed number of calls. What a call writes, it writes for rows that had
+    not stopped before it: `k_cache`, `v_cache`, `tokens`, `confidence`, `positions` (one further) and `stopped` (where
+    the confidence is below `eta`). A row that has stopped keeps all of them, and costs next to nothing.
+
+    The token that stops a row is verified too, so the next call must still append its key and value: give it, as
+    `appends`, the rows that had not stopped before the call that drafted it.
+
+    Args:
+        hidden: `[B, E]`, after the exit layer.
+        k_cache: `[rows, G, S, D]`, D even; slot `prefix_lens[b]` takes the token's key, unless it is beyond S.
+        v_cache: like `k_cache`.
+        adapter: its weights.
+        head: of the target, or some rows of it.
+        prefix_lens: `[B]` int64, slots before this token's.
+        positions: `[B]` int64, this token's absolute positions; written.
+        stopped: `[B]` bool, rows that draft no more; written. Limits per row are the caller's to set here.
+        tokens: `[B]` int64, perhaps a column; written.
+        confidence: `[B]` float32, perhaps a column: the token's probability; written.
+        eta: confidence under which a token is its row's last.
+        cache_rows: `[B]` int64, distinct; None for the first B in order.
+        appends: `[B]` bool, rows whose key and value are appended even if they have stopped; None for no others.
+        impl: "triton", "reference", or "auto" for what suits the device.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, a stride, a size, a device or `impl` does not fit.
+    """
+    rows = {
+        "prefix_lens": prefix_lens, "positions": positions, "stopped": stopped,
+        "tokens": tokens, "confidence": confidence, "cache_rows": cache_rows, "appends": appends,
+    }  # fmt: skip
+    _check(hidden, k_cache, v_cache, adapter, head, rows)
+    weights = dict(zip(AdapterWeights._fields[:6], adapter[:6], strict=True))
+    floats = {
+        "hidden": hidden, "k_cache": k_cache, "v_cache": v_cache,
+        **weights, "head.weight": head.weight, "head.bias": head.bias,
+    }  # fmt: skip
+    if chooses_kernel(impl, *floats.values(), *rows.values(), head.id_map):
+        check_kernel_float(**floats)
+        check_last_stride(**floats)
+        for name, x in {**weights, "positions": positions, "stopped": stopped}.items():
+            if not x.is_contiguous():
+                raise ValueError(f"{name}: expected contiguous, got strides {x.stride()}")
+        _early_exit_step(
+            hidden, k_cache, v_cache, prefix_lens, cache_rows, positions, stopped, appends, tokens,
+            confidence, *adapter, *head, eta,
+        )  # fmt: skip
+        return
+    early_exit_step_reference(
+        hidden,
+        k_cache,
+        v_cache,
+        *functional_parts(adapter, head, k_cache.shape[-1]),
+        prefix_lens=prefix_lens,
+        positions=positions,
+        stopped=stopped,
+        tokens=tokens,
+        confidence=confidence,
+        cache_rows=cache_rows,
+        appends=appends,
+        eta=eta,
+    )
+
+
+def _check(
+    hidden: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    adapter: AdapterWeights,
+    head: HeadWeights,
+    rows: dict[str, Tensor | None],
+) -> None:
+    if hidden.ndim != 2 or not hidden.numel():
+        raise ValueError(f"hidden: expected shape [B >= 1, E], got {list(hidden.shape)}")
+    batch, size = hidden.shape
+    if k_cache.ndim != 4 or k_cache.shape != v_cache.shape or k_cache.shape[-1] % 2:
+        raise ValueError(
+            "k_cache, v_cache: expected two tensors [rows, G, S, D] with an even D, "
+            f"got {list(k_cache.shape)} and {list(v_cache.shape)}"
+        )
+    _, kv_heads, _, head_dim = k_cache.shape
+    if rows["cache_rows"] is None and batch > len(k_cache):
+        raise ValueError(f"hidden: expected at most {len(k_cache)} rows as in k_cache, got {batch}")
+    for name, x in rows.items():
+        if x is not None:
+            check_shape(name, x, (batch,))
+    for name, dtype in (
+        ("stopped", torch.bool), ("appends", torch.bool), ("confidence", torch.float32)
+    ):  # fmt: skip
+        x = rows[name]
+        if x is not None and x.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {x.dtype}")
+    check_integers(
+        **{name: rows[name] for name in ("prefix_lens", "positions", "tokens", "cache_rows")},
+        id_map=head.id_map,
+    )
+    wide = len(adapter.q_proj)
+    if adapter.q_proj.ndim != 2 or wide % (kv_heads * head_dim) or not wide:
+        raise ValueError(
+            f"q_proj: expected shape [H * {head_dim}, {size}] with H a multiple of {kv_heads}, "
+            f"got {list(adapter.q_proj.shape)}"
+        )
+    narrow = kv_heads * head_dim
+    shapes = ((size,), (wide, size), (narrow, size), (narrow, size), (size, wide), (size,))
+    for name, x, shape in zip(AdapterWeights._fields[:6], adapter[:6], shapes, strict=True):
+        check_shape(name, x, shape)
+    if not adapter.rope_theta > 0:
+        raise ValueError(f"rope_theta: expected above 0, got {adapter.rope_theta}")
+    if head.weight.ndim != 2 or head.weight.shape[1] != size or not len(head.weight):
+        raise ValueError(
+            f"head.weight: expected shape [V >= 1, {size}], got {list(head.weight.shape)}"
+        )
+    for name, x in (("head.bias", head.bias), ("head.id_map", head.id_map)):
+        if x is not None:
+            check_shape(name, x, head.weight.shape[:1])
+
+
+def _launch(*arguments: Any) -> None:
+    from .step import launch_early_exit_step
+
+    launch_early_exit_step(*arguments)
+
+
+def _fake(*arguments: Any) -> None:
+    return None
+
+
+_early_exit_step = register(
+    "early_exit_step(Tensor hidden, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor prefix_lens, Tensor? cache_rows,"
+    " Tensor(c!) positions, Tensor(d!) stopped, Tensor? appends, Tensor(e!) tokens, Tensor(f!) confidence,"
+    " Tensor input_norm, Tensor q_proj, Tensor k_proj, Tensor v_proj, Tensor o_proj, Tensor output_norm,"
+    " float rope_theta, float norm_eps, Tensor head_weight, Tensor? head_bias, Tensor? id_map, float? logit_scale,"
+    " float? softcap, ScalarType? round_to, float eta) -> ()",
+    _launch,
+    _fake,
+)

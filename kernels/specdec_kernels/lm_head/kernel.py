@@ -1,0 +1,223 @@
+"""The head as tiles of the vocabulary, each reduced to what a row's choice needs: no logits are written.
+
+    grid (row blocks, tiles): row blocks that read one tile of the weight run side by side, and share it in L2
+
+                    weight [BLOCK_V, BLOCK_K]   @   hidden [BLOCK_K, BLOCK_R]      over E in steps of BLOCK_K
+                              └──── logits [BLOCK_V, BLOCK_R], float32, in registers ────┘
+    tile t, row r:  maxima[r, t], sums[r, t] = sum of exp(l - max), keys[r, t, 0..k) in descending order
+
+The weight is the left operand: its 128 rows fill the tensor cores, while few rows of hidden cost little padding.
+Keys lie in memory as [R, k, tiles], so that a merge reads the tiles' first ones in a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..gpu import gpu_of
+from .ordered_keys import NO_KEY, make_key
+
+# Two HGMMA tiles of 64; a merge finds a token's tile by it.
+BLOCK_V = 128
+TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+@triton.jit
+def _tanh(x):
+    # The quotient cancels near zero, where the series is exact to float32.
+    s = x * x
+    series = 62 / 2835 + s * (-1382 / 155925)
+    series = 1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * series)))
+    e = tl.exp(-2 * tl.abs(x))
+    far = (1 - e) / (1 + e)
+    return tl.where(tl.abs(x) < 0.35, x * series, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def _round(x, ROUND_TO: tl.constexpr):
+    if ROUND_TO is not None:
+        x = x.to(ROUND_TO).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _finish(logits, bias, logit_scale, softcap, DTYPE: tl.constexpr, ROUND_TO: tl.constexpr):
+    """Do what `finish_logits` does, with a rounding wherever a tensor of `ROUND_TO` would hold the result."""
+    logits += bias
+    if ROUND_TO is not None:
+        logits = _round(_round(logits, DTYPE), ROUND_TO)
+    if logit_scale is not None:
+        logits = _round(logits * tl.full([1, 1], logit_scale, tl.float32), ROUND_TO)
+    if softcap is not None:
+        cap = tl.full([1, 1], softcap, tl.float32)
+        logits = _round(_tanh(_round(tl.div_rn(logits, cap), ROUND_TO)), ROUND_TO)
+        logits = _round(cap * logits, ROUND_TO)
+    return logits
+
+
+@triton.jit
+def _inverse_rms(x_rows, eps, E: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr):
+    o_k = tl.arange(0, BLOCK_K)
+    squares = tl.zeros([BLOCK_K, BLOCK_R], tl.float32)
+    for first in range(0, E, BLOCK_K):
+        m_k = (first + o_k < E)[:, None]
+        x = tl.load(x_rows[None, :] + (first + o_k)[:, None], mask=m_k, other=0.0).to(tl.float32)
+        squares += x * x
+    return 1 / tl.sqrt_rn(tl.sum(squares, 0) / E + tl.full([1], eps, tl.float32))
+
+
+@triton.jit
+def _head_tiles_kernel(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    norm_weight_ptr,
+    stopped_ptr,
+    keys_ptr,
+    maxima_ptr,
+    sums_ptr,
+    stride_x,
+    stride_w,
+    rows,
+    vocabulary,
+    tiles,
+    k,
+    logit_scale,
+    softcap,
+    norm_eps,
+    E: tl.constexpr,
+    ROUND_TO: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    tile = tl.program_id(1)
+    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    m_r = o_r < rows
+    if stopped_ptr is not None:
+        stopped = tl.load(stopped_ptr + o_r, mask=m_r, other=1)
+        if tl.min(stopped.to(tl.int32)) != 0:
+            return
+    o_v, o_k = tile * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_K)
+    m_v = o_v < vocabulary
+    # Rows beyond the end read the last one again: no masks on the way of the data.
+    x_rows = x_ptr + tl.minimum(o_r, rows - 1).to(tl.int64) * stride_x
+    w_rows = w_ptr + tl.minimum(o_v, vocabulary - 1).to(tl.int64) * stride_w
+    if norm_weight_ptr is not None:
+        inverse = _inverse_rms(x_rows, norm_eps, E, BLOCK_K, BLOCK_R)
+
+    logits = tl.zeros([BLOCK_V, BLOCK_R], tl.float32)
+    for first in range(0, E, BLOCK_K):
+        x_tile = x_rows[None, :] + (first + o_k)[:, None]
+        w_tile = w_rows[:, None] + (first + o_k)[None, :]
+        if E % BLOCK_K == 0:
+            x, w = tl.load(x_tile), tl.load(w_tile)
+        else:
+            m_k = first + o_k < E
+            x = tl.load(x_tile, mask=m_k[:, None], other=0.0)
+            w = tl.load(w_tile, mask=m_k[None, :], other=0.0)
+        if norm_weight_ptr is not None:
+            g = tl.load(norm_weight_ptr + first + o_k, mask=first + o_k < E, other=0.0)
+            normed = (x.to(tl.float32) * inverse[None, :]).to(x.dtype)
+            x = (g.to(tl.float32)[:, None] * normed.to(tl.float32)).to(x.dtype)
+        logits = tl.dot(w, x, logits, input_precision="ieee")
+
+    bias = 0.0
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + o_v, mask=m_v, other=0.0).to(tl.float32)[:, None]
+    logits = _finish(logits, bias, logit_scale, softcap, x_ptr.dtype.element_ty, ROUND_TO)
+    logits = tl.where(m_v[:, None], logits, float("-inf"))
+
+    highest = tl.max(logits, 0)
+    # Where all are -inf, so is the maximum, and the sum is 0.
+    terms = tl.where(logits == float("-inf"), 0.0, tl.exp(logits - highest[None, :]))
+    o_r = o_r.to(tl.int64)
+    tl.store(maxima_ptr + o_r * tiles + tile, highest, mask=m_r)
+    tl.store(sums_ptr + o_r * tiles + tile, tl.sum(terms, 0), mask=m_r)
+
+    keys = tl.where(m_v[:, None], make_key(logits, o_v[:, None]), NO_KEY)
+    for i in range(k):
+        best = tl.max(keys, 0)
+        tl.store(keys_ptr + (o_r * k + i) * tiles + tile, best, mask=m_r)
+        keys = tl.where(keys == best[None, :], NO_KEY, keys)
+
+
+def launch_head_tiles(
+    hidden: Tensor,
+    weight: Tensor,
+    k: int,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
+    round_to: torch.dtype | None = None,
+    norm_weight: Tensor | None = None,
+    norm_eps: float = 0.0,
+    stopped: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduce every tile of the vocabulary to its best k tokens and its part of the logsumexp.
+
+    Args:
+        hidden: `[R, E]`, R from 1 on, the last dimension contiguous.
+        weight: `[V, E]` in the same dtype, the last dimension contiguous.
+        k: 1 to 64.
+        bias: `[V]` in the same dtype; it and the other options as in `lm_head_topk`.
+        logit_scale: factor, or None.
+        softcap: cap, or None.
+        round_to: dtype, or None.
+        norm_weight: `[E]` in the same dtype: rows go through `rms_norm` first; None where they come normed.
+        norm_eps: added to mean squares.
+        stopped: `[R]` bool; blocks of rows that have all stopped are not computed, and their results are left
+            unwritten.
+
+    Returns:
+        `keys [R, tiles, k]` int64 (`ordered_keys`; `NO_KEY` where a tile has fewer tokens), `maxima [R, tiles]` and
+        `sums [R, tiles]` float32.
+    """
+    rows, width = hidden.shape
+    tiles = -(-weight.shape[0] // BLOCK_V)
+    block_rows, block_k, warps, stages = _tiles(hidden)
+    keys = torch.empty((rows, k, tiles), dtype=torch.int64, device=hidden.device)
+    maxima = torch.empty((rows, tiles), dtype=torch.float32, device=hidden.device)
+    sums = torch.empty((rows, tiles), dtype=torch.float32, device=hidden.device)
+    _head_tiles_kernel[(-(-rows // block_rows), tiles)](
+        hidden,
+        weight,
+        *(None if x is None else x.contiguous() for x in (bias, norm_weight, stopped)),
+        keys,
+        maxima,
+        sums,
+        hidden.stride(0),
+        weight.stride(0),
+        rows,
+        weight.shape[0],
+        tiles,
+        k,
+        logit_scale,
+        softcap,
+        norm_eps,
+        E=width,
+        ROUND_TO=None if round_to is None else TL_DTYPES[round_to],
+        BLOCK_V=BLOCK_V,
+        BLOCK_R=block_rows,
+        BLOCK_K=block_k,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return keys.transpose(1, 2), maxima, sums
+
+
+def _tiles(hidden: Tensor) -> tuple[int, int, int, int]:
+    """Choose BLOCK_R, BLOCK_K, warps and stages."""
+    # 16 is the least that every tensor core takes; 64 rows of keys are the most that registers hold.
+    block_rows = min(64, max(16, triton.next_power_of_2(len(hidden))))
+    warps = 8 if block_rows == 64 else 4
+    # Whole cache lines; less in float32, which has no tensor cores and holds operands in registers.
+    block_k = 16 if hidden.dtype == torch.float32 else 64
+    # Bytes in flight hide the latency of memory: three programs of 16 rows share a processor of sm_90, each with three
+    # tiles of 16 KB on the way. AMD pipelines through registers and has 64 KB of shared memory.
+    stages = 2 if gpu_of(hidden.device).arch.startswith("gfx") else 4
+    return block_rows, block_k, warps, stages

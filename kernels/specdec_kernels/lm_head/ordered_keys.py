@@ -1,0 +1,40 @@
+"""A float32 number and an index in one int64, so that one integer maximum finds the best and breaks ties.
+
+    bits 63..32    the number's bits in an order that integers share: negative ones have their lower bits flipped
+    bits 31..0     2^32 - 1 - index, so that the lowest index wins among equal numbers
+
+Zeros of both signs are one number; NaN, whatever its sign, ranks above all numbers, as for `torch.topk`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Below the key of every number, negative infinity included.
+NO_KEY = tl.constexpr(-(2**63))
+
+
+@triton.jit
+def _flip(bits):
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def make_key(number, index):
+    """Join float32 numbers and indices from 0 to 2^32 - 1."""
+    bits = tl.where(number == 0, 0.0, number).to(tl.int32, bitcast=True)
+    ordered = tl.where(number != number, 0x7FFFFFFF, _flip(bits))
+    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - index.to(tl.int64))
+
+
+@triton.jit
+def key_number(key):
+    """Read the number."""
+    return _flip((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def key_index(key):
+    """Read the index, as int64."""
+    return 0xFFFFFFFF - (key & 0xFFFFFFFF)

@@ -1,0 +1,67 @@
+"""Attention of trees with the heads of real models, each dtype, and everything that adds code to a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...ancestors import ancestor_matrix, pack_bits
+from ...tree_attention import tree_attention
+from ..case import ARCHS, Case, Inputs
+from ..trees import depths, make_parents
+
+Shape = tuple[int, int, int, int, int]
+"""B, N, H, G, D."""
+
+
+def _prepare(
+    shape: Shape, prefix: int, dtype: torch.dtype, *, shared: int = 0, **options: Any
+) -> Callable[[Inputs], Callable[[], Any]]:
+    batch, nodes, heads, kv_heads, size = shape
+
+    def prepare(inputs: Inputs) -> Callable[[], Any]:
+        generator = torch.Generator().manual_seed(nodes)
+        parents = torch.stack([make_parents("random", nodes, generator) for _ in range(batch)])
+        # Queries as Hugging Face models hand them over, in `[B, H, N, D]` order.
+        q = inputs.floats(batch, heads, nodes, size, dtype=dtype).transpose(1, 2)
+        k, v = (inputs.floats(batch, kv_heads, prefix + nodes, size, dtype=dtype) for _ in "kv")
+        tree: dict[str, Any] = {
+            "prefix_lens": torch.full((batch,), prefix),
+            "ancestors": pack_bits(ancestor_matrix(parents)),
+            "depth": depths(parents),
+            "cache_rows": torch.arange(batch),
+        }
+        if shared:
+            tree["shared_rows"] = torch.zeros(batch, dtype=torch.int64)
+            tree["shared_lens"] = torch.full((batch,), shared)
+        tree = {name: x.to(inputs.device) for name, x in tree.items()}
+        return lambda: tree_attention(q, k, v, **tree, **options, impl="triton")
+
+    return prepare
+
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+LLAMA3, VICUNA, SMOLLM2, GEMMA = (32, 8, 128), (32, 32, 128), (9, 3, 64), (8, 4, 256)
+GEMMA2: dict[str, Any] = {"softcap": 50.0, "window": 4096, "scale": 256**-0.5}
+
+CASES = [
+    Case("llama3-8b-B1-N64-P8000-bfloat16", _prepare((1, 64, *LLAMA3), 8000, BF16)),
+    Case("smollm2-B1-N1-P200-bfloat16", _prepare((1, 1, *SMOLLM2), 200, BF16), ARCHS),
+    Case("smollm2-B1-N16-P200-float32", _prepare((1, 16, *SMOLLM2), 200, FP32), ARCHS),
+    Case("gemma2-9b-B32-N16-P8000-float16", _prepare((32, 16, *GEMMA), 8000, FP16, **GEMMA2), ARCHS),
+    Case("llama3-8b-B8-N32-P4000-bfloat16", _prepare((8, 32, *LLAMA3), 4000, BF16)),
+    Case("llama3-8b-B8-N64-P4000-shared-2048-bfloat16",
+         _prepare((8, 64, *LLAMA3), 4000, BF16, shared=2048), ARCHS),
+    Case("vicuna-7b-B1-N64-P2000-float16", _prepare((1, 64, *VICUNA), 2000, FP16)),
+    Case("vicuna-7b-B32-N8-P2000-float16", _prepare((32, 8, *VICUNA), 2000, FP16)),
+    Case("llama3-8b-B1-N16-P2000-float32", _prepare((1, 16, *LLAMA3), 2000, FP32)),
+    Case("llama3-8b-B1-N16-P2000-fixed-bfloat16",
+         _prepare((1, 16, *LLAMA3), 2000, BF16, split_policy="fixed")),
+    Case("gemma2-9b-B1-N64-P2000-bfloat16", _prepare((1, 64, *GEMMA), 2000, BF16, **GEMMA2)),
+    Case("gemma2-9b-B1-N16-P2000-float32", _prepare((1, 16, *GEMMA), 2000, FP32, **GEMMA2)),
+    Case("phi-2-B1-N32-P1000-float16", _prepare((1, 32, 32, 32, 80), 1000, FP16)),
+    Case("phi-3-mini-B1-N32-P2000-bfloat16", _prepare((1, 32, 32, 32, 96), 2000, BF16)),
+    Case("qwen2-7b-B4-N32-P2000-bfloat16", _prepare((4, 32, 28, 4, 128), 2000, BF16)),
+]  # fmt: skip

@@ -1,0 +1,219 @@
+"""Attention of token trees, each program for some rows of one K/V head and one split of the prefix.
+
+    row r of a batch row's K/V head: node r // GROUP, query head r % GROUP of the group
+    slots   shared | own prefix: split 0 | split 1 | ... | last split, tree of N nodes
+            ^ shared_prefix.py             full tiles without masks | last tile, tree: masked
+
+So K and V of a prefix are read once for all nodes and heads of BLOCK_M rows. The device cuts a prefix by its length;
+splits beyond it end at once, and the last one that holds anything goes on with the tree. One split writes results,
+several leave partial sums to `merge.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..gpu import gpu_of
+from .loops import (
+    FLOOR,
+    LOG2_E,
+    attend,
+    own_prefix,
+    score_factors,
+    shared_prefix,
+    store_partial,
+    tokens_per_split,
+)
+from .merge import launch_merge
+from .shared_prefix import launch_shared_prefix
+from .tiles import SplitPolicy, choose_splits, choose_tiles
+
+NO_WINDOW = 2**31 - 1
+
+
+@triton.jit(do_not_specialize=["nodes", "splits", "rows_of_all"])
+def _tree_attention_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, partial_ptr, stats_ptr,
+    prefix_ptr, ancestors_ptr, depth_ptr, cache_rows_ptr, shared_rows_ptr, shared_lens_ptr,
+    scale, softcap, window, nodes, splits, rows_of_all,
+    stride_qb, stride_qn, stride_qh,
+    stride_kb, stride_kg, stride_ks,
+    stride_vb, stride_vg, stride_vs,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    FIXED: tl.constexpr,
+):  # fmt: skip
+    i_split = tl.program_id(1)
+    rows = nodes * GROUP
+    tiles = tl.cdiv(rows, BLOCK_M)
+    # Neighbours are tiles of one K/V head: they find its keys and values in the L2 cache.
+    i_m = tl.program_id(0) % tiles
+    i_g = tl.program_id(0) // tiles % (HEADS // GROUP)
+    i_b = (tl.program_id(0) // tiles // (HEADS // GROUP)).to(tl.int64)
+
+    prefix = tl.load(prefix_ptr + i_b).to(tl.int32)
+    begin = own_prefix(prefix, shared_prefix(shared_rows_ptr, shared_lens_ptr, i_b), window)
+    chunk = tokens_per_split(prefix - begin, splits)
+    start = begin + i_split * chunk
+    if (i_split > 0) & (start >= prefix):
+        return
+    stop = tl.minimum(start + chunk, prefix)
+
+    o_r = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_r = o_r < rows
+    o_r = tl.minimum(o_r, rows - 1)  # rows beyond the last repeat it
+    node, head = o_r // GROUP, i_g * GROUP + o_r % GROUP
+    o_d = tl.arange(0, BLOCK_D)
+    q_rows = q_ptr + i_b * stride_qb + node.to(tl.int64) * stride_qn + head.to(tl.int64) * stride_qh
+    q = tl.load(q_rows[:, None] + o_d[None, :], mask=(o_d < D)[None, :], other=0.0)
+    row = i_b
+    if cache_rows_ptr is not None:
+        row = tl.load(cache_rows_ptr + i_b)
+    k_ptr += row * stride_kb + i_g.to(tl.int64) * stride_kg
+    v_ptr += row * stride_vb + i_g.to(tl.int64) * stride_vg
+
+    tree = i_b * nodes
+    edges = tl.zeros([BLOCK_M], tl.int32)
+    if WINDOWED:
+        edges = prefix + tl.load(depth_ptr + tree + node).to(tl.int32) - window + 1
+    inner, factor = score_factors(scale, softcap, CAPPED)
+    top = tl.full([BLOCK_M], FLOOR, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    # The last split goes on with the tree. Parents precede children: no row sees a node behind this tile's last one.
+    seen = tl.where(stop == prefix, tl.max(node) + 1, 0)
+    sets = ancestors_ptr + (tree + node) * tl.cdiv(nodes, 64)
+    acc, top, total = attend(
+        acc, top, total, q, k_ptr, v_ptr, stride_ks, stride_vs, start, stop, edges,
+        sets, depth_ptr + tree, seen, inner, factor, D, BLOCK_N, BLOCK_D, CAPPED, WINDOWED, FIXED,
+    )  # fmt: skip
+
+    o_rows = (tree + node) * HEADS + head
+    if partial_ptr is not None:
+        store_partial(
+            partial_ptr, stats_ptr, acc, top, total, i_split, o_rows, m_r, rows_of_all, D, BLOCK_D
+        )  # fmt: skip
+    else:
+        m_rd = m_r[:, None] & (o_d < D)[None, :]
+        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + o_rows[:, None] * D + o_d[None, :], out, mask=m_rd)
+        if lse_ptr is not None:
+            tl.store(lse_ptr + o_rows, (top + tl.log2(total)) / LOG2_E, mask=m_r)
+
+
+def launch_tree_attention(*arguments: Any) -> Tensor:
+    """Attend; arguments in the order of the op's schema, result as of `tree_attention`."""
+    out, _ = _launch(*arguments, with_lse=False)
+    return out
+
+
+def launch_tree_attention_lse(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Attend; arguments in the order of the op's schema, results as of `tree_attention_lse`."""
+    out, lse = _launch(*arguments, with_lse=True)
+    assert lse is not None
+    return out, lse
+
+
+def _launch(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    prefix_lens: Tensor,
+    ancestors: Tensor,
+    depth: Tensor,
+    cache_rows: Tensor | None,
+    shared_rows: Tensor | None,
+    shared_lens: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    split_policy: SplitPolicy,
+    *,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    batch, nodes, heads, size = q.shape
+    kv_heads, slots = k_cache.shape[1:3]
+    group, gpu = heads // kv_heads, gpu_of(q.device)
+    out = torch.empty((batch, nodes, heads, size), dtype=q.dtype, device=q.device)
+    lse = (
+        torch.empty((batch, nodes, heads), dtype=torch.float32, device=q.device)
+        if with_lse
+        else None
+    )
+    if batch == 0:
+        return out, lse
+    prefix_lens, ancestors, depth = (x.contiguous() for x in (prefix_lens, ancestors, depth))
+
+    tiles = choose_tiles(nodes * group, size, q.itemsize, gpu, split_policy)
+    programs = batch * kv_heads * triton.cdiv(nodes * group, tiles.block_m)
+    splits = choose_splits(programs, slots, tiles, gpu, split_policy)
+    shared_splits, shared_tiles = 0, None
+    if shared_rows is not None and shared_lens is not None:
+        shared_rows, shared_lens = shared_rows.contiguous(), shared_lens.contiguous()
+        shared_tiles = choose_tiles(batch * nodes * group, size, q.itemsize, gpu, split_policy)
+        # As many programs as there are where all rows share one prefix.
+        most = kv_heads * triton.cdiv(batch * nodes * group, shared_tiles.block_m)
+        shared_splits = choose_splits(most, slots, shared_tiles, gpu, split_policy)
+
+    rows, parts = batch * nodes * heads, shared_splits + splits
+    partial = stats = None
+    if parts > 1:
+        partial = torch.empty((parts, rows, size), dtype=torch.float32, device=q.device)
+        stats = torch.empty((parts, 2, rows), dtype=torch.float32, device=q.device)
+    window = NO_WINDOW if window is None else min(window, NO_WINDOW)
+    scalars = (scale, 1.0 if softcap is None else softcap, window)
+    strides = (*q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3])
+    constants = {
+        "HEADS": heads,
+        "GROUP": group,
+        "D": size,
+        "BLOCK_D": triton.next_power_of_2(size),
+        "CAPPED": softcap is not None,
+        "WINDOWED": window < NO_WINDOW,
+        "FIXED": split_policy == "fixed",
+    }
+    _tree_attention_kernel[(programs, splits)](
+        q,
+        k_cache,
+        v_cache,
+        out,
+        lse,
+        None if partial is None else partial[shared_splits:],
+        None if stats is None else stats[shared_splits:],
+        prefix_lens,
+        ancestors,
+        depth,
+        None if cache_rows is None else cache_rows.contiguous(),
+        shared_rows,
+        shared_lens,
+        *scalars,
+        nodes,
+        splits,
+        rows,
+        *strides,
+        **constants,
+        **tiles.options(),
+    )
+    if shared_tiles is not None:
+        caches = (k_cache, v_cache)
+        trees = (prefix_lens, depth, shared_rows, shared_lens)
+        launch_shared_prefix(
+            q, caches, (partial, stats), trees, scalars, shared_splits, strides,
+            {**constants, **shared_tiles.options()},
+        )  # fmt: skip
+    if partial is not None and stats is not None:
+        launch_merge(
+            partial, stats, out, lse, prefix_lens, shared_rows, shared_lens, window, shared_splits
+        )
+    return out, lse

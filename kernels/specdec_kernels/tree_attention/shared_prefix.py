@@ -1,0 +1,148 @@
+"""Attention to prefixes that several trees share: one program for some rows of one K/V head, of all trees at once.
+
+    row x of a group's K/V head: member x // (N * GROUP), then node and query head as in `kernel.py`
+
+Rows of the batch that name the same cache row and length are a group, and each of its programs finds out which by
+itself: batch row b of rank j among k members brings tiles j * tiles, j * tiles + 1, ... of the group's
+k * N * GROUP rows; what lies beyond them ends at once. A file of its own: it adds rows of several trees to one tile.
+"""
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .loops import FLOOR, attend, score_factors, store_partial, tokens_per_split
+
+# Batch rows compared at a time; a warp's worth.
+BLOCK_B = tl.constexpr(32)
+
+
+@triton.jit
+def _rank_and_size(rows_ptr, lens_ptr, i_b, row, length, batch):
+    """How many members of a row's group come before it, and how many there are."""
+    rank, size = 0, 0
+    for first in range(0, batch, BLOCK_B):
+        o_b = first + tl.arange(0, BLOCK_B)
+        m_b = o_b < batch
+        same = tl.load(rows_ptr + o_b, mask=m_b, other=-1) == row
+        same = same & (tl.load(lens_ptr + o_b, mask=m_b, other=-1) == length)
+        size += tl.sum(same.to(tl.int32))
+        rank += tl.sum((same & (o_b < i_b)).to(tl.int32))
+    return rank, size
+
+
+@triton.jit
+def _member_rows(rows_ptr, lens_ptr, member, row, length, batch):
+    """The batch row of each member, by its rank."""
+    seen, found = 0, tl.zeros_like(member)
+    for first in range(0, batch, BLOCK_B):
+        o_b = first + tl.arange(0, BLOCK_B)
+        m_b = o_b < batch
+        same = tl.load(rows_ptr + o_b, mask=m_b, other=-1) == row
+        same = same & (tl.load(lens_ptr + o_b, mask=m_b, other=-1) == length)
+        rank = seen + tl.cumsum(same.to(tl.int32)) - 1
+        is_it = same[None, :] & (rank[None, :] == member[:, None])
+        found += tl.sum(tl.where(is_it, o_b[None, :], 0), 1)
+        seen += tl.sum(same.to(tl.int32))
+    return found
+
+
+@triton.jit(do_not_specialize=["batch", "nodes", "splits", "rows_of_all"])
+def _shared_prefix_kernel(
+    q_ptr, k_ptr, v_ptr, partial_ptr, stats_ptr,
+    prefix_ptr, depth_ptr, shared_rows_ptr, shared_lens_ptr,
+    scale, softcap, window, batch, nodes, splits, rows_of_all,
+    stride_qb, stride_qn, stride_qh,
+    stride_kb, stride_kg, stride_ks,
+    stride_vb, stride_vg, stride_vs,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    FIXED: tl.constexpr,
+):  # fmt: skip
+    i_split = tl.program_id(1)
+    tiles = tl.cdiv(nodes * GROUP, BLOCK_M)
+    i_g = tl.program_id(0) // (batch * tiles)
+    i_b = tl.program_id(0) // tiles % batch
+    row, length = tl.load(shared_rows_ptr + i_b), tl.load(shared_lens_ptr + i_b)
+    if (row < 0) | (length <= 0):
+        return
+    rank, size = _rank_and_size(shared_rows_ptr, shared_lens_ptr, i_b, row, length, batch)
+    i_m = rank * tiles + tl.program_id(0) % tiles
+    stop = length.to(tl.int32)
+    chunk = tokens_per_split(stop, splits)
+    start = i_split * chunk
+    rows = size * nodes * GROUP
+    if (start >= stop) | (i_m * BLOCK_M >= rows):
+        return
+
+    o_r = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_r = o_r < rows
+    o_r = tl.minimum(o_r, rows - 1)  # rows beyond the last repeat it
+    member, o_r = o_r // (nodes * GROUP), o_r % (nodes * GROUP)
+    node, head = o_r // GROUP, i_g * GROUP + o_r % GROUP
+    o_b = _member_rows(shared_rows_ptr, shared_lens_ptr, member, row, length, batch).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_D)
+    q_rows = q_ptr + o_b * stride_qb + node.to(tl.int64) * stride_qn + head.to(tl.int64) * stride_qh
+    q = tl.load(q_rows[:, None] + o_d[None, :], mask=(o_d < D)[None, :], other=0.0)
+    k_ptr += row * stride_kb + i_g.to(tl.int64) * stride_kg
+    v_ptr += row * stride_vb + i_g.to(tl.int64) * stride_vg
+
+    tree = o_b * nodes
+    edges = tl.zeros([BLOCK_M], tl.int32)
+    if WINDOWED:
+        position = tl.load(prefix_ptr + o_b) + tl.load(depth_ptr + tree + node)
+        edges = position.to(tl.int32) - window + 1
+    inner, factor = score_factors(scale, softcap, CAPPED)
+    top = tl.full([BLOCK_M], FLOOR, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc, top, total = attend(
+        acc, top, total, q, k_ptr, v_ptr, stride_ks, stride_vs,
+        start, tl.minimum(start + chunk, stop), edges, None, None, 0,
+        inner, factor, D, BLOCK_N, BLOCK_D, CAPPED, WINDOWED, FIXED,
+    )  # fmt: skip
+    store_partial(
+        partial_ptr, stats_ptr, acc, top, total, i_split, (tree + node) * HEADS + head, m_r,
+        rows_of_all, D, BLOCK_D,
+    )  # fmt: skip
+
+
+def launch_shared_prefix(
+    q: Tensor,
+    caches: tuple[Tensor, Tensor],
+    parts: tuple[Tensor | None, Tensor | None],
+    trees: tuple[Tensor | None, ...],
+    scalars: tuple[float, float, int],
+    splits: int,
+    strides: tuple[int, ...],
+    constants: dict[str, Any],
+) -> None:
+    """Write the first `splits` of `parts`; arguments as the main kernel's launcher makes them."""
+    batch, nodes, heads, _ = q.shape
+    # At least as many programs as any grouping has tiles: a group of k rows has k * tiles of them.
+    tiles = triton.cdiv(nodes * constants["GROUP"], constants["BLOCK_M"])
+    kv_heads = heads // constants["GROUP"]
+    _shared_prefix_kernel[(kv_heads * batch * tiles, splits)](
+        q,
+        *caches,
+        *parts,
+        *trees,
+        *scalars,
+        batch,
+        nodes,
+        splits,
+        batch * nodes * heads,
+        *strides,
+        **constants,
+    )

@@ -1,0 +1,90 @@
+"""Everything the references ask of torch exists on Apple's MPS, checked without a Mac.
+
+A whole decode runs on the CPU and every ATen op it reaches is looked up in the table that torch ships of what is
+implemented where; nothing may be float64, which MPS lacks.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchgen
+import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from every_drafter import DRAFTERS
+from specdec.session import Session
+from specdec.target import Target
+from tiny import random_prompt, tiny_model
+
+TABLE = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+EVERYWHERE = {
+    "CompositeImplicitAutograd",
+    "CompositeExplicitAutograd",
+    "CompositeExplicitAutogradNonFunctional",
+}
+# How attention is called on a CPU and on MPS.
+ON_MPS = {
+    "_scaled_dot_product_flash_attention_for_cpu": "_scaled_dot_product_attention_math_for_mps",
+    "_scaled_dot_product_flash_attention_for_cpu.default": "_scaled_dot_product_attention_math_for_mps",
+}
+
+
+@pytest.fixture(scope="module")
+def backends():
+    """Per op with its overload, the dispatch keys that implement it."""
+    entries = yaml.load(TABLE.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    functions = {entry["func"].partition("(")[0]: entry for entry in entries}
+
+    def keys(name):
+        entry = functions[name]
+        if (delegate := entry.get("structured_delegate")) is not None:
+            return keys(delegate)
+        table = entry.get("dispatch", {"CompositeImplicitAutograd": None})
+        return {key.strip() for names in table for key in names.split(",")}
+
+    return {name: keys(name) for name in functions}
+
+
+class Recorder(TorchDispatchMode):
+    """Remembers the ATen ops that ran and those that touched float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.float64 = set(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        name = function._schema.name.removeprefix("aten::")
+        if function._schema.overload_name:
+            name += "." + function._schema.overload_name
+        self.names.add(name)
+        for x in tree_leaves((args, kwargs, out)):
+            if isinstance(x, torch.Tensor) and x.dtype == torch.float64:
+                self.float64.add(name)
+        return out
+
+
+@pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("family", ["llama-16", "mistral-16"])
+def test_every_op_of_a_decode_exists_on_mps(family, make, backends):
+    with torch.inference_mode(False):
+        target = Target(tiny_model(family, dtype=torch.float32))
+        drafter = make(target)
+    with Recorder() as recorder:
+        Session(target, drafter).generate(
+            [random_prompt(5, 0), random_prompt(9, 1) * 2], max_new_tokens=8
+        )
+    assert len(recorder.names) > 30
+    missing = {
+        name for name in recorder.names
+        if not backends[ON_MPS.get(name, name)] & {"MPS", *EVERYWHERE}
+    }  # fmt: skip
+    assert not missing
+    assert not recorder.float64
+
+
+def test_the_table_knows_what_mps_lacks(backends):
+    assert "MPS" in backends["mm"] and "MPS" in backends["topk"]
+    assert not backends["_scaled_dot_product_flash_attention_for_cpu"] & {"MPS", *EVERYWHERE}

@@ -1,0 +1,132 @@
+"""Kernels compile for GPUs that are not there, into code that does what it should."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specdec_kernels.gpu import KNOWN
+
+ROOT = Path(__file__).parents[2]
+MOST = 60
+
+
+def compile_in_another_process(*command):
+    """Run a script where kernels are compiled, not interpreted."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Every covering case on every GPU it covers, compiled in a process that does not interpret."""
+    results = tmp_path_factory.mktemp("aot") / "compiled.json"
+    run = compile_in_another_process(ROOT / "bench/aot.py", "--covering", "--json", results)
+    assert results.exists(), run.stderr
+    return json.loads(results.read_text())
+
+
+def where(row):
+    return f"{row['op']} {row['case']} {row.get('kernel', '')} {row['arch']}"
+
+
+def assert_none(rows, why):
+    assert not rows, "\n".join(f"{where(row)}: {why(row)}" for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_kernel_compiles_for_every_gpu(compiled):
+    assert_none([row for row in compiled if "error" in row], lambda row: row["error"])
+    kernels = {row["kernel"] for row in compiled}
+    # Every kernel of the package is among them, on each GPU.
+    sources = (ROOT / "kernels/specdec_kernels").rglob("*.py")
+    defined = {
+        line.removeprefix("def ").partition("(")[0]
+        for source in sources
+        for line in source.read_text().splitlines()
+        if line.startswith("def _") and line.partition("(")[0].endswith("_kernel")
+    }
+    assert kernels == defined
+    assert {(row["kernel"], row["arch"]) for row in compiled} == {
+        (kernel, arch) for kernel in kernels for arch in KNOWN
+    }
+    assert len(compiled) <= MOST
+
+
+@pytest.mark.slow
+def test_nothing_spills_to_local_memory(compiled):
+    assert_none([row for row in compiled if row["spills"]], lambda row: f"{row['spills']} spilled")
+    local = "loads of local memory"
+    assert_none(
+        [row for row in compiled if row["instructions"][local]],
+        lambda row: f"{row['instructions'][local]} {local}",
+    )
+
+
+@pytest.mark.slow
+def test_shared_memory_suffices(compiled):
+    assert_none(
+        [row for row in compiled if row["shared_bytes"] > KNOWN[row["arch"]].shared_bytes],
+        lambda row: f"{row['shared_bytes']} bytes",
+    )
+
+
+@pytest.mark.slow
+def test_nothing_is_multiplied_in_tf32(compiled):
+    assert_none([row for row in compiled if row["tf32"]], lambda row: "TF32")
+
+
+@pytest.mark.slow
+def test_large_products_use_the_tensor_cores_of_their_gpu(compiled):
+    unit = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCMMA", "gfx942": "MFMA"}
+    large = [row for row in compiled if row["dot_rows"] >= 64]
+    assert {row["arch"] for row in large} == set(KNOWN)
+    assert_none(
+        [row for row in large if not row["instructions"][unit[row["arch"]]]],
+        lambda row: f"no {unit[row['arch']]} for {row['dot_rows']} rows",
+    )
+
+
+@pytest.mark.slow
+def test_data_is_loaded_16_bytes_at_a_time(compiled):
+    products = [row for row in compiled if row["dot_rows"]]
+    assert products
+    assert_none(
+        [row for row in products if not row["instructions"]["loads of 16 bytes"]],
+        lambda row: f"none of {row['instructions']['loads']} loads",
+    )
+
+
+SPOILED = """
+import torch, triton, triton.language as tl
+from specdec_kernels.testing.aot import compile_launches
+
+@triton.jit
+def square(x, o, N: tl.constexpr):
+    i = tl.arange(0, N)
+    a = tl.load(x + i[:, None] * N + i[None, :])
+    tl.store(o + i[:, None] * N + i[None, :], tl.dot(a, a) + a)
+
+x = torch.empty(256, 256)
+(bad,) = compile_launches("sm_80", lambda: square[(1,)](x, x, 256, num_warps=4))
+assert bad.tf32 and bad.spills > 0 and bad.instructions["loads of local memory"] > 0, bad
+x = torch.empty(64, 64, dtype=torch.float16)
+(good,) = compile_launches("sm_90", lambda: square[(1,)](x, x, 64, num_warps=4))
+assert not good.tf32 and not good.spills and good.dot_rows == 64 and good.instructions["HGMMA"], good
+"""
+
+
+def test_the_checks_can_fail(tmp_path):
+    """A kernel that multiplies in TF32 and holds more than registers can is seen as such."""
+    script = tmp_path / "spoiled.py"
+    script.write_text(SPOILED)
+    result = compile_in_another_process(script)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,357 @@
+"""The head's kernels against the reference, which other tests hold against the whole distribution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ladder import check_compiles_whole, check_never_silent, check_op
+from specdec_kernels import LMHeadTopK, lm_head_confidence, lm_head_topk
+from specdec_kernels._ops import ops
+from specdec_kernels.early_exit import rms_norm
+from specdec_kernels.lm_head.reference import finish_logits
+from specdec_kernels.testing.accuracy import assert_no_worse
+from specdec_kernels.testing.poison import INTEGER_POISON, poisoned_empty
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def make_head(rows, size, vocabulary, dtype, seed, device, integers=None):
+    """Hidden states and a head; small integers make every sum exact, and ties plenty."""
+    generator = torch.Generator().manual_seed(seed)
+    if integers is None:
+        hidden = torch.randn(rows, size, generator=generator)
+        weight = torch.randn(vocabulary, size, generator=generator) * 2 * size**-0.5
+    else:
+        hidden, weight = (
+            torch.randint(-integers, integers + 1, (n, size), generator=generator).float()
+            for n in (rows, vocabulary)
+        )
+    return hidden.to(device, dtype), weight.to(device, dtype)
+
+
+def run(hidden, weight, k, **options):
+    with poisoned_empty():
+        return lm_head_topk(hidden, weight, k, impl="triton", **options)
+
+
+def all_log_probs(hidden, weight, bias=None, logit_scale=None, softcap=None, round_to=None):
+    """The reference's log-probabilities of all tokens, and those of float64 throughout."""
+    exact = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
+    exact = finish_logits(exact, logit_scale=logit_scale, softcap=softcap, round_to=None)
+    if round_to is None:
+        hidden, weight, bias = (None if x is None else x.float() for x in (hidden, weight, bias))
+    logits = finish_logits(
+        F.linear(hidden, weight, bias), logit_scale=logit_scale, softcap=softcap, round_to=round_to
+    ).float()
+    logsumexp, exact_logsumexp = logits.logsumexp(-1), exact.logsumexp(-1)
+    return (
+        (logits - logsumexp[:, None], logsumexp),
+        (exact - exact_logsumexp[:, None], exact_logsumexp),
+    )
+
+
+def assert_as_good(hidden, weight, k, **options):
+    """Values as close to float64 as the reference's; ids equal, but for a few near-ties within two roundings."""
+    found = run(hidden, weight, k, **options)
+    expected = lm_head_topk(hidden, weight, k, impl="reference", **options)
+    (log_probs, logsumexp), (exact, exact_logsumexp) = all_log_probs(hidden, weight, **options)
+    at = found.ids
+    assert_no_worse(found.log_probs, log_probs.gather(1, at), exact.gather(1, at))
+    assert_no_worse(found.logsumexp, logsumexp, exact_logsumexp)
+    differ = found.ids != expected.ids
+    assert differ.float().mean() <= 0.02, f"{int(differ.sum())} of {differ.numel()} ids differ"
+    ours, theirs = (exact.gather(1, ids)[differ] for ids in (found.ids, expected.ids))
+    rounding = torch.finfo(options.get("round_to") or torch.float32).eps
+    scale = (exact + exact_logsumexp[:, None]).abs().amax()
+    assert ((ours - theirs).abs() <= 2 * rounding * scale).all()
+    assert all(len(set(row)) == k for row in found.ids.tolist())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "size", "vocabulary", "k"),
+    [(1, 16, 1, 1), (3, 64, 257, 64), (17, 65, 300, 5), (33, 128, 128, 3), (65, 63, 129, 2)],
+)
+def test_ids_are_the_references_where_sums_are_exact(
+    dtype, rows, size, vocabulary, k, kernel_device
+):
+    hidden, weight = make_head(rows, size, vocabulary, dtype, k, kernel_device, integers=1)
+    found, expected = (
+        call(hidden, weight, k, round_to=dtype)
+        for call in (run, lambda *a, **o: lm_head_topk(*a, impl="reference", **o))
+    )
+    assert torch.equal(found.ids, expected.ids)
+    _, (exact, exact_logsumexp) = all_log_probs(hidden, weight)
+    assert_no_worse(found.log_probs, expected.log_probs, exact.gather(1, found.ids))
+    assert_no_worse(found.logsumexp, expected.logsumexp, exact_logsumexp)
+
+
+OPTIONS = [
+    {},
+    {"round_to": True},
+    {"round_to": True, "bias": True},
+    {"logit_scale": 0.3, "softcap": 3.0},
+    {"round_to": True, "logit_scale": 0.3, "bias": True},
+    {"round_to": True, "softcap": 3.0},
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_kernel_is_as_good_as_reference(dtype, options, kernel_device):
+    hidden, weight = make_head(9, 100, 200, dtype, len(str(options)), kernel_device)
+    options = dict(options)
+    if "round_to" in options:
+        options["round_to"] = dtype
+    if "bias" in options:
+        generator = torch.Generator().manual_seed(7)
+        options["bias"] = torch.randn(200, generator=generator).to(kernel_device, dtype)
+    assert_as_good(hidden, weight, 7, **options)
+
+
+@pytest.mark.parametrize("round_to", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_round_to_the_inputs_dtype_and_then_to_the_wanted_one(
+    dtype, round_to, kernel_device
+):
+    hidden, weight = make_head(5, 64, 130, dtype, 3, kernel_device)
+    assert_as_good(hidden, weight, 5, round_to=round_to, softcap=5.0)
+
+
+def test_a_cap_keeps_logits_near_zero(kernel_device):
+    hidden, weight = make_head(4, 32, 100, torch.float32, 1, kernel_device)
+    for scale in (1e-6, 1e-3, 0.3, 1.0, 30.0):
+        assert_as_good(hidden * scale, weight, 3, softcap=2.0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 20), st.integers(1, 70), st.integers(1, 280), st.integers(1, 8),
+    st.integers(1, 3), st.integers(0, 10**6),
+)  # fmt: skip
+def test_ids_are_the_references_for_any_shape(
+    kernel_device, rows, size, vocabulary, k, integers, seed
+):
+    assume(k <= vocabulary)
+    hidden, weight = make_head(rows, size, vocabulary, torch.float32, seed, kernel_device, integers)
+    id_map = torch.randperm(10 * vocabulary, generator=torch.Generator().manual_seed(seed))
+    id_map = id_map[:vocabulary].to(kernel_device)
+    found = run(hidden, weight, k, id_map=id_map)
+    expected = lm_head_topk(hidden, weight, k, id_map=id_map, impl="reference")
+    assert torch.equal(found.ids, expected.ids)
+    torch.testing.assert_close(found.log_probs, expected.log_probs)
+    torch.testing.assert_close(found.logsumexp, expected.logsumexp)
+
+
+def test_more_tiles_than_a_program_reads_at_a_time(kernel_device):
+    hidden, weight = make_head(1, 1, 1030 * 128, torch.float32, 0, kernel_device)
+    assert_as_good(hidden, weight, 2)
+
+
+def test_all_of_one_tile_may_be_the_best_ones(kernel_device):
+    hidden = torch.ones(2, 16, device=kernel_device)
+    weight = torch.zeros(400, 16, device=kernel_device)
+    weight[130:194] = 1  # all in the second tile, and equal
+    found = run(hidden, weight, 64)
+    assert found.ids.tolist() == [list(range(130, 194))] * 2
+
+
+def test_forbidden_tokens_count_for_nothing(kernel_device):
+    hidden, weight = make_head(3, 32, 300, torch.float32, 2, kernel_device)
+    bias = torch.zeros(300, device=kernel_device)
+    bias[:270] = -torch.inf  # two whole tiles and part of the third
+    found = run(hidden, weight, 4, bias=bias)
+    allowed = lm_head_topk(hidden, weight[270:], 4, impl="reference")
+    assert torch.equal(found.ids, allowed.ids + 270)
+    torch.testing.assert_close(found.log_probs, allowed.log_probs)
+    torch.testing.assert_close(found.logsumexp, allowed.logsumexp)
+    # Where fewer are allowed than wanted, the first forbidden ones follow.
+    bias[272:] = -torch.inf
+    found = run(hidden, weight, 4, bias=bias)
+    assert sorted(found.ids[0, :2].tolist()) == [270, 271] and found.ids[0, 2:].tolist() == [0, 1]
+    assert found.log_probs[:, 2:].isneginf().all() and found.log_probs[:, :2].isfinite().all()
+
+
+def test_nan_is_never_hidden_and_stays_in_its_row(kernel_device):
+    hidden, weight = make_head(3, 32, 300, torch.float32, 4, kernel_device)
+    clean = run(hidden, weight, 3)
+    hidden[1] = torch.nan
+    found = run(hidden, weight, 3)
+    assert found.log_probs[1].isnan().all() and found.logsumexp[1].isnan()
+    assert found.ids[1].tolist() == [0, 1, 2]
+    for x, y in zip(found, clean, strict=True):
+        assert torch.equal(x[::2], y[::2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inputs_may_be_slices_with_anything_between(dtype, kernel_device):
+    hidden, weight = make_head(5, 40, 150, dtype, 6, kernel_device)
+    bias = torch.zeros(150, 2, device=kernel_device, dtype=dtype)[:, 0]
+    wide = [
+        torch.full((len(x), 50), torch.nan, dtype=dtype, device=kernel_device)
+        for x in (hidden, weight)
+    ]
+    for x, y in zip(wide, (hidden, weight), strict=True):
+        x[:, 3:43] = y
+    sliced = [x[:, 3:43] for x in wide]
+    for x, y in zip(run(*sliced, 4, bias=bias), run(hidden, weight, 4), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_results_repeat_to_the_last_bit(kernel_device):
+    hidden, weight = make_head(20, 96, 400, torch.float16, 8, kernel_device)
+    for x, y in zip(run(hidden, weight, 5), run(hidden, weight, 5), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [64, 100])
+def test_rows_may_be_normed_on_the_way(dtype, size, kernel_device):
+    from specdec_kernels.lm_head.kernel import launch_head_tiles
+    from specdec_kernels.lm_head.merge import launch_merge_rows
+
+    hidden, weight = make_head(9, size, 200, dtype, 9, kernel_device)
+    hidden *= 3
+    norm_weight = make_head(1, size, 1, dtype, 10, kernel_device)[0][0]
+    with poisoned_empty():
+        lists = launch_head_tiles(hidden, weight, 4, norm_weight=norm_weight, norm_eps=1e-3)
+        ids, log_probs, _ = launch_merge_rows(*lists, None)
+    normed = rms_norm(hidden, norm_weight, 1e-3)
+    exact = rms_norm(hidden.double(), norm_weight.double(), 1e-3) @ weight.double().T
+    reference = (normed.float() @ weight.float().T).log_softmax(-1)
+    assert_no_worse(log_probs, reference.gather(1, ids), exact.log_softmax(-1).gather(1, ids))
+    differ = ids != reference.topk(4).indices
+    assert differ.float().mean() <= 0.05
+
+
+def test_blocks_of_rows_that_have_stopped_are_left_out(kernel_device):
+    from specdec_kernels.lm_head.kernel import launch_head_tiles
+
+    hidden, weight = make_head(70, 32, 130, torch.float32, 11, kernel_device)
+    stopped = torch.zeros(70, dtype=torch.bool, device=kernel_device)
+    stopped[1:64] = True
+    stopped[64:] = True  # the whole second block
+    with poisoned_empty():
+        skipped = launch_head_tiles(hidden, weight, 2, stopped=stopped)
+        full = launch_head_tiles(hidden, weight, 2)
+    for x, y in zip(skipped, full, strict=True):
+        assert torch.equal(x[:64], y[:64])
+    keys, maxima, sums = skipped
+    assert (keys[64:] == INTEGER_POISON).all()
+    assert maxima[64:].isnan().all() and sums[64:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_the_module_runs_the_kernel(dtype, kernel_device):
+    hidden, weight = make_head(4, 48, 140, dtype, 12, kernel_device, integers=1)
+    id_map = torch.arange(140, device=kernel_device) * 3
+    linear = nn.Linear(48, 140, device=kernel_device, dtype=dtype)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(weight[:, 0])
+    options = {"logit_scale": 0.5, "softcap": 40.0, "id_map": id_map}
+    ours, theirs = (LMHeadTopK(linear, **options, impl=impl) for impl in ("triton", "reference"))
+    with poisoned_empty():
+        found, sure = ours(hidden, 5), ours.confidence(hidden)
+    expected = theirs(hidden, 5)
+    assert torch.equal(found.ids, expected.ids)
+    torch.testing.assert_close(found.log_probs, expected.log_probs)
+    assert torch.equal(sure.tokens, expected.ids[:, 0])
+    torch.testing.assert_close(sure.confidence, theirs.confidence(hidden).confidence)
+    with pytest.raises(ValueError, match="gradients are recorded"), torch.enable_grad():
+        ours(hidden, 5)
+
+
+def test_confidence_is_the_first_tokens_probability(kernel_device):
+    hidden, weight = make_head(4, 48, 140, torch.float32, 13, kernel_device)
+    with poisoned_empty():
+        sure = lm_head_confidence(hidden, weight, impl="triton")
+    top = run(hidden, weight, 1)
+    assert torch.equal(sure.tokens, top.ids[:, 0])
+    assert torch.equal(sure.confidence, top.log_probs[:, 0].exp())
+
+
+def test_no_rows_give_no_rows(kernel_device):
+    hidden, weight = make_head(0, 16, 20, torch.float32, 0, kernel_device)
+    assert [list(x.shape) for x in run(hidden, weight, 3)] == [[0, 3], [0, 3], [0]]
+
+
+def test_op_is_registered_as_torch_wants(kernel_device):
+    hidden, weight = make_head(3, 32, 140, torch.float32, 14, kernel_device)
+    bias = torch.zeros(140, device=kernel_device)
+    id_map = torch.arange(140, device=kernel_device)
+    check_op(ops.lm_head_topk, hidden, weight, 4, None, None, None, None, None)
+    options = (bias, 0.5, 3.0, torch.bfloat16, id_map)
+    check_op(ops.lm_head_topk, hidden, weight, 4, *options)
+    check_op(ops.lm_head_topk, hidden[:, :16], weight[::2, 16:], 4, None, None, None, None, None)
+    check_op(
+        ops.lm_head_topk,
+        hidden.T.contiguous().T[:, :1],
+        weight[:, :1],
+        1,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(("impl", "k"), [("triton", 2), ("reference", 1)])
+def test_compiles_whole(impl, k, kernel_device):
+    check_compiles_whole(
+        lambda hidden, weight: lm_head_topk(hidden, weight, k, softcap=3.0, impl=impl),
+        make_head(3, 32, 140, torch.float32, 15, kernel_device),
+        make_head(5, 48, 150, torch.float32, 16, kernel_device),
+    )
+
+
+@torch.no_grad()
+def test_the_module_compiles_whole(kernel_device):
+    linear = nn.Linear(32, 140, device=kernel_device)
+    head = LMHeadTopK(linear, impl="triton")
+    check_compiles_whole(
+        lambda hidden: head(hidden, 2),
+        make_head(3, 32, 1, torch.float32, 15, kernel_device)[:1],
+        make_head(5, 32, 1, torch.float32, 16, kernel_device)[:1],
+    )
+
+
+def test_bad_arguments_are_named(kernel_device):
+    hidden, weight = make_head(3, 32, 140, torch.float32, 17, kernel_device)
+
+    def call(hidden=hidden, weight=weight, k=2, impl="triton", **options):
+        lm_head_topk(hidden, weight, k, impl=impl, **options)
+
+    check_never_silent(lambda impl: call(impl=impl))
+    with pytest.raises(ValueError, match="k: expected 1 to 64"):
+        call(k=65)
+    with pytest.raises(
+        TypeError, match=r"weight: expected torch.float32 as hidden, got torch.float16"
+    ):
+        call(weight=weight.half())
+    with pytest.raises(
+        TypeError, match="hidden: expected float32, float16 or bfloat16 in a kernel"
+    ):
+        call(hidden=hidden.double(), weight=weight.double())
+    with pytest.raises(
+        TypeError, match="bias: expected torch.float32 as hidden, got torch.float16"
+    ):
+        call(bias=torch.zeros(140, dtype=torch.float16, device=kernel_device))
+    with pytest.raises(TypeError, match="id_map: expected int64, got torch.float32"):
+        call(id_map=torch.zeros(140, device=kernel_device))
+    with pytest.raises(
+        TypeError, match="round_to: expected float32, float16 or bfloat16 in a kernel"
+    ):
+        call(round_to=torch.float64)
+    with pytest.raises(
+        ValueError, match="weight: expected a contiguous last dimension, got strides"
+    ):
+        call(weight=weight.T.contiguous().T)
+    with pytest.raises(ValueError, match="device: expected all tensors on one device, got"):
+        call(id_map=torch.zeros(140, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match="gradients are recorded"):
+        call(hidden=hidden.clone().requires_grad_())
