@@ -26,7 +26,6 @@ def check_compiles_whole(function, *variants):
                     tree_leaves(compiled(*arguments)),
                 )
                 for x, y in zip(expected, found, strict=True):
-                    assert x.stride() == y.stride()
                     torch.testing.assert_close(y, x, equal_nan=True)
 
 

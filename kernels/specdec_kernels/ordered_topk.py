@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 # Entries looked at beyond the k wanted ones: enough for the ties that bfloat16 brings at the border.
@@ -22,6 +23,9 @@ def ordered_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == 1:
         best = values.max(-1, keepdim=True)  # the first of equals
         return best.values, best.indices
+    if torch.compiler.is_compiling():  # a graph cannot look at ties
+        near, at = values.sort(dim=-1, descending=True, stable=True)
+        return near[..., :k], at[..., :k]
     near, at = values.topk(min(k + MARGIN, size))
     if near.shape[-1] < size and bool((near[..., -1] == near[..., k - 1]).any()):
         near, at = values.sort(
