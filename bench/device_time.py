@@ -1,68 +1,100 @@
-"""Times on a GPU as the GPU saw them: cold caches, no launch gaps, medians.
+"""Times on a GPU as the GPU saw them: cold caches, no launch gaps, every sample kept.
 
 A call is captured as a graph, so that the host's time to launch several kernels is not counted. Before each replay a
-buffer larger than the second-level cache is written; events around the replay give the time.
+buffer larger than any second-level cache is read (not written: lines that wait to be written back would be, while the
+call runs); events around the replay give the time.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-# More than any second-level cache there is.
 FLUSH_BYTES = 256 << 20
+MOST_REPEATS, LEAST_REPEATS = 50, 10
+# A call's share of the time box; calls of milliseconds are repeated less often.
+MICROSECONDS = 100_000.0
+
+
+class Times(NamedTuple):
+    """One call, many times."""
+
+    samples: list[float]
+    """Microseconds."""
+    graph: bool
+    """Whether the call could be captured; otherwise the host's launches are in the times."""
+
+    @property
+    def median(self) -> float:
+        return median(self.samples)
+
+
+class Timer(Protocol):
+    """What times calls."""
+
+    def times(self, call: Callable[[], Any]) -> Times: ...
 
 
 class DeviceTimer:
     """Times calls on one CUDA device, one after another."""
 
-    def __init__(self, repeats: int = 50) -> None:
-        """Reserve what is written between calls."""
-        self.repeats = repeats
-        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-        self.empty = 0.0
-        self.empty = self.median(lambda: None)
+    def __init__(self) -> None:
+        self.cold = torch.zeros(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
+        self.stream = torch.cuda.Stream()
 
-    def samples(self, call: Callable[[], Any]) -> list[float]:
-        """Return the times of single calls in microseconds, without what an empty graph takes."""
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
+    def times(self, call: Callable[[], Any]) -> Times:
+        """Return the times of single calls; what replaying costs at all is in them."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             for _ in range(3):  # compile, choose tiles, fill the allocator
                 call()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            call()
-            if self.empty == 0.0:  # a graph has at least one node
-                self.flush[:1].zero_()
-        events = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            for _ in range(self.repeats + 3)
-        ]
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                call()
+            replay, captured = graph.replay, True
+        except RuntimeError:  # it reads the device from the host
+            torch.cuda.synchronize()
+            replay, captured = call, False
+        replay()
+        once = self._samples(replay, 3)
+        repeats = int(MICROSECONDS / max(1.0, min(once)))
+        repeats = max(LEAST_REPEATS, min(MOST_REPEATS, repeats))
+        return Times(self._samples(replay, repeats), captured)
+
+    def _samples(self, call: Callable[[], Any], repeats: int) -> list[float]:
+        events = [[torch.cuda.Event(enable_timing=True) for _ in "ab"] for _ in range(repeats)]
         for start, end in events:
-            self.flush.zero_()
+            self.cold.amax()
             start.record()
-            graph.replay()
+            call()
             end.record()
         torch.cuda.synchronize()
-        return [start.elapsed_time(end) * 1e3 for start, end in events[3:]]
-
-    def median(self, call: Callable[[], Any]) -> float:
-        """Return the median of `samples`."""
-        return median(self.samples(call))
+        return [round(start.elapsed_time(end) * 1e3, 2) for start, end in events]
 
 
-def copy_bandwidth(timer: DeviceTimer, size: int = 1 << 30) -> float:
-    """Measure bytes per second of a device-to-device copy, bytes read and bytes written both counted."""
-    source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
+class HostTimer:
+    """Stands in where there is no GPU: it runs every call, and its times mean nothing."""
+
+    def times(self, call: Callable[[], Any]) -> Times:
+        began = time.perf_counter()
+        call()
+        return Times([round((time.perf_counter() - began) * 1e6, 2)], False)
+
+
+def copy_bandwidth(timer: Timer, device: str, size: int) -> float:
+    """Measure bytes per second of a copy on the device, bytes read and bytes written both counted."""
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / (timer.median(lambda: target.copy_(source)) * 1e-6)
+    return 2 * size / (timer.times(lambda: target.copy_(source)).median * 1e-6)
 
 
-def matmul_rate(timer: DeviceTimer, dtype: torch.dtype, size: int = 8192) -> float:
+def matmul_rate(timer: Timer, device: str, dtype: torch.dtype, size: int) -> float:
     """Measure floating-point operations per second of a large product of random numbers."""
-    a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
-    return 2 * size**3 / (timer.median(lambda: a @ b) * 1e-6)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / (timer.times(lambda: a @ b).median * 1e-6)

@@ -245,6 +245,22 @@ def test_a_row_that_has_stopped_keeps_all_it_has(impl, kernel_device):
             assert torch.equal(found[name][at], (before if stopped[b] else alone)[name][at]), name
 
 
+def test_attention_reads_one_slot_of_a_row_that_has_stopped(kernel_device):
+    from specdec_kernels.early_exit.kernel import launch_adapter_qkv
+
+    step = make_step(batch=3, slots=9, device=kernel_device)
+    step["stopped"][1] = True
+    step["prefix_lens"][:] = torch.tensor([4, 5, 1 << 40])
+    names = ("hidden", "k_cache", "v_cache", "prefix_lens", "cache_rows", "positions", "stopped")
+    with poisoned_empty():
+        q, tree = launch_adapter_qkv(
+            *(step[name] for name in names), None, *step["adapter"][:4], *step["adapter"][6:]
+        )
+    # A full cache's last slot is the most that is read.
+    assert tree.tolist() == [[4, 0, 8], [1, 1, 1], [0, 0, 0]]
+    assert q[1].isnan().all() and not q[0].isnan().any()
+
+
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 def test_the_token_that_stopped_a_row_is_still_appended(impl, kernel_device):
     step = make_step(batch=3, device=kernel_device)

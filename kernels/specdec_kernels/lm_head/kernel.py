@@ -17,23 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device_math import tanh
 from ..gpu import gpu_of
+from ..skinny_linear import add_product, all_stopped, inverse_rms
 from .ordered_keys import NO_KEY, make_key
 
 # Two HGMMA tiles of 64; a merge finds a token's tile by it.
 BLOCK_V = 128
 TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
-@triton.jit
-def _tanh(x):
-    # The quotient cancels near zero, where the series is exact to float32.
-    s = x * x
-    series = 62 / 2835 + s * (-1382 / 155925)
-    series = 1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * series)))
-    e = tl.exp(-2 * tl.abs(x))
-    far = (1 - e) / (1 + e)
-    return tl.where(tl.abs(x) < 0.35, x * series, tl.where(x < 0, -far, far))
 
 
 @triton.jit
@@ -53,20 +44,9 @@ def _finish(logits, bias, logit_scale, softcap, DTYPE: tl.constexpr, ROUND_TO: t
         logits = _round(logits * tl.full([1, 1], logit_scale, tl.float32), ROUND_TO)
     if softcap is not None:
         cap = tl.full([1, 1], softcap, tl.float32)
-        logits = _round(_tanh(_round(tl.div_rn(logits, cap), ROUND_TO)), ROUND_TO)
+        logits = _round(tanh(_round(tl.div_rn(logits, cap), ROUND_TO)), ROUND_TO)
         logits = _round(cap * logits, ROUND_TO)
     return logits
-
-
-@triton.jit
-def _inverse_rms(x_rows, eps, E: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr):
-    o_k = tl.arange(0, BLOCK_K)
-    squares = tl.zeros([BLOCK_K, BLOCK_R], tl.float32)
-    for first in range(0, E, BLOCK_K):
-        m_k = (first + o_k < E)[:, None]
-        x = tl.load(x_rows[None, :] + (first + o_k)[:, None], mask=m_k, other=0.0).to(tl.float32)
-        squares += x * x
-    return 1 / tl.sqrt_rn(tl.sum(squares, 0) / E + tl.full([1], eps, tl.float32))
 
 
 @triton.jit
@@ -97,33 +77,21 @@ def _head_tiles_kernel(
     tile = tl.program_id(1)
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     m_r = o_r < rows
-    if stopped_ptr is not None:
-        stopped = tl.load(stopped_ptr + o_r, mask=m_r, other=1)
-        if tl.min(stopped.to(tl.int32)) != 0:
+    if stopped_ptr is not None:  # noqa: SIM102  (a constant, which leaves out what follows)
+        if all_stopped(stopped_ptr, o_r, m_r):
             return
-    o_v, o_k = tile * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_K)
+    o_v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     m_v = o_v < vocabulary
     # Rows beyond the end read the last one again: no masks on the way of the data.
     x_rows = x_ptr + tl.minimum(o_r, rows - 1).to(tl.int64) * stride_x
     w_rows = w_ptr + tl.minimum(o_v, vocabulary - 1).to(tl.int64) * stride_w
+    inverse = None
     if norm_weight_ptr is not None:
-        inverse = _inverse_rms(x_rows, norm_eps, E, BLOCK_K, BLOCK_R)
-
-    logits = tl.zeros([BLOCK_V, BLOCK_R], tl.float32)
-    for first in range(0, E, BLOCK_K):
-        x_tile = x_rows[None, :] + (first + o_k)[:, None]
-        w_tile = w_rows[:, None] + (first + o_k)[None, :]
-        if E % BLOCK_K == 0:
-            x, w = tl.load(x_tile), tl.load(w_tile)
-        else:
-            m_k = first + o_k < E
-            x = tl.load(x_tile, mask=m_k[:, None], other=0.0)
-            w = tl.load(w_tile, mask=m_k[None, :], other=0.0)
-        if norm_weight_ptr is not None:
-            g = tl.load(norm_weight_ptr + first + o_k, mask=first + o_k < E, other=0.0)
-            normed = (x.to(tl.float32) * inverse[None, :]).to(x.dtype)
-            x = (g.to(tl.float32)[:, None] * normed.to(tl.float32)).to(x.dtype)
-        logits = tl.dot(w, x, logits, input_precision="ieee")
+        inverse = inverse_rms(x_rows, E, norm_eps, BLOCK_K, BLOCK_R)
+    logits = add_product(
+        tl.zeros([BLOCK_V, BLOCK_R], tl.float32), w_rows, x_rows, E, BLOCK_K, E % BLOCK_K == 0,
+        norm_weight_ptr, inverse,
+    )  # fmt: skip
 
     bias = 0.0
     if bias_ptr is not None:

@@ -1,4 +1,7 @@
-"""Launches worth compiling, counting and timing: per op a list of cases, from shapes that real models have."""
+"""Launches worth compiling, counting and timing.
+
+Each file of `cases` has `CASES`, of shapes that real models have, and `SMALL` ones that an interpreter runs in moments.
+"""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@
 A tile of queries keeps per row the sum of weighted values `acc`, the largest score so far `top` and the sum of
 weights `total`; scores are in units of log2(e), so that weights are exp2. Loops only ever add to the three.
 """
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from ..device_math import tanh
 from . import tiles
 
 # Finite, so that rows which see nothing of a tile never compute inf - inf.
@@ -37,16 +37,6 @@ def own_prefix(prefix, shared, window):
 def tokens_per_split(length, splits):
     """Slots of one split; a multiple of 64 and so of every tile: only the last split ends within one."""
     return tl.maximum(LEAST_SPLIT, tl.cdiv(tl.cdiv(length, splits), 64) * 64)
-
-
-@triton.jit
-def _tanh(x):
-    """To float32's accuracy; near 0, where exp2 loses it, by its series."""
-    decay = tl.exp2(tl.abs(x) * (-2 * LOG2_E))
-    far = (1 - decay) / (1 + decay)
-    y = x * x
-    near = x * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835)))))
-    return tl.where(y < 0.0625, near, tl.where(x < 0, -far, far))
 
 
 @triton.jit
@@ -81,7 +71,7 @@ def _attend_tile(acc, top, total, q, k_ptr, v_ptr, stride_k, stride_v, first, m_
     k = _load_slots(k_ptr, first, stride_k, m_n, D, BLOCK_N, BLOCK_D, MASKED)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if CAPPED:
-        scores = _tanh(scores * inner)
+        scores = tanh(scores * inner)
     candidates = scores * factor
     if MASKED:
         candidates = tl.where(visible, candidates, FLOOR)

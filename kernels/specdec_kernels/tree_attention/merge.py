@@ -4,7 +4,6 @@
 
 A file of its own: it follows the main kernel and the shared prefixes' alike.
 """
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ Rows of the batch that name the same cache row and length are a group, and each 
 itself: batch row b of rank j among k members brings tiles j * tiles, j * tiles + 1, ... of the group's
 k * N * GROUP rows; what lies beyond them ends at once. A file of its own: it adds rows of several trees to one tile.
 """
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
 from __future__ import annotations
 

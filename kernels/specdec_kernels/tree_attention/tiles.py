@@ -52,6 +52,8 @@ def choose_tiles(rows: int, size: int, itemsize: int, gpu: Gpu, policy: SplitPol
     block_m = min(wanted, most)
     if block_m == 128:
         return Tiles(128, 64, 8, 2)
+    if block_m == 16:
+        stages = 2  # registers leave room for three or four programs; with three stages they spill at D 128 on sm_90
     # 4 warps where they suffice: the more programs on a processor, the more loads are in flight.
     few = block_m == 16 or (not large and (block_m == 32 or gpu.arch == "sm_90"))
     return Tiles(block_m, 32 if large else 64, 4 if few else 8, stages)

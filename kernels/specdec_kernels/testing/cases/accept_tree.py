@@ -36,3 +36,5 @@ CASES = [
     Case("B1-N256", _prepare(1, 256)),
     Case("B32-N16", _prepare(32, 16)),
 ]
+
+SMALL = [Case("B2-N9", _prepare(2, 9))]

@@ -48,3 +48,8 @@ CASES = [
     Case("vicuna-7b-head-B8-W5-float16", _prepare_head(8, 5, 4096, 32000, torch.float16)),
     Case("smollm2-head-B1-W4-float32", _prepare_head(1, 4, 576, 49152, torch.float32)),
 ]
+
+SMALL = [
+    Case("B2-W3-K4", _prepare(2, 3, 4, 3)),
+    Case("head-B1-W3-float32", _prepare_head(1, 3, 16, 150, torch.float32)),
+]

@@ -32,3 +32,5 @@ CASES = [
     Case("vicuna-7b-B1-float16", _prepare(1, 32, 32, 128, torch.float16)),
     Case("smollm2-B8-float32", _prepare(8, 30, 3, 64, torch.float32)),
 ]
+
+SMALL = [Case("B1-float32", _prepare(1, 2, 2, 16, torch.float32))]

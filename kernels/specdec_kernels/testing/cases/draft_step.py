@@ -64,3 +64,5 @@ CASES = [
     Case("vicuna-7b-B1-W5-float16", _prepare(1, 5, 4096, 32000, torch.float16)),
     Case("gemma-7b-B4-W8-bfloat16", _prepare(4, 8, 3072, 256000, torch.bfloat16)),
 ]
+
+SMALL = [Case("B1-W3-float32", _prepare(1, 3, 32, 50, torch.float32))]

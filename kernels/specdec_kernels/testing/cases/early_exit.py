@@ -98,3 +98,5 @@ CASES = [
     Case("smollm2-B8-float32", _prepare(8, *SMOLLM, torch.float32)),
     Case("gemma-7b-B4-bfloat16", _prepare(4, 3072, 16, 16, 256, 256000, torch.bfloat16)),
 ]
+
+SMALL = [Case("B2-float32", _prepare(2, 32, 2, 1, 16, 150, torch.float32))]

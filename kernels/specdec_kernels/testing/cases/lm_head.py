@@ -41,3 +41,5 @@ CASES = [
     Case("smollm2-R64-k4-float32", _prepare(64, 576, 49152, 4, torch.float32)),
     Case("smollm2-R16-k4-bfloat16", _prepare(16, 576, 49152, 4, torch.bfloat16)),
 ]
+
+SMALL = [Case("R3-k4-float32", _prepare(3, 32, 150, 4, torch.float32))]

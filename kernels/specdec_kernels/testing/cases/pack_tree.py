@@ -40,3 +40,5 @@ CASES = [
     Case("vicuna-7b-B1-W64-L5-N256", _prepare(1, 64, 5, 256, 32000)),
     Case("llama3-8b-B1-W64-L16-N256", _prepare(1, 64, 16, 256, 128256)),
 ]
+
+SMALL = [Case("B2-W3-L4-N9", _prepare(2, 3, 4, 9, 50))]

@@ -65,3 +65,27 @@ CASES = [
     Case("phi-3-mini-B1-N32-P2000-bfloat16", _prepare((1, 32, 32, 32, 96), 2000, BF16)),
     Case("qwen2-7b-B4-N32-P2000-bfloat16", _prepare((4, 32, 28, 4, 128), 2000, BF16)),
 ]  # fmt: skip
+
+SMALL = [
+    Case("B2-N5-P40-float32", _prepare((2, 5, 4, 2, 16), 40, FP32)),
+    Case("B1-N1-P40-float32", _prepare((1, 1, 4, 2, 16), 40, FP32)),
+    Case("B2-N5-P40-shared-20-float32", _prepare((2, 5, 4, 2, 16), 40, FP32, shared=20)),
+]
+
+
+def _grid(batch: int, nodes: int, prefix: int) -> Case:
+    name = f"llama3-8b-B{batch}-N{nodes}-P{prefix}-bfloat16"
+    return Case(name, _prepare((batch, nodes, *LLAMA3), prefix, BF16))
+
+
+GRID = [
+    *(_grid(batch, 64, prefix) for batch, prefix in ((8, 8192), (1, 8192))),
+    *(_grid(batch, 1, prefix) for batch, prefix in ((1, 8192), (8, 8192))),
+    *(_grid(batch, 16, prefix) for batch, prefix in ((8, 8192), (1, 8192), (32, 2048), (1, 32768))),
+    *(_grid(batch, 64, prefix) for batch, prefix in ((32, 2048), (1, 32768), (8, 2048), (1, 2048))),
+    *(_grid(batch, 16, prefix) for batch, prefix in ((8, 2048), (1, 2048), (32, 8192), (8, 32768))),
+    *(_grid(batch, 1, prefix) for batch, prefix in ((32, 2048), (1, 32768))),
+    *(_grid(batch, 64, prefix) for batch, prefix in ((32, 8192), (8, 32768), (32, 32768))),
+    *(_grid(batch, 16, prefix) for batch, prefix in ((32, 32768),)),
+]
+"""Verification of trees over short and long prefixes, in small and large batches: what tells most comes first."""

@@ -1,0 +1,41 @@
+"""What anyone has without kernels: the same function in plain PyTorch, as it is and through `torch.compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from gpu_cases import Call
+
+from .attention import attention_peers
+from .head import head_peers
+
+Peer = Callable[[], Any]
+
+
+def peers_of(call: Call, backend: str) -> dict[str, Callable[[], Peer]]:
+    """Name the ways to do what a call does; each is made when it is asked for, which may take long or fail.
+
+    Args:
+        call: of a public function.
+        backend: of `torch.compile`.
+    """
+    ready: dict[str, Any] = {}
+    own: dict[str, Callable[[], Peer]] = {}
+    if call.name == "tree_attention":
+        ready, own = attention_peers(call.arguments, backend)
+    elif call.name == "lm_head_topk":
+        own = head_peers(**call.arguments)
+    return {
+        "eager": lambda: partial(call.run, "reference", **ready),
+        "compiled": lambda: _compiled({**call.arguments, **ready}, call.function, backend),
+        **own,
+    }
+
+
+def _compiled(arguments: dict[str, Any], function: Callable[..., Any], backend: str) -> Peer:
+    torch._dynamo.reset()  # shapes of other cases count against a limit of recompilations
+    compiled = torch.compile(partial(function, impl="reference"), dynamic=False, backend=backend)
+    return partial(compiled, **arguments)
