@@ -9,7 +9,7 @@ TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
 EXIT_LAYER := 5
 
-.PHONY: demo test check bench aot compat data train
+.PHONY: demo test check bench aot compat gpu data train
 
 demo: .venv/installed
 	$(BIN)/specdec generate --compare
@@ -50,6 +50,13 @@ compat: .compat/oldest .compat/newest
 .compat/newest: VERSIONS := triton==3.9.0 transformers
 .compat/%: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --upgrade --target $@ $(VERSIONS)
+
+# What takes a GPU to know, within ten minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched.
+# MODEL is a folder, a GGUF file or its parts; GGUF_WHEEL the reader's wheel if it is not installed. DRY=1 tries it all out on small
+# shapes without a GPU.
+GPU_FLAGS = $(if $(MODEL),--model $(MODEL)) $(if $(GGUF_WHEEL),--gguf-wheel $(GGUF_WHEEL))
+gpu: $(if $(DRY),.venv/installed-dev)
+	PYTHONPATH=.:kernels $(if $(DRY),$(BIN)/python,$(PYTHON)) bench/gpu.py $(if $(DRY),--dry) $(GPU_FLAGS)
 
 # Text like the shipped drafters', anew; `make train DATA=.training/self_text.jsonl` learns from it.
 data: .venv/installed

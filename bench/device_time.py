@@ -53,14 +53,13 @@ class DeviceTimer:
             for _ in range(3):  # compile, choose tiles, fill the allocator
                 call()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
+        captured = waits_for_nothing(call)
+        replay = call
+        if captured:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):
                 call()
-            replay, captured = graph.replay, True
-        except RuntimeError:  # it reads the device from the host
-            torch.cuda.synchronize()
-            replay, captured = call, False
+            replay = graph.replay
         replay()
         once = self._samples(replay, 3)
         repeats = int(MICROSECONDS / max(1.0, min(once)))
@@ -76,6 +75,19 @@ class DeviceTimer:
             end.record()
         torch.cuda.synchronize()
         return [round(start.elapsed_time(end) * 1e3, 2) for start, end in events]
+
+
+def waits_for_nothing(call: Callable[[], Any]) -> bool:
+    """Tell whether a call never waits for the device; a capture that fails would spoil what comes after it."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    return True
 
 
 class HostTimer:

@@ -33,9 +33,7 @@ def main() -> None:
     # Inductor's C++ would take minutes on a CPU and tell nothing.
     backend = "eager" if run.dry else "inductor"
     if options.warm:
-        for case in cases_of(options.warm, run.dry, grid=True):
-            if not run.late:
-                time_case(options.warm, case, run, backend, HostTimer())
+        warm(options.warm, run, backend)
         return
     with results_of(run, "times") as results, torch.inference_mode():
         timer = HostTimer() if run.dry else DeviceTimer()
@@ -47,6 +45,16 @@ def main() -> None:
                 break
             row = time_case(op, case, run, backend, timer)
             results.add(op=op, case=case.name, **row, **judge(row, limits, op in passed))
+
+
+@torch.inference_mode()
+def warm(op: str, run: Run, backend: str) -> None:
+    """Fill the compilers' caches, beside tests that need memory too: what does not fit is left out."""
+    if not run.dry:
+        torch.cuda.set_per_process_memory_fraction(0.12)
+    for case in cases_of(op, run.dry, grid=True):
+        if not run.late:
+            time_case(op, case, run, backend, HostTimer())
 
 
 def in_turns(dry: bool) -> Iterator[tuple[str, Case]]:

@@ -22,6 +22,7 @@ from report_comparison import (
     stages_table,
 )
 from report_dedup import dedup_table, draw_dedup
+from report_gpu import gpu_page
 from report_steps import kinds_table, steps_table
 from report_training import PICTURE, draw_training, sizes_table, training_table
 
@@ -37,6 +38,7 @@ def main() -> None:
     report_comparison()
     report_training()
     report_dedup()
+    fill(DOCS / "benchmarks.md", {"gpu": gpu_page(RESULTS / "gpu")})
 
 
 def report_comparison() -> None:

@@ -133,14 +133,16 @@ def _fetch(scratch: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> Path:
     """Write the GGUF's weights as float32 safetensors, with a manifest of what was written."""
-    from transformers import GgufConfig
-
+    options = {}
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # releases without it always dequantize
+        pass
+    else:
+        options["quantization_config"] = GgufConfig(dequantize=True)
     print(f"converting {DEFAULT_MODEL} (about 20 s, once)", file=sys.stderr, flush=True)
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
     )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

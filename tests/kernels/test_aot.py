@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,12 +49,8 @@ def test_every_kernel_compiles_for_every_gpu(compiled):
     kernels = {row["kernel"] for row in compiled}
     # Every kernel of the package is among them, on each GPU.
     sources = (ROOT / "kernels/specdec_kernels").rglob("*.py")
-    defined = {
-        line.removeprefix("def ").partition("(")[0]
-        for source in sources
-        for line in source.read_text().splitlines()
-        if line.startswith("def _") and line.partition("(")[0].endswith("_kernel")
-    }
+    kernel = re.compile(r"@triton\.jit.*\ndef (_\w+_kernel)\(")
+    defined = {name for source in sources for name in kernel.findall(source.read_text())}
     assert kernels == defined
     assert {(row["kernel"], row["arch"]) for row in compiled} == {
         (kernel, arch) for kernel in kernels for arch in KNOWN
@@ -128,5 +125,41 @@ def test_the_checks_can_fail(tmp_path):
     """A kernel that multiplies in TF32 and holds more than registers can is seen as such."""
     script = tmp_path / "spoiled.py"
     script.write_text(SPOILED)
+    result = compile_in_another_process(script)
+    assert result.returncode == 0, result.stderr
+
+
+COUNTED = """
+import torch
+from specdec_kernels import RecurrentDraftStep, lm_head_beams
+from specdec_kernels.testing.aot import compile_launches
+from specdec_kernels.testing.case import Inputs
+from specdec_kernels.testing.cases import accept_tree, commit_kv, pack_tree
+
+# A draft step of ReDrafter, head and beams included: 3 launches and one per residual block.
+E, V, W, n = 64, 1000, 4, 2
+step = RecurrentDraftStep(E, residual_blocks=n).requires_grad_(False)
+tokens, parents = torch.zeros(2, 1, W, dtype=torch.int64)
+states, context = torch.empty(1, W, E), torch.empty(1, E)
+embedding, head, scores = torch.empty(V, E), torch.empty(V, 2 * E), torch.empty(1, W)
+
+def draft():
+    part = step.context_part(context)
+    _, features = step.draft(tokens, parents, states, context, part, embedding, impl="triton")
+    lm_head_beams(features, head, scores, W, impl="triton")
+
+launched = [kernel.kernel for kernel in compile_launches("sm_90", draft)]
+assert len(launched) == 3 + n, launched
+
+for module in (accept_tree, commit_kv, pack_tree):
+    for case in module.CASES:
+        assert len(compile_launches("sm_90", case.prepare(Inputs(random=False)))) == 1, case.name
+"""
+
+
+@pytest.mark.slow
+def test_stages_take_few_launches(tmp_path):
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED)
     result = compile_in_another_process(script)
     assert result.returncode == 0, result.stderr

@@ -42,7 +42,7 @@ CASES = [
     Case(
         "llama3-8b-head-B2-W10-bfloat16",
         _prepare_head(2, 10, 4096, 128256, torch.bfloat16),
-        ("sm_90", "gfx942"),
+        ("sm_90",),
     ),
     Case("gemma2-2b-head-B1-W64-bfloat16", _prepare_head(1, 64, 2304, 256000, torch.bfloat16)),
     Case("vicuna-7b-head-B8-W5-float16", _prepare_head(8, 5, 4096, 32000, torch.float16)),

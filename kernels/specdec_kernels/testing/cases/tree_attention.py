@@ -48,9 +48,9 @@ GEMMA2: dict[str, Any] = {"softcap": 50.0, "window": 4096, "scale": 256**-0.5}
 
 CASES = [
     Case("llama3-8b-B1-N64-P8000-bfloat16", _prepare((1, 64, *LLAMA3), 8000, BF16)),
-    Case("smollm2-B1-N1-P200-bfloat16", _prepare((1, 1, *SMOLLM2), 200, BF16), ARCHS),
-    Case("smollm2-B1-N16-P200-float32", _prepare((1, 16, *SMOLLM2), 200, FP32), ARCHS),
-    Case("gemma2-9b-B32-N16-P8000-float16", _prepare((32, 16, *GEMMA), 8000, FP16, **GEMMA2), ARCHS),
+    Case("smollm2-B1-N1-P200-bfloat16", _prepare((1, 1, *SMOLLM2), 200, BF16), ("sm_90",)),
+    Case("smollm2-B1-N16-P200-float32", _prepare((1, 16, *SMOLLM2), 200, FP32), ("sm_80", "gfx942")),
+    Case("gemma2-9b-B32-N16-P8000-float16", _prepare((32, 16, *GEMMA), 8000, FP16, **GEMMA2), ("sm_90",)),
     Case("llama3-8b-B8-N32-P4000-bfloat16", _prepare((8, 32, *LLAMA3), 4000, BF16)),
     Case("llama3-8b-B8-N64-P4000-shared-2048-bfloat16",
          _prepare((8, 64, *LLAMA3), 4000, BF16, shared=2048), ARCHS),

@@ -1,0 +1,83 @@
+"""Everything that takes a GPU to know, in one command and under ten minutes: `make gpu`, tried out by `make gpu DRY=1`.
+
+Parts run one after another, each in a process that is stopped when its time is over; what a part has written by then
+stays. Results go to bench/results/gpu; those of a dry run, which measures nothing, to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_run import ROOT, Run, ended, execute
+
+BENCH = Path(__file__).parent
+FOLDER = BENCH / "results/gpu"
+SECONDS = 570.0
+# How long each part may take; what one leaves, the next ones have.
+BOXES = {"tests": 190.0, "times": 200.0, "sweep": 90.0, "decoding": 75.0}
+# For a part to end by itself before it is stopped: it looks at the clock between cases.
+GRACE = 12.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dry", action="store_true", help="Small shapes, interpreted; measures nothing.")
+    parser.add_argument("--model", nargs="*", default=[], help="Folder or GGUF file, also in parts.")
+    parser.add_argument("--gguf-wheel", help="Wheel of gguf, or a folder of wheels, if not installed.")
+    parser.add_argument("--parts", nargs="+", choices=list(BOXES), default=list(BOXES))
+    options = parser.parse_args()
+    if not options.dry and not torch.cuda.is_available():
+        print("make gpu: expected a CUDA device, got none; make gpu DRY=1 tries everything without")
+        return 2
+    folder = Path(tempfile.mkdtemp(prefix="gpu-dry-")) if options.dry else FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.json"):
+        old.unlink()
+
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    if options.dry:
+        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    parts = [p for p in options.parts if p != "decoding" or options.model]
+    identity = datetime.now(UTC).isoformat()
+    began = time.monotonic()
+    worked = True
+    for at, part in enumerate(parts):
+        later = sum(BOXES[p] for p in parts[at + 1 :])
+        ends = max(began + SECONDS - later, time.monotonic() + BOXES[part])
+        ends = min(ends, began + SECONDS)
+        extra: list[Any] = []
+        if part == "decoding":
+            extra = ["--model", *options.model]
+            extra += ["--gguf-wheel", options.gguf_wheel] if options.gguf_wheel else []
+        soft = Run(identity, folder, ends - GRACE, options.dry)
+        hard = Run(identity, folder, ends, options.dry)
+        print(f"{part}: at most {ends - time.monotonic():.0f} s", flush=True)
+        command = [sys.executable, BENCH / f"gpu_{part}.py", *soft.options(), *extra]
+        started = time.monotonic()
+        code, output = execute(hard, command, **environment)
+        print(f"{part}: {ended(code)} after {time.monotonic() - started:.0f} s", flush=True)
+        if code != 0:
+            worked = False
+            print(output[-2000:])
+    print_report(folder)
+    print(f"results: {folder}, {time.monotonic() - began:.0f} s in all")
+    return 0 if worked else 1
+
+
+def print_report(folder: Path) -> None:
+    from report_gpu import report
+
+    for name, text in report(folder).items():
+        print(f"\n{name}\n\n{text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
