@@ -29,9 +29,15 @@ GRACE = 12.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dry", action="store_true", help="Small shapes, interpreted; measures nothing.")
-    parser.add_argument("--model", nargs="*", default=[], help="Folder or GGUF file, also in parts.")
-    parser.add_argument("--gguf-wheel", help="Wheel of gguf, or a folder of wheels, if not installed.")
+    parser.add_argument(
+        "--dry", action="store_true", help="Small shapes, interpreted; measures nothing."
+    )
+    parser.add_argument(
+        "--model", nargs="*", default=[], help="Folder or GGUF file, also in parts."
+    )
+    parser.add_argument(
+        "--gguf-wheel", help="Wheel of gguf, or a folder of wheels, if not installed."
+    )
     parser.add_argument("--parts", nargs="+", choices=list(BOXES), default=list(BOXES))
     options = parser.parse_args()
     if not options.dry and not torch.cuda.is_available():
@@ -42,7 +48,8 @@ def main() -> int:
     for old in folder.glob("*.json"):
         old.unlink()
 
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(paths)}
     if options.dry:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     parts = [p for p in options.parts if p != "decoding" or options.model]

@@ -11,12 +11,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import specdec_kernels
 import torch
+from torch import Tensor
+
+import specdec_kernels
 from specdec_kernels._ops import ops
 from specdec_kernels.testing import cases
 from specdec_kernels.testing.case import Case, Inputs
-from torch import Tensor
 
 OPS = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
 

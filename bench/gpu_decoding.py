@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import torch
 from gpu_run import ROOT, Run, results_of, run_options
+
 from specdec import session
 from specdec.evaluate.benchmark import Prompt, chat_prompts, run_benchmark
 from specdec.evaluate.methods import Runner
@@ -70,7 +71,11 @@ def main() -> None:
         found = compare(while_early(ends, chat_prompts(target.tokenizer, questions, 1)))
         results.note(machine=found["machine"])
         for method, row in found["summary"].items():
-            seconds = [r["prefill_seconds"] + r["decode_seconds"] for r in found["runs"] if r["method"] == method]
+            seconds = [
+                r["prefill_seconds"] + r["decode_seconds"]
+                for r in found["runs"]
+                if r["method"] == method
+            ]
             results.add(method=method, **row, seconds=seconds)
         with device_stages():
             staged = compare(chat_prompts(target.tokenizer, questions[:1], 1))

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from gpu_cases import OPS, cases_of, take_apart
 from gpu_run import results_of, run_options
-from specdec_kernels.testing.poison import poisoned_empty
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+
+from specdec_kernels.testing.poison import poisoned_empty
 
 LAUNCHES, LAUNCHES_DRY = 200, 4
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

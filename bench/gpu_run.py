@@ -52,11 +52,11 @@ class Run:
         options += ["--seconds", f"{max(1.0, self.ends - time.monotonic()):.0f}"]
         return [*options, "--dry"] if self.dry else options
 
-    def earlier(self, part: str) -> list[dict[str, Any]]:
-        """Return the rows that another part of this very run has written."""
+    def earlier(self, part: str) -> dict[str, Any]:
+        """Return what another process of this very run has written."""
         file = self.folder / f"{part}.json"
-        content = json.loads(file.read_text()) if file.exists() else {}
-        return content["rows"] if content.get("run") == self.id else []
+        content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        return content if content.get("run") == self.id else {"complete": False, "rows": []}
 
 
 def run_options(parser: argparse.ArgumentParser) -> argparse.Namespace:

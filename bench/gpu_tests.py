@@ -60,10 +60,19 @@ def run_tests(run: Run, op: str) -> dict[str, Any]:
     files = sorted((ROOT / "tests/kernels").glob(f"test_{op}*.py"))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *files]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            *files,
+        ]
         command += ["-k", SELECTED_DRY if run.dry else SELECTED]
         if not run.dry and find_spec("xdist"):
-            command += ["-n", "3"]  # compiling takes most of the time
+            command += ["-n", "2"]  # compiling takes most of the time
         code, output = execute(run, command)
         counts = count(report) if report.exists() else {"passed": 0, "failed": []}
     passed = code == 0 and counts["passed"] > 0
@@ -84,12 +93,18 @@ def count(report: Path) -> dict[str, Any]:
 
 def repeat(run: Run, ops: list[str]) -> dict[str, Any]:
     """Repeat every case's launch; the cases' rows are in a file of their own."""
-    code, output = execute(run, [sys.executable, BENCH / "gpu_repeats.py", *run.options(), "--op", *ops])
-    rows = run.earlier(f"repeats_{'_'.join(ops)}")
-    bad = [r["case"] for r in rows if r.get("differing", 0) or "error" in r]
-    row = {"kind": "repeats", "op": "all" if run.dry else ops[0], "ok": code == 0 and not bad}
-    row |= {"cases": len(rows), "bad": bad}
-    return row if code == 0 else {**row, "ended": ended(code), "tail": output[-TAIL:]}
+    code, output = execute(
+        run, [sys.executable, BENCH / "gpu_repeats.py", *run.options(), "--op", *ops]
+    )
+    found = run.earlier(f"repeats_{'_'.join(ops)}")
+    bad = [r["case"] for r in found["rows"] if r.get("differing", 0) or "error" in r]
+    row = {
+        "kind": "repeats",
+        "op": "all" if run.dry else ops[0],
+        "ok": found["complete"] and not bad,
+    }
+    row |= {"cases": len(found["rows"]), "bad": bad}
+    return row if row["ok"] else {**row, "ended": ended(code), "tail": output[-TAIL:]}
 
 
 def memcheck(run: Run) -> dict[str, Any]:
@@ -101,7 +116,7 @@ def memcheck(run: Run) -> dict[str, Any]:
     watch = [tool, "--tool", "memcheck", "--error-exitcode", FOUND]
     command = [*watch, sys.executable, BENCH / "gpu_repeats.py", *run.options(), "--small"]
     code, output = execute(run, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    rows = run.earlier("small")
+    rows = run.earlier("small")["rows"]
     # What the tool itself could not do is no finding.
     ok = {0: not any("error" in r for r in rows), FOUND: False}.get(code)
     return {**row, "ok": ok, "cases": len(rows), "ended": ended(code), "tail": output[-TAIL:]}

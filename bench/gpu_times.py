@@ -17,10 +17,11 @@ from device_time import DeviceTimer, HostTimer, Timer, copy_bandwidth, matmul_ra
 from gpu_cases import OPS, cases_of, take_apart
 from gpu_run import Run, results_of, run_options
 from peers.references import peers_of
-from specdec_kernels.testing.case import Case
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from work import floor_microseconds, work_of
+
+from specdec_kernels.testing.case import Case
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -82,7 +83,7 @@ def measure_limits(run: Run, timer: Timer) -> dict[str, float]:
 
 def passed_ops(run: Run) -> set[str]:
     """Return the ops of which everything that was checked in this run is right."""
-    rows = run.earlier("tests")
+    rows = run.earlier("tests")["rows"]
     passed = {row["op"] for row in rows if row["kind"] == "tests" and row["ok"]}
     failed = {row["op"] for row in rows if row["kind"] == "repeats" and not row["ok"]}
     repeated = {row["op"] for row in rows if row["kind"] == "repeats"}

@@ -29,9 +29,7 @@ def work_of(call: Call, results: Any) -> Work:
     return Work(size + _bytes(results), flops, factors)
 
 
-def floor_microseconds(
-    size: int, flops: int, bandwidth: float, rate: float
-) -> tuple[float, str]:
+def floor_microseconds(size: int, flops: int, bandwidth: float, rate: float) -> tuple[float, str]:
     """Return the time that the GPU's memory, its arithmetic or a launch asks for, and which of them."""
     floors = {
         "memory": size / bandwidth * 1e6,
@@ -64,7 +62,7 @@ def _tree_attention(
     if shared_lens is not None:  # in our cases one prefix is everybody's
         slots -= int(shared_lens.sum() - shared_lens.max())
     kv = 2 * slots * k_cache.shape[1] * size * k_cache.itemsize
-    return kv + _bytes(q, prefix_lens, ancestors, depth, others), flops, q.dtype
+    return kv + _bytes(q, prefix_lens, ancestors, depth, shared_lens, others), flops, q.dtype
 
 
 def _head(hidden: Tensor, weight: Tensor, **others: Any) -> Counted:

@@ -8,24 +8,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from specdec_kernels.ancestors import unpack_bits
 from specdec_kernels.tree_attention import tree_mask
-from torch import Tensor
 
 
 def attention_peers(
     arguments: dict[str, Any], backend: str
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Callable[[], Any]]]]:
-    """Return the mask that the reference takes, and the peers that know no shared prefix, cap or window.
+    """Return what the reference is given, and the peers that know no shared prefix, cap or window.
 
-    The reference is SDPA with a dense mask at its best: the query heads of a K/V head are rows, K and V are not
-    repeated. `repeated` is how models call it.
+    The reference is SDPA with a dense mask at its best: the query heads of a K/V head are rows, K and V are neither
+    repeated nor gathered (in our cases the cache's rows come in order). `repeated` is how models call it.
     """
     q, k, v = (arguments[name] for name in ("q", "k_cache", "v_cache"))
     group, slots = q.shape[2] // k.shape[1], k.shape[2]
     prefix, ancestors = arguments["prefix_lens"], arguments["ancestors"]
     mask = partial(tree_mask, prefix, ancestors, arguments["depth"], columns=slots)
-    own = {"mask": mask(group=group, window=arguments.get("window"), dtype=k.dtype)}
+    own = {
+        "mask": mask(group=group, window=arguments.get("window"), dtype=k.dtype),
+        "cache_rows": None,
+    }
     if any(arguments.get(name) is not None for name in ("shared_rows", "softcap", "window")):
         return own, {}
     heads_first = q.transpose(1, 2)
