@@ -41,11 +41,16 @@ def main() -> None:
         limits = measure_limits(run, timer)
         passed = passed_ops(run)
         results.note(limits=limits, passed=sorted(passed))
-        for op, case in in_turns(run.dry):
+        # What failed a test may leave the device unusable, so it comes last.
+        trusted = [op for op in OPS if op in passed]
+        doubtful = [op for op in OPS if op not in passed]
+        for op, case in (*in_turns(trusted, run.dry), *in_turns(doubtful, run.dry)):
             if run.late:
                 break
             row = time_case(op, case, run, backend, timer)
             results.add(op=op, case=case.name, **row, **judge(row, limits, op in passed))
+            if "error" in row and not run.dry:
+                torch.cuda.synchronize()  # raises, and ends the part, where nothing can run any more
 
 
 @torch.inference_mode()
@@ -58,10 +63,10 @@ def warm(op: str, run: Run, backend: str) -> None:
             time_case(op, case, run, backend, HostTimer())
 
 
-def in_turns(dry: bool) -> Iterator[tuple[str, Case]]:
+def in_turns(ops: list[str], dry: bool) -> Iterator[tuple[str, Case]]:
     """Give every op's first case, then every op's second, …; attention, which has most cases, three at a time."""
     lists = []
-    for op in OPS:
+    for op in ops:
         of_op = [(op, case) for case in cases_of(op, dry, grid=True)]
         width = 3 if op == "tree_attention" else 1
         lists.append([of_op[i : i + width] for i in range(0, len(of_op), width)])

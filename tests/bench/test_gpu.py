@@ -14,8 +14,9 @@ BENCH = ROOT / "bench"
 
 
 @pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch):
+def bench_on_the_path(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # dry runs leave their results there
 
 
 def run_gpu(*options):
@@ -72,6 +73,17 @@ def test_without_a_gpu_it_says_so():
     done = run_gpu()
     assert done.returncode == 2
     assert "expected a CUDA device, got none" in done.stdout
+
+
+def test_every_part_has_its_time_and_all_of_it_is_given():
+    import gpu
+
+    assert gpu.schedule(list(gpu.BOXES))["decoding"] == gpu.SECONDS < 600
+    alone = gpu.schedule(["tests", "times", "sweep"])
+    assert alone["tests"] == gpu.BOXES["tests"]
+    assert alone["sweep"] - alone["times"] == gpu.BOXES["sweep"]
+    assert alone["sweep"] == gpu.SECONDS
+    assert gpu.schedule(["tests"]) == {"tests": gpu.SECONDS}
 
 
 def test_parts_of_a_gguf_file_are_joined_and_checked(tmp_path, monkeypatch):

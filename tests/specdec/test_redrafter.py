@@ -19,7 +19,7 @@ from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterMode
 from specdec.session import Session
 from specdec.target import Target
 from specdec.tree import TokenTree
-from specdec_kernels import ancestor_matrix, pack_beams
+from specdec_kernels import ancestor_matrix, dispatch, pack_beams
 from tiny import FAMILIES, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 GOLDENS = Path(__file__).parent.parent / "data" / "redrafter"
@@ -71,6 +71,14 @@ def test_beams_and_scores_are_the_authors(name):
             theirs, their_scores = by_tokens(step["beams"][row, :, 1:], step["beam_scores"][row])
             assert torch.equal(ours, theirs)
             torch.testing.assert_close(our_scores, their_scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the goldens lie on the CPU")
+@torch.inference_mode()
+def test_kernels_draft_the_authors_beams_too(kernel_device, monkeypatch):
+    monkeypatch.setattr(dispatch, "KERNEL_DEVICES", {"cuda", "cpu"})
+    test_beams_and_scores_are_the_authors("greedy_b1_w1")
 
 
 @pytest.mark.parametrize("name", SETS)
