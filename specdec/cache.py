@@ -62,7 +62,8 @@ class TreePass:
             impl: what attends, as in `tree_attention`.
         """
         self.impl: Impl = impl
-        self.ancestors, self.depth = ancestors, depth
+        # Written out once: a chain's are expanded views, which every layer's kernel would have to copy.
+        self.ancestors, self.depth = ancestors.contiguous(), depth.contiguous()
         self.prefix_lens, self.cache_rows = prefix_lens, cache_rows
         self.positions = prefix_lens[:, None] + depth  # [B, N]
         self.columns = longest_prefix + depth.shape[1]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from specdec_kernels import LMHeadTopK, tree_attention
-from specdec_kernels.dispatch import chooses_kernel
+from specdec_kernels.dispatch import Impl, chooses_kernel
 
 from .cache import Rows, TreeCache, TreePass
 from .packed_linear import PackedLinear, pack_linears
@@ -73,7 +73,9 @@ def _attention(
         )
     q = query.transpose(1, 2)
     mask = None
-    if not chooses_kernel(tree_pass.impl, q):
+    if chooses_kernel(tree_pass.impl, q):
+        q = q.to(key.dtype)  # a rotation may have widened it; the reference widens keys instead
+    else:
         group = query.shape[1] // key.shape[1]
         mask = tree_pass.mask(group=group, window=sliding_window, dtype=key.dtype)
     tree_pass.windows.add(sliding_window)
@@ -91,7 +93,7 @@ def _attention(
         mask=mask,
         impl=tree_pass.impl,
     )
-    return out, None
+    return out.to(query.dtype), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -144,6 +146,18 @@ class Target:
         )
         self.position_limit = _position_limit(self.config)
         rotary: Any = decoder.rotary_emb
+        self.impl: Impl = "reference" if self.dtype == torch.float64 else "auto"
+        """What computes beside the model; float64 has no kernel."""
+        self.embedding: Tensor = decoder.embed_tokens.weight  # type: ignore[union-attr, assignment]
+        """`[V, E]`; with `embed_scale` what `embed` looks up, for those who pick rows by index."""
+        scale = getattr(
+            decoder.embed_tokens, "embed_scale", None
+        )  # Gemma: rounded to the weights' dtype
+        if isinstance(scale, Tensor):
+            scale = float(scale.to(self.embedding.dtype))
+        self.embed_scale: float | None = getattr(
+            self.config, "embedding_multiplier", scale
+        )  # Granite
         self._rotary_by_type = "layer_type" in inspect.signature(rotary.forward).parameters
 
     def prepare(self) -> int:
@@ -171,16 +185,6 @@ class Target:
         hidden: Tensor = self.decoder.embed_tokens(tokens)  # type: ignore[operator]
         multiplier = getattr(self.config, "embedding_multiplier", None)
         return hidden if multiplier is None else hidden * multiplier
-
-    @property
-    def embedding(self) -> tuple[Tensor, float | None]:
-        """The embeddings `[V, E]` and the factor on them, for who gathers rows without `embed`."""
-        module: Any = self.decoder.embed_tokens
-        scale = getattr(module, "embed_scale", None)  # Gemma: a tensor, rounded to the dtype of the weights
-        if isinstance(scale, Tensor):
-            scale = float(scale.to(module.weight.dtype))
-        multiplier = getattr(self.config, "embedding_multiplier", None)  # Granite
-        return module.weight, scale if multiplier is None else multiplier
 
     def run_layers(
         self, hidden: Tensor, cache: TreeCache, first: int = 0, end: int | None = None
@@ -258,6 +262,7 @@ class Target:
             logit_scale=scale if divisor is None else 1 / divisor,
             softcap=getattr(self.config, "final_logit_softcapping", None),
             id_map=vocabulary,
+            impl=self.impl,
         )
 
     @property

@@ -64,12 +64,18 @@ def register(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) 
     """
     name = schema.partition("(")[0]
 
+    def launch_on_gpu(*arguments: Any) -> Any:
+        # Triton launches on the current device, whichever the tensors are on.
+        (device, *_) = (x.device for x in arguments if isinstance(x, Tensor))
+        with torch.cuda.device(device):
+            return launch(*arguments)
+
     def launch_on_cpu(*arguments: Any) -> Any:
         _require_interpreter(name)
         return launch(*arguments)
 
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(name, launch, "CUDA")
+    library.impl(name, launch_on_gpu, "CUDA")
     library.impl(name, launch_on_cpu, "CPU")
     torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=library)
     return getattr(ops, name).default

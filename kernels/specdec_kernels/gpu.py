@@ -22,11 +22,12 @@ class Gpu(NamedTuple):
     """Shared memory that one program may use."""
 
 
-# Compute units and limits of the GPUs that kernels are compiled for ahead of time.
+# Compute units and limits of the GPUs that kernels are tuned and compiled for ahead of time, and of their next of kin.
 KNOWN = {
     "sm_80": Gpu("sm_80", 108, 163 * 1024),
     "sm_90": Gpu("sm_90", 132, 227 * 1024),
     "sm_100": Gpu("sm_100", 148, 227 * 1024),
+    "sm_103": Gpu("sm_103", 148, 227 * 1024),
     "gfx942": Gpu("gfx942", 304, 64 * 1024),
 }
 # What every other GPU of the last years lets one program use.

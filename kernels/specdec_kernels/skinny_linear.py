@@ -103,12 +103,6 @@ def silu(x):
     return x / (1 + tl.exp(-x))
 
 
-@triton.jit
-def all_stopped(stopped_ptr, o_r, m_r):
-    """Tell whether no row of a block has work left."""
-    return tl.min(tl.load(stopped_ptr + o_r, mask=m_r, other=1).to(tl.int32), 0) != 0
-
-
 @triton.jit(do_not_specialize=["rows", "width"])
 def _skinny_linear_kernel(
     x_ptr,
@@ -139,9 +133,9 @@ def _skinny_linear_kernel(
     o_f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     m_r, m_f = o_r < rows, o_f < features
     if stopped_ptr is not None:
-        if all_stopped(stopped_ptr, o_r, m_r):
-            return
         m_r = m_r & (tl.load(stopped_ptr + o_r, mask=m_r, other=1) == 0)
+        if tl.max(m_r.to(tl.int32), 0) == 0:
+            return
     # Rows beyond the end read the last one again: the loop needs no masks for them.
     i_r = tl.minimum(o_r, rows - 1).to(tl.int64)
     i_f = tl.minimum(o_f, features - 1).to(tl.int64)

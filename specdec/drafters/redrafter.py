@@ -200,7 +200,8 @@ class ReDrafter(Drafter):
         self.model = model.to(target.device, target.dtype).eval()
         tied = model.config.tied_head
         ids = self.model.draft_vocabulary
-        self.head = target.draft_head(ids) if tied else LMHeadTopK(self.model.output, id_map=ids)
+        own = LMHeadTopK(self.model.output, id_map=ids, impl=target.impl)
+        self.head = target.draft_head(ids) if tied else own
         if target.packed:
             pack_linears(self.model)
             pack_linears(self.head)
@@ -216,17 +217,26 @@ class ReDrafter(Drafter):
     def _search(self, roots: Tensor, context: Tensor, length: int) -> list[Beams]:
         """Run up to `length` steps; step i holds the beams of i + 1 drafted tokens."""
         step, config = self.model.step, self.config
-        embedding, embed_scale = self.target.embedding
+        target = self.target
         part = step.context_part(context)
         states = step.initial_state(context)[:, None]  # [B, 1, E]
         # One beam at first: all would be equal.
         tokens, scores = roots[:, None], torch.zeros(roots.shape, device=roots.device)[:, None]
         parents = torch.zeros_like(tokens)
         steps: list[Beams] = []
-        watched = roots.device.type == "cpu"  # elsewhere the host would wait to see how likely beams are
+        watched = (
+            roots.device.type == "cpu"
+        )  # elsewhere the host would wait to see how likely beams are
         while len(steps) < length:
             states, features = step.draft(
-                tokens, parents, states, context, part, embedding, embed_scale=embed_scale
+                tokens,
+                parents,
+                states,
+                context,
+                part,
+                target.embedding,
+                embed_scale=target.embed_scale,
+                impl=target.impl,
             )
             beams = self._next_beams(features, scores)
             if watched and config.least and not (beams.scores >= math.log(config.least)).any():
@@ -247,7 +257,7 @@ class ReDrafter(Drafter):
         config, head = self.config, self.head
         rows = self.model.head_input(features)
         weight = head.linear.weight
-        if config.top_rule is None and chooses_kernel("auto", rows, weight):
+        if config.top_rule is None and chooses_kernel(self.target.impl, rows, weight):
             return lm_head_beams(
                 rows,
                 weight,
@@ -261,7 +271,9 @@ class ReDrafter(Drafter):
             )
         size = head.linear.out_features
         width = min(config.beam_width, size)
-        top = head(rows.flatten(0, 1), width if config.top_rule is None else min(config.top_rule, size))
+        top = head(
+            rows.flatten(0, 1), width if config.top_rule is None else min(config.top_rule, size)
+        )
         log_probs = top.log_probs
         if config.top_rule is not None:
             log_probs = log_probs.log_softmax(-1)
@@ -271,6 +283,7 @@ class ReDrafter(Drafter):
             log_probs[:, :width].reshape(shape),
             top.ids[:, :width].reshape(shape),
             config.beam_width,
+            impl=self.target.impl,
         )
 
     def _all_nodes(self, steps: list[Beams]) -> Proposals:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..ancestors import WORD
-from ..checks import check_integers, check_shape
+from ..checks import MOST_NODES, check_integers, check_shape
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import accept_tree_reference
 
@@ -23,7 +23,8 @@ def accept_tree(
     """Find the longest path that the target agrees with.
 
     Args:
-        tokens: `[B, N]` int64, a deduplicated tree as `pack_tree` makes it.
+        tokens: `[B, N]` int64, a deduplicated tree as `pack_tree` makes it: parents come before their children. Up to
+            256 nodes in a kernel.
         parents: `[B, N]` int64.
         depth: `[B, N]` int64.
         ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included.
@@ -51,6 +52,8 @@ def accept_tree(
         tokens=tokens, parents=parents, depth=depth, ancestors=ancestors, sizes=sizes, picked=picked
     )
     if chooses_kernel(impl, *inputs):
+        if nodes > MOST_NODES:
+            raise ValueError(f"tokens: expected at most {MOST_NODES} nodes in a kernel, got {nodes}")
         return _accept_tree(*inputs)  # type: ignore[no-any-return]
     return accept_tree_reference(*inputs)
 

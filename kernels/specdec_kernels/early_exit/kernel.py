@@ -182,8 +182,9 @@ def _exit_kernel(
     tl.store(tokens_ptr + row * stride_tokens, token)
     tl.store(confidence_ptr + row * stride_confidence, confidence)
     tl.store(positions_ptr + row, tl.load(positions_ptr + row) + 1)
-    # One thread writes what it has read itself, and the reductions lie between: no warp sees another's `stopped`. NaN is
-    # no confidence.
+    # Every warp has read `stopped` above before one thread writes it: reductions over few tiles need no barrier, so they
+    # give none. NaN is no confidence.
+    tl.debug_barrier()
     sure = confidence >= tl.full([], eta, tl.float32)
     tl.store(stopped_ptr + row, sure == 0)
 
@@ -271,7 +272,7 @@ def launch_exit(
         keys[..., 0].contiguous(),
         maxima,
         sums,
-        id_map,
+        None if id_map is None else id_map.contiguous(),
         positions,
         stopped,
         tokens,

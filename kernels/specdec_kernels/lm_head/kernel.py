@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..device_math import tanh
 from ..gpu import gpu_of
-from ..skinny_linear import add_product, all_stopped, inverse_rms
+from ..skinny_linear import add_product, inverse_rms
 from .ordered_keys import NO_KEY, make_key
 
 # Two HGMMA tiles of 64; a merge finds a token's tile by it.
@@ -78,7 +78,7 @@ def _head_tiles_kernel(
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     m_r = o_r < rows
     if stopped_ptr is not None:  # noqa: SIM102  (a constant, which leaves out what follows)
-        if all_stopped(stopped_ptr, o_r, m_r):
+        if tl.min(tl.load(stopped_ptr + o_r, mask=m_r, other=1).to(tl.int32), 0) != 0:
             return
     o_v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     m_v = o_v < vocabulary
@@ -100,7 +100,7 @@ def _head_tiles_kernel(
     logits = tl.where(m_v[:, None], logits, float("-inf"))
 
     highest = tl.max(logits, 0)
-    # Where all are -inf, so is the maximum, and the sum is 0.
+    # Where all are -inf, so is the maximum, and the sum is 0. A maximum may pass over NaN: a sum never does.
     terms = tl.where(logits == float("-inf"), 0.0, tl.exp(logits - highest[None, :]))
     o_r = o_r.to(tl.int64)
     tl.store(maxima_ptr + o_r * tiles + tile, highest, mask=m_r)

@@ -49,9 +49,9 @@ def _read_tiles(
         )
         best = tl.maximum(best, tl.max(heads, 1))
         above = tl.maximum(highest, tl.max(maxima, 1))
-        # Nothing but -inf so far is a sum of 0, and -inf - -inf is NaN.
-        kept = tl.where(highest == float("-inf"), 0.0, total * tl.exp(highest - above))
-        added = tl.where(maxima == float("-inf"), 0.0, sums * tl.exp(maxima - above[:, None]))
+        # Nothing but -inf is a sum of 0, and -inf - -inf is NaN. Maxima do not tell: they pass over NaN, sums do not.
+        kept = tl.where(total == 0, 0.0, total * tl.exp(highest - above))
+        added = tl.where(sums == 0, 0.0, sums * tl.exp(maxima - above[:, None]))
         total = kept + tl.sum(added, 1)
         highest = above
     return highest + tl.log(total), best

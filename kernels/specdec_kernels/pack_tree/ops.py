@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from ..ancestors import WORD
-from ..checks import check_integers, check_shape
+from ..checks import MOST_NODES, check_integers, check_shape
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import PackedTree, pack_tree_reference
 
 # What one program of the kernel holds.
 MOST_PROPOSALS = 1024
-MOST_NODES = 256
 
 
 def pack_tree(

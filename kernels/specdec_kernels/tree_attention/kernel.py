@@ -31,7 +31,7 @@ from .loops import (
 )
 from .merge import launch_merge
 from .shared_prefix import launch_shared_prefix
-from .tiles import SplitPolicy, choose_splits, choose_tiles
+from .tiles import SplitPolicy, choose_splits, choose_tiles, padded
 
 NO_WINDOW = 2**31 - 1
 
@@ -178,7 +178,7 @@ def _launch(
         "HEADS": heads,
         "GROUP": group,
         "D": size,
-        "BLOCK_D": triton.next_power_of_2(size),
+        "BLOCK_D": padded(size),
         "CAPPED": softcap is not None,
         "WINDOWED": window < NO_WINDOW,
         "FIXED": split_policy == "fixed",

@@ -36,6 +36,8 @@ class TreeAttention(nn.Module):
         ancestors: Tensor,
         depth: Tensor,
         cache_rows: Tensor | None = None,
+        shared_rows: Tensor | None = None,
+        shared_lens: Tensor | None = None,
     ) -> Tensor:
         """Attend; arguments and result as in `tree_attention`."""
         return tree_attention(
@@ -46,6 +48,8 @@ class TreeAttention(nn.Module):
             ancestors=ancestors,
             depth=depth,
             cache_rows=cache_rows,
+            shared_rows=shared_rows,
+            shared_lens=shared_lens,
             scale=self.scale,
             softcap=self.softcap,
             window=self.window,

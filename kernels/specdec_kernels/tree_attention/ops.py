@@ -45,7 +45,8 @@ def tree_attention(
         k_cache: `[rows, G, S, D]` with `H % G == 0` and `S >= max(prefix_lens) + N`.
         v_cache: like `k_cache`.
         prefix_lens: `[B]` int64.
-        ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included.
+        ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included. Parents precede children: no ancestor's index
+            is larger than the node's own, and the kernel does not look for one behind it.
         depth: `[B, N]` int64.
         cache_rows: `[B]` int64, the cache row of each batch row; None for the first B in order.
         shared_rows: `[B]` int64, the cache row that a row's prefix begins in, -1 for its own. The kernel reads the
@@ -135,10 +136,11 @@ def _check(
         k_cache.ndim != 4
         or k_cache.shape != v_cache.shape
         or k_cache.shape[-1] != size
+        or k_cache.shape[1] < 1
         or heads % k_cache.shape[1]
     ):
         raise ValueError(
-            f"k_cache, v_cache: expected two tensors [rows, G, S, {size}] with G dividing {heads}, "
+            f"k_cache, v_cache: expected two tensors [rows, G >= 1, S, {size}] with G dividing {heads}, "
             f"got {list(k_cache.shape)} and {list(v_cache.shape)}"
         )
     if nodes > k_cache.shape[2]:
@@ -173,10 +175,8 @@ def _runs_kernel(
     nodes, size = q.shape[1], q.shape[3]
     if nodes > MOST_NODES:
         raise ValueError(f"q: expected at most {MOST_NODES} nodes in a kernel, got {nodes}")
-    if size % 16 or not 16 <= size <= MOST_HEAD_DIM:
-        raise ValueError(
-            f"q: expected heads of a multiple of 16, at most {MOST_HEAD_DIM}, in a kernel, got {size}"
-        )
+    if not 1 <= size <= MOST_HEAD_DIM:
+        raise ValueError(f"q: expected heads of 1 to {MOST_HEAD_DIM} in a kernel, got {size}")
     return True
 
 

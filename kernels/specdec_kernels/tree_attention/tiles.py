@@ -1,9 +1,11 @@
-"""Sizes of tiles and numbers of splits, from shapes and the GPU alone, so that a captured graph fits every length."""
+"""Sizes of tiles and numbers of splits, from shapes and the GPU alone: a captured graph fits all prefixes of a cache."""
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
+
+import triton
 
 from ..gpu import Gpu
 
@@ -36,16 +38,39 @@ class Tiles(NamedTuple):
         }
 
 
-@cache
+def padded(size: int) -> int:
+    """Count the columns that a head of `size` numbers takes in a tile: a power of two, at least 16 in products."""
+    return max(16, triton.next_power_of_2(size))
+
+
+@lru_cache(maxsize=1024)
 def choose_tiles(rows: int, size: int, itemsize: int, gpu: Gpu, policy: SplitPolicy) -> Tiles:
     """Choose for `rows` rows of `size` numbers; fixed splits have one answer for all numbers of rows."""
+    tiles = _fastest_tiles(rows, size, itemsize, gpu, policy)
+    while tiles.stages > 2 and _shared_bytes(tiles, size, itemsize, gpu) > gpu.shared_bytes:
+        tiles = tiles._replace(stages=tiles.stages - 1)
+    while tiles.block_n > 16 and _shared_bytes(tiles, size, itemsize, gpu) > gpu.shared_bytes:
+        tiles = tiles._replace(block_n=tiles.block_n // 2)
+    return tiles
+
+
+def _shared_bytes(tiles: Tiles, size: int, itemsize: int, gpu: Gpu) -> int:
+    """Bound a program's shared memory: tiles of K and V on their way, queries, weights, and what little else there is."""
+    # Products that read shared memory free a tile one stage later than those that read registers.
+    buffers = tiles.stages if gpu.arch in WIDE else tiles.stages - 1
+    columns = padded(size) * (2 * buffers * tiles.block_n + tiles.block_m)
+    return itemsize * (columns + tiles.block_m * tiles.block_n) + 2048
+
+
+def _fastest_tiles(rows: int, size: int, itemsize: int, gpu: Gpu, policy: SplitPolicy) -> Tiles:
     large, amd = size > 128, gpu.arch.startswith("gfx")
     # Three stages hide memory's latency with two programs per processor; shared memory holds two where rows are many
     # or long, and AMD's always does.
     stages = 2 if large or amd else 3
     if itemsize == 4:
         # Multiplied without tensor cores, which round float32: operands take registers as well.
-        return Tiles(16, 16 if large else 32, 8 if size > 64 else 4, stages)
+        # With a softcap, a window and padded heads, wider tiles and fewer warps spill.
+        return Tiles(16, 16, 4 if size <= 64 else 8 if not large or amd else 16, stages)
     wide = gpu.arch in WIDE
     most = (64 if wide else 32) if large else (128 if wide else 64)
     wanted = 64 if policy == "fixed" else max(16, 1 << (rows - 1).bit_length())
@@ -56,20 +81,25 @@ def choose_tiles(rows: int, size: int, itemsize: int, gpu: Gpu, policy: SplitPol
         stages = 2  # registers leave room for three or four programs; with three stages they spill at D 128 on sm_90
     # 4 warps where they suffice: the more programs on a processor, the more loads are in flight.
     few = block_m == 16 or (not large and (block_m == 32 or gpu.arch == "sm_90"))
-    return Tiles(block_m, 32 if large else 64, 4 if few else 8, stages)
+    if large:
+        # Masks of padded heads take the registers that make 64 rows of 32 slots spill on sm_90.
+        return Tiles(block_m, 16 if wide and size != padded(size) else 32, 4 if few else 8, stages)
+    return Tiles(block_m, 64, 4 if few else 8, stages)
 
 
-@cache
 def choose_splits(programs: int, slots: int, tiles: Tiles, gpu: Gpu, policy: SplitPolicy) -> int:
-    """Choose into how many parts prefixes of up to `slots` slots are cut."""
+    """Choose into how many parts prefixes of up to `slots` slots are cut; the same for all slots of a last split."""
     most = max(1, -(-slots // LEAST_SPLIT))
-    if policy == "fixed":
-        return most
+    return most if policy == "fixed" else _cheapest_splits(programs, most, tiles.block_m, tiles.block_n, gpu)
 
+
+# Bounded, for slots grow with a cache's slices.
+@lru_cache(maxsize=1024)
+def _cheapest_splits(programs: int, most: int, block_m: int, block_n: int, gpu: Gpu) -> int:
     # In units of one tile's time: waves of programs, each with some ten tiles' worth of start and end, then merging,
     # which reads every row of every split. Estimates, to be replaced by measurements.
     def cost(splits: int) -> float:
         waves = -(-programs * splits // gpu.processors)
-        return waves * (slots / tiles.block_n / splits + 10) + 0.22 * tiles.block_m / 16 * splits
+        return waves * (most * LEAST_SPLIT / block_n / splits + 10) + 0.22 * block_m / 16 * splits
 
     return min(range(1, min(most, MOST_SPLITS) + 1), key=cost)

@@ -63,6 +63,11 @@ CASES = [
     Case("gemma2-9b-B1-N16-P2000-float32", _prepare((1, 16, *GEMMA), 2000, FP32, **GEMMA2)),
     Case("phi-2-B1-N32-P1000-float16", _prepare((1, 32, 32, 32, 80), 1000, FP16)),
     Case("phi-3-mini-B1-N32-P2000-bfloat16", _prepare((1, 32, 32, 32, 96), 2000, BF16)),
+    *(
+        Case(f"phi-3-mini-B1-N64-P4096-window-{name}",
+             _prepare((1, 64, 32, 32, 96), 4096, dtype, window=2047))
+        for name, dtype in (("bfloat16", BF16), ("float32", FP32))
+    ),
     Case("qwen2-7b-B4-N32-P2000-bfloat16", _prepare((4, 32, 28, 4, 128), 2000, BF16)),
 ]  # fmt: skip
 
