@@ -217,6 +217,11 @@ def test_bad_arguments_are_named(kernel_device):
         call(hidden=hidden[0])
     with pytest.raises(ValueError, match=r"scores: expected shape \[2, 3\], got \[2, 4\]"):
         call(scores=torch.zeros(2, 4, device=kernel_device))
+    for impl in ("triton", "reference"):
+        with pytest.raises(
+            ValueError, match=r"weight: expected shape \[V >= 1, E\], got \[0, 16\]"
+        ):
+            call(weight=weight[:0], impl=impl)
     with pytest.raises(ValueError, match="width: expected 1 to 64, got 65"):
         call(width=65)
     with pytest.raises(TypeError, match="scores: expected torch.float32 in a kernel"):

@@ -269,6 +269,12 @@ def test_bad_arguments_are_named(kernel_device):
     for changed, message in (
         ({"tokens": tokens[0]}, r"tokens: expected shape \[B >= 1, W >= 1\], got \[3\]"),
         ({"states": states[:1]}, r"states: expected shape \[2, Wp >= 1, E\], got \[1, 3, 8\]"),
+        ({"states": states.sum()}, r"states: expected shape \[2, Wp >= 1, E\], got \[\]"),
+        (
+            {"context_part": part[:, :0]},
+            r"context_part: expected shape \[2, X >= 1\], got \[2, 0\]",
+        ),
+        ({"context_part": part[0]}, r"context_part: expected shape \[2, X >= 1\], got \[16\]"),
         ({"context": context[:, :7]}, r"context: expected shape \[2, 8\], got \[2, 7\]"),
         ({"embedding": embedding[0]}, r"embedding: expected shape \[V >= 1, 8\], got \[8\]"),
         ({"context_part": None}, "context_part, state_in: expected both or none, got state_in"),
@@ -299,3 +305,20 @@ def test_bad_arguments_are_named(kernel_device):
         TypeError, match="states: expected float32, float16 or bfloat16 in a kernel"
     ):
         draft_step(*map_tensors(torch.Tensor.double, inputs), impl="triton")
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
+def test_the_module_refuses_what_the_op_does(impl, kernel_device):
+    module = RecurrentDraftStep(8).to(kernel_device).requires_grad_(False)
+    inputs = make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device)
+    names = ("tokens", "parents", "states", "context", "context_part", "embedding")
+    given = dict(zip(names, inputs[:6], strict=True))
+    for changed, message in (
+        ({"parents": given["parents"][:, :1]}, r"parents: expected shape \[2, 3\], got \[2, 1\]"),
+        ({"context": given["context"][:1]}, r"context: expected shape \[2, 8\], got \[1, 8\]"),
+        ({"context_part": None}, "context_part, state_in: expected both or none, got state_in"),
+        ({"embedding": given["embedding"].to("meta")}, "device: expected all tensors on one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.draft(**{**given, **changed}, impl=impl)
+    check_never_silent(lambda impl: module.draft(**given, impl=impl))

@@ -395,12 +395,19 @@ def test_a_row_has_the_same_bits_beside_any_others(kernel_device):
         assert torch.equal(alone[name], whole[name][2:3])
 
 
-def test_caches_and_results_may_be_slices(kernel_device):
+def spaced(x):
+    """The same entries, each with another behind it."""
+    return torch.stack([x, x + 1 if x.dtype == torch.int64 else ~x], 1)[:, 0]
+
+
+def test_caches_indices_and_results_may_be_slices(kernel_device):
     step = make_step(batch=3, device=kernel_device)
     expected = run(step, "triton")
     kv = torch.full((2, 5, 12, 2, 20), torch.nan, device=kernel_device).transpose(2, 3)
     for i, name in enumerate(("k_cache", "v_cache")):
         kv[i, ..., :16] = step[name]
+    id_map = torch.arange(300, device=kernel_device).view(150, 2)[:, 0]
+    expected["tokens"] *= 2
     out = torch.full((3, 4), -1, device=kernel_device)
     sure = torch.full((3, 4), -1.0, device=kernel_device)
     positions, stopped = step["positions"].clone(), step["stopped"].clone()
@@ -409,6 +416,9 @@ def test_caches_and_results_may_be_slices(kernel_device):
         **{
             **step, "hidden": hidden, "k_cache": kv[0, ..., :16], "v_cache": kv[1, ..., :16],
             "positions": positions, "stopped": stopped, "tokens": out[:, 2], "confidence": sure[:, 2],
+            "head": step["head"]._replace(id_map=id_map),
+            "prefix_lens": spaced(step["prefix_lens"]), "cache_rows": spaced(step["cache_rows"]),
+            "appends": spaced(~step["stopped"]),
         },
         impl="triton",
     )  # fmt: skip
@@ -441,11 +451,18 @@ def test_the_modules_step_is_its_parts(kernel_device):
         k_cache, v_cache = step["k_cache"].clone(), step["v_cache"].clone()
         k_cache[step["cache_rows"], :, step["prefix_lens"]] = k[:, :, 0]
         v_cache[step["cache_rows"], :, step["prefix_lens"]] = v[:, :, 0]
-        read = module.attend(
-            hidden, q, k_cache, v_cache,
-            prefix_lens=step["prefix_lens"], cache_rows=step["cache_rows"],
-            ancestors=torch.ones_like(at)[..., None], depth=torch.zeros_like(at),
-        )  # fmt: skip
+        nodes = {
+            "prefix_lens": step["prefix_lens"], "cache_rows": step["cache_rows"],
+            "ancestors": torch.ones_like(at)[..., None], "depth": torch.zeros_like(at),
+        }  # fmt: skip
+        read, again = (
+            module.attend(hidden, q, k_cache, v_cache, **nodes, impl=impl)
+            for impl in ("reference", "triton")
+        )
+        torch.testing.assert_close(read, again)
+        check_never_silent(
+            lambda impl: module.attend(hidden, q, k_cache, v_cache, **nodes, impl=impl)
+        )
         sure = head.confidence(read[:, 0])
         for impl in ("auto", "reference", "triton"):
             found = {name: step[name].clone() for name in WRITTEN}
@@ -524,6 +541,14 @@ def test_bad_arguments_are_named(kernel_device):
     for changed, message in (
         ({"hidden": step["hidden"][0]}, r"hidden: expected shape \[B >= 1, E\], got \[64\]"),
         ({"k_cache": step["k_cache"][..., :15]}, r"k_cache, v_cache: expected two tensors"),
+        (
+            {name: step[name][:, :0] for name in ("k_cache", "v_cache")},
+            r"k_cache, v_cache: expected .* none of these 0 and D even, got \[4, 0, 12, 16\]",
+        ),
+        (
+            {name: step[name][..., :0] for name in ("k_cache", "v_cache")},
+            r"k_cache, v_cache: expected .* none of these 0 and D even, got \[4, 2, 12, 0\]",
+        ),
         ({"tokens": step["tokens"][:1]}, r"tokens: expected shape \[2\], got \[1\]"),
         (
             {"cache_rows": None, "k_cache": step["k_cache"][:1], "v_cache": step["v_cache"][:1]},
@@ -563,3 +588,49 @@ def test_bad_arguments_are_named(kernel_device):
     ):
         with pytest.raises(TypeError, match=message):
             call(**changed)
+
+
+def test_what_no_kernel_can_do_is_refused_before_the_cache_is_written(kernel_device):
+    step = make_step((16, 1, 1, 258), batch=2, slots=3, vocabulary=20, device=kernel_device)
+    before = step["k_cache"].clone(), step["v_cache"].clone()
+    with pytest.raises(
+        ValueError, match="k_cache: expected heads of at most 256 in a kernel, got 258"
+    ):
+        early_exit_step(**step, impl="triton")
+    run(step, "reference")
+    rounded = {**step, "head": step["head"]._replace(round_to=torch.float64)}
+    for name in ("k_cache", "v_cache"):
+        rounded[name] = step[name][..., :256]
+    adapter = {
+        f"{name}_proj": getattr(step["adapter"], f"{name}_proj")[:256] for name in ("q", "k", "v")
+    }
+    rounded["adapter"] = step["adapter"]._replace(
+        **adapter, o_proj=step["adapter"].o_proj[:, :256].contiguous()
+    )
+    with pytest.raises(TypeError, match="head.round_to: expected float32, float16 or bfloat16"):
+        early_exit_step(**rounded, impl="triton")
+    for x, y in zip(before, (step["k_cache"], step["v_cache"]), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("head_dim", [2, 6, 34])
+def test_heads_may_have_any_even_size(head_dim, kernel_device):
+    assert_kernel_is_no_worse(make_step((40, 4, 2, head_dim), batch=16, device=kernel_device))
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
+@torch.no_grad()
+def test_the_modules_step_refuses_what_the_op_does(impl, kernel_device):
+    module = EarlyExitAdapter(64, 4, 2, 16).to(kernel_device)
+    head = LMHeadTopK(torch.nn.Linear(64, 90, bias=False)).to(kernel_device)
+    step = make_step(device=kernel_device, vocabulary=90)
+    del step["adapter"]
+    step["head"] = head
+    for name in ("prefix_lens", "positions", "cache_rows"):
+        with pytest.raises(ValueError, match=rf"{name}: expected shape \[3\], got \[1\]"):
+            module.step(**{**step, name: step[name][:1]}, impl=impl)
+    with pytest.raises(TypeError, match="stopped: expected torch.bool, got torch.int32"):
+        module.step(**{**step, "stopped": step["stopped"].int()}, impl=impl)
+    with pytest.raises(ValueError, match="device: expected all tensors on one device"):
+        module.step(**{**step, "tokens": step["tokens"].to("meta")}, impl=impl)
+    check_never_silent(lambda impl: module.step(**step, impl=impl))

@@ -186,6 +186,29 @@ def test_nan_is_never_hidden_and_stays_in_its_row(kernel_device):
         assert torch.equal(x[::2], y[::2])
 
 
+def test_nan_beside_forbidden_tokens_is_not_hidden(kernel_device):
+    hidden, weight = make_head(2, 32, 300, torch.float32, 5, kernel_device)
+    bias = torch.zeros(300, device=kernel_device)
+    bias[128:256] = -torch.inf  # a tile whose maximum, where that passes over NaN, is -inf
+    bias[130] = torch.nan
+    found = run(hidden, weight, 3, bias=bias)
+    assert found.log_probs.isnan().all() and found.logsumexp.isnan().all()
+    assert (found.ids[:, 0] == 130).all()
+
+
+@pytest.mark.parametrize("tile", [0, 1, 1029])
+def test_a_merge_keeps_a_nan_sum_under_a_maximum_of_minus_infinity(tile, kernel_device):
+    from specdec_kernels.lm_head.merge import launch_merge_rows
+
+    # Keys of zeros, each tile's first token.
+    keys = (2**32 - 1 - 128 * torch.arange(1030, device=kernel_device))[None, :, None]
+    maxima, sums = (torch.full((1, 1030), x, device=kernel_device) for x in (-torch.inf, 0.0))
+    maxima[0, 5], sums[0, 5] = 2.0, 1.0
+    assert launch_merge_rows(keys, maxima, sums, None)[2].tolist() == [2.0]
+    sums[0, tile] = torch.nan
+    assert launch_merge_rows(keys, maxima, sums, None)[2].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_inputs_may_be_slices_with_anything_between(dtype, kernel_device):
     hidden, weight = make_head(5, 40, 150, dtype, 6, kernel_device)
@@ -197,7 +220,10 @@ def test_inputs_may_be_slices_with_anything_between(dtype, kernel_device):
     for x, y in zip(wide, (hidden, weight), strict=True):
         x[:, 3:43] = y
     sliced = [x[:, 3:43] for x in wide]
-    for x, y in zip(run(*sliced, 4, bias=bias), run(hidden, weight, 4), strict=True):
+    id_map = torch.arange(300, device=kernel_device).view(150, 2)[:, 0]
+    found, expected = run(*sliced, 4, bias=bias, id_map=id_map), run(hidden, weight, 4)
+    assert torch.equal(found.ids, 2 * expected.ids)
+    for x, y in zip(found[1:], expected[1:], strict=True):
         assert torch.equal(x, y)
 
 
@@ -329,6 +355,11 @@ def test_bad_arguments_are_named(kernel_device):
     check_never_silent(lambda impl: call(impl=impl))
     with pytest.raises(ValueError, match="k: expected 1 to 64"):
         call(k=65)
+    for impl in ("triton", "reference"):
+        with pytest.raises(
+            ValueError, match=r"weight: expected shape \[V >= 1, E\], got \[0, 32\]"
+        ):
+            call(weight=weight[:0], impl=impl)
     with pytest.raises(
         TypeError, match=r"weight: expected torch.float32 as hidden, got torch.float16"
     ):
@@ -355,3 +386,21 @@ def test_bad_arguments_are_named(kernel_device):
         call(id_map=torch.zeros(140, dtype=torch.int64, device="meta"))
     with pytest.raises(ValueError, match="gradients are recorded"):
         call(hidden=hidden.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
+@torch.no_grad()
+def test_the_module_refuses_what_the_op_does(impl, kernel_device):
+    hidden, _ = make_head(3, 32, 140, torch.float32, 17, kernel_device)
+    linear = nn.Linear(32, 140, device=kernel_device)
+    head = LMHeadTopK(linear, impl=impl)
+    for k in (0, 65):
+        with pytest.raises(ValueError, match=f"k: expected 1 to 64 .*, got {k}"):
+            head(hidden, k)
+    with pytest.raises(ValueError, match="hidden, weight: expected shapes"):
+        head(hidden[:, :5], 2)
+    with pytest.raises(ValueError, match="device: expected all tensors on one device"):
+        LMHeadTopK(linear, id_map=torch.arange(140, device="meta"), impl=impl)(hidden, 2)
+    with pytest.raises(ValueError, match="k: expected 1 to 40"):
+        LMHeadTopK(nn.Linear(32, 40, device=kernel_device), impl=impl)(hidden, 41)
+    check_never_silent(lambda impl: LMHeadTopK(linear, impl=impl)(hidden, 2))

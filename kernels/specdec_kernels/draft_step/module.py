@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..dispatch import Impl, chooses_kernel
-from .ops import DraftStepWeights, draft_step
+from ..dispatch import Impl
+from .ops import DraftStepWeights, check_draft_step, run_draft_step
 from .reference import draft_features, gather_inputs, recurrent_state
 
 
@@ -105,19 +105,15 @@ class RecurrentDraftStep(nn.Module):
 
         Returns:
             The new states `[B, W, E]` and the features `[B, W, X]` for the head.
+
+        Raises:
+            TypeError: as `draft_step` does.
+            ValueError: as `draft_step` does.
         """
-        if chooses_kernel(impl, tokens, states):
-            return draft_step(
-                tokens,
-                parents,
-                states,
-                context,
-                context_part,
-                embedding,
-                self.step_weights(),
-                embed_scale=embed_scale,
-                impl="triton",
-            )
+        weights = self.step_weights()
+        arguments = (tokens, parents, states, context, context_part, embedding, weights)
+        if check_draft_step(*arguments, impl):
+            return run_draft_step(*arguments, embed_scale)
         embedded, states = gather_inputs(tokens, parents, states, embedding, embed_scale)
         part = None if context_part is None else context_part[:, None]
         return self(embedded, states, context[:, None], part)  # type: ignore[no-any-return]

@@ -62,7 +62,24 @@ def draft_step(
         TypeError: if a dtype does not fit.
         ValueError: if a shape, a device or `impl` does not fit, or a stride does not fit the kernel.
     """
-    _check(tokens, parents, states, context, context_part, embedding, weights)
+    arguments = (tokens, parents, states, context, context_part, embedding, weights)
+    if check_draft_step(*arguments, impl):
+        return run_draft_step(*arguments, embed_scale)
+    return draft_step_reference(*arguments[:6], *weights, embed_scale)
+
+
+def check_draft_step(
+    tokens: Tensor,
+    parents: Tensor,
+    states: Tensor,
+    context: Tensor,
+    context_part: Tensor | None,
+    embedding: Tensor,
+    weights: DraftStepWeights,
+    impl: Impl,
+) -> bool:
+    """Check the arguments of `draft_step`, and decide between kernel and reference; errors as there."""
+    _check_shapes(tokens, parents, states, context, context_part, embedding, weights)
     *tensors, blocks, biases = weights
     named = {
         "states": states,
@@ -73,19 +90,32 @@ def draft_step(
         **{f"blocks[{i}]": weight for i, weight in enumerate(blocks)},
         **{f"biases[{i}]": bias for i, bias in enumerate(biases)},
     }
-    if chooses_kernel(impl, tokens, parents, *named.values()):
+    kernel = chooses_kernel(impl, tokens, parents, *named.values())
+    if kernel:
         check_kernel_float(**named)
         check_last_stride(**named)
-        return _draft_step(  # type: ignore[no-any-return]
-            tokens, parents, states, context, context_part, embedding, *tensors,
-            list(blocks), list(biases), embed_scale,
-        )  # fmt: skip
-    return draft_step_reference(
-        tokens, parents, states, context, context_part, embedding, *weights, embed_scale
-    )
+    return kernel
 
 
-def _check(
+def run_draft_step(
+    tokens: Tensor,
+    parents: Tensor,
+    states: Tensor,
+    context: Tensor,
+    context_part: Tensor | None,
+    embedding: Tensor,
+    weights: DraftStepWeights,
+    embed_scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Run the kernels on checked arguments; as `draft_step`."""
+    *tensors, blocks, biases = weights
+    return _draft_step(  # type: ignore[no-any-return]
+        tokens, parents, states, context, context_part, embedding, *tensors,
+        list(blocks), list(biases), embed_scale,
+    )  # fmt: skip
+
+
+def _check_shapes(
     tokens: Tensor,
     parents: Tensor,
     states: Tensor,
@@ -96,9 +126,10 @@ def _check(
 ) -> None:
     if tokens.ndim != 2 or not tokens.numel():
         raise ValueError(f"tokens: expected shape [B >= 1, W >= 1], got {list(tokens.shape)}")
-    batch, size = len(tokens), states.shape[-1]
+    batch = len(tokens)
     if states.ndim != 3 or len(states) != batch or not states.numel():
         raise ValueError(f"states: expected shape [{batch}, Wp >= 1, E], got {list(states.shape)}")
+    size = states.shape[2]
     check_shape("parents", parents, tokens.shape)
     check_integers(tokens=tokens, parents=parents)
     check_shape("context", context, (batch, size))
@@ -116,8 +147,11 @@ def _check(
         )
     width = 2 * size
     if context_part is not None:
-        width = context_part.shape[-1]
-        check_shape("context_part", context_part, (batch, width))
+        if context_part.ndim != 2 or len(context_part) != batch or not context_part.numel():
+            raise ValueError(
+                f"context_part: expected shape [{batch}, X >= 1], got {list(context_part.shape)}"
+            )
+        width = context_part.shape[1]
     for name, weight, shape in (
         ("recurrent_input", weights.recurrent_input, (size, size)),
         ("recurrent_state", weights.recurrent_state, (size, size)),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..dispatch import Impl, chooses_kernel
+from ..dispatch import Impl
 from ..lm_head import LMHeadTopK
 from ..lm_head.reference import sure_token, top_tokens
 from ..tree_attention import tree_attention
-from .ops import early_exit_step
+from .ops import check_early_exit_step, run_early_exit_step
 from .reference import (
     AdapterWeights,
     HeadWeights,
@@ -106,6 +108,7 @@ class EarlyExitAdapter(nn.Module):
         depth: Tensor,
         cache_rows: Tensor | None = None,
         mask: Tensor | None = None,
+        impl: Impl = "auto",
     ) -> Tensor:
         """Finish tokens whose keys and values lie in the cache.
 
@@ -119,6 +122,7 @@ class EarlyExitAdapter(nn.Module):
             depth: `[B, N]` int64.
             cache_rows: `[B]` int64, or None.
             mask: the result of `tree_mask`, or None.
+            impl: "triton", "reference", or "auto" for what suits the device.
 
         Returns:
             `[B, N, E]` for the head.
@@ -132,6 +136,7 @@ class EarlyExitAdapter(nn.Module):
             depth=depth,
             cache_rows=cache_rows,
             mask=mask,
+            impl=impl,
         )
         return self._finish(hidden, out)
 
@@ -170,32 +175,21 @@ class EarlyExitAdapter(nn.Module):
             cache_rows: `[B]` int64, or None.
             appends: `[B]` bool, or None.
             impl: "triton", "reference", or "auto" for what suits the device.
+
+        Raises:
+            TypeError: as `early_exit_step` does.
+            ValueError: as `early_exit_step` does.
         """
-        if chooses_kernel(impl, hidden, k_cache):
-            weight = head.linear.weight
-            early_exit_step(
-                hidden,
-                k_cache,
-                v_cache,
-                self.step_weights(),
-                HeadWeights(
-                    weight,
-                    head.linear.bias,
-                    head.id_map,
-                    head.logit_scale,
-                    head.softcap,
-                    round_to=weight.dtype,
-                ),
-                prefix_lens=prefix_lens,
-                positions=positions,
-                stopped=stopped,
-                tokens=tokens,
-                confidence=confidence,
-                eta=eta,
-                cache_rows=cache_rows,
-                appends=appends,
-                impl="triton",
-            )
+        linear = head.linear
+        options = (head.id_map, head.logit_scale, head.softcap, linear.weight.dtype)
+        weights = HeadWeights(linear.weight, linear.bias, *options)
+        model = (hidden, k_cache, v_cache, self.step_weights(), weights)
+        rows: dict[str, Any] = {
+            "prefix_lens": prefix_lens, "positions": positions, "stopped": stopped,
+            "tokens": tokens, "confidence": confidence, "cache_rows": cache_rows, "appends": appends,
+        }  # fmt: skip
+        if check_early_exit_step(*model, rows, impl):
+            run_early_exit_step(*model, rows, eta)
             return
         early_exit_step_reference(
             hidden,
@@ -204,14 +198,8 @@ class EarlyExitAdapter(nn.Module):
             self.project,
             self._finish,
             lambda rows: sure_token(top_tokens(head.logits(rows), 1, head.id_map)),
-            prefix_lens=prefix_lens,
-            positions=positions,
-            stopped=stopped,
-            tokens=tokens,
-            confidence=confidence,
+            **rows,
             eta=eta,
-            cache_rows=cache_rows,
-            appends=appends,
         )
 
     def step_weights(self) -> AdapterWeights:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..checks import check_integers, check_kernel_float, check_last_stride, check_shape
 from ..dispatch import Impl, chooses_kernel, register
+from ..lm_head.ops import check_rounding
+from ..tree_attention.ops import MOST_HEAD_DIM
 from .reference import AdapterWeights, HeadWeights, early_exit_step_reference, functional_parts
 
 
@@ -58,57 +60,111 @@ def early_exit_step(
         TypeError: if a dtype does not fit.
         ValueError: if a shape, a stride, a size, a device or `impl` does not fit.
     """
-    rows = {
+    model = (hidden, k_cache, v_cache, adapter, head)
+    rows: dict[str, Any] = {
         "prefix_lens": prefix_lens, "positions": positions, "stopped": stopped,
         "tokens": tokens, "confidence": confidence, "cache_rows": cache_rows, "appends": appends,
     }  # fmt: skip
-    _check(hidden, k_cache, v_cache, adapter, head, rows)
-    weights = dict(zip(AdapterWeights._fields[:6], adapter[:6], strict=True))
-    floats = {
-        "hidden": hidden, "k_cache": k_cache, "v_cache": v_cache,
-        **weights, "head.weight": head.weight, "head.bias": head.bias,
-    }  # fmt: skip
-    if chooses_kernel(impl, *floats.values(), *rows.values(), head.id_map):
-        check_kernel_float(**floats)
-        check_last_stride(**floats)
-        for name, x in {**weights, "positions": positions, "stopped": stopped}.items():
-            if not x.is_contiguous():
-                raise ValueError(f"{name}: expected contiguous, got strides {x.stride()}")
-        _early_exit_step(
-            hidden, k_cache, v_cache, prefix_lens, cache_rows, positions, stopped, appends, tokens,
-            confidence, *adapter, *head, eta,
-        )  # fmt: skip
+    if check_early_exit_step(*model, rows, impl):
+        run_early_exit_step(*model, rows, eta)
         return
     early_exit_step_reference(
         hidden,
         k_cache,
         v_cache,
         *functional_parts(adapter, head, k_cache.shape[-1]),
-        prefix_lens=prefix_lens,
-        positions=positions,
-        stopped=stopped,
-        tokens=tokens,
-        confidence=confidence,
-        cache_rows=cache_rows,
-        appends=appends,
+        **rows,
         eta=eta,
     )
 
 
-def _check(
+def check_early_exit_step(
     hidden: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     adapter: AdapterWeights,
     head: HeadWeights,
-    rows: dict[str, Tensor | None],
+    rows: dict[str, Any],
+    impl: Impl,
+) -> bool:
+    """Check the arguments of `early_exit_step`, and decide between kernel and reference.
+
+    All that a later launch could refuse is checked here: the first one writes the cache.
+
+    Args:
+        hidden: `[B, E]`; this and the next four as in `early_exit_step`.
+        k_cache: `[rows, G, S, D]`.
+        v_cache: like `k_cache`.
+        adapter: its weights.
+        head: the head's.
+        rows: by name the arguments that have an entry per row.
+        impl: which implementation is asked for.
+
+    Returns:
+        Whether the kernels run.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, a stride, a size, a device or `impl` does not fit.
+    """
+    _check_shapes(hidden, k_cache, v_cache, adapter, head, rows)
+    weights = dict(zip(AdapterWeights._fields[:6], adapter[:6], strict=True))
+    floats = {
+        "hidden": hidden, "k_cache": k_cache, "v_cache": v_cache,
+        **weights, "head.weight": head.weight, "head.bias": head.bias,
+    }  # fmt: skip
+    if not chooses_kernel(impl, *floats.values(), *rows.values(), head.id_map):
+        return False
+    check_kernel_float(**floats)
+    check_last_stride(**floats)
+    for name, x in {**weights, "positions": rows["positions"], "stopped": rows["stopped"]}.items():
+        if not x.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous, got strides {x.stride()}")
+    if k_cache.shape[-1] > MOST_HEAD_DIM:
+        raise ValueError(
+            f"k_cache: expected heads of at most {MOST_HEAD_DIM} in a kernel, got {k_cache.shape[-1]}"
+        )
+    check_rounding("head.round_to", head.round_to)
+    return True
+
+
+def run_early_exit_step(
+    hidden: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    adapter: AdapterWeights,
+    head: HeadWeights,
+    rows: dict[str, Any],
+    eta: float,
+) -> None:
+    """Run the kernels on checked arguments; as `early_exit_step`."""
+    names = (
+        "prefix_lens", "cache_rows", "positions", "stopped", "appends", "tokens", "confidence"
+    )  # fmt: skip
+    _early_exit_step(
+        hidden, k_cache, v_cache, *(rows[name] for name in names), *adapter, *head, eta
+    )
+
+
+def _check_shapes(
+    hidden: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    adapter: AdapterWeights,
+    head: HeadWeights,
+    rows: dict[str, Any],
 ) -> None:
     if hidden.ndim != 2 or not hidden.numel():
         raise ValueError(f"hidden: expected shape [B >= 1, E], got {list(hidden.shape)}")
     batch, size = hidden.shape
-    if k_cache.ndim != 4 or k_cache.shape != v_cache.shape or k_cache.shape[-1] % 2:
+    if (
+        k_cache.ndim != 4
+        or k_cache.shape != v_cache.shape
+        or k_cache.shape[-1] % 2
+        or not k_cache.numel()
+    ):
         raise ValueError(
-            "k_cache, v_cache: expected two tensors [rows, G, S, D] with an even D, "
+            "k_cache, v_cache: expected two tensors [rows, G, S, D], none of these 0 and D even, "
             f"got {list(k_cache.shape)} and {list(v_cache.shape)}"
         )
     _, kv_heads, _, head_dim = k_cache.shape

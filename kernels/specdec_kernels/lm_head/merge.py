@@ -49,10 +49,11 @@ def _read_tiles(
         )
         best = tl.maximum(best, tl.max(heads, 1))
         above = tl.maximum(highest, tl.max(maxima, 1))
-        # Nothing but -inf is a sum of 0, and -inf - -inf is NaN. Maxima do not tell: they pass over NaN, sums do not.
-        kept = tl.where(total == 0, 0.0, total * tl.exp(highest - above))
-        added = tl.where(sums == 0, 0.0, sums * tl.exp(maxima - above[:, None]))
-        total = kept + tl.sum(added, 1)
+        # Nothing but -inf so far: -inf - -inf is NaN, but -inf - 0 keeps sums of 0. It keeps a NaN as well, which a sum
+        # may hold though the maximum passed over it.
+        base = tl.where(above == float("-inf"), 0.0, above)
+        added = tl.sum(sums * tl.exp(maxima - base[:, None]), 1)
+        total = total * tl.exp(highest - base) + added
         highest = above
     return highest + tl.log(total), best
 

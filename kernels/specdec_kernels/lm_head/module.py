@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..dispatch import Impl, chooses_kernel
-from .ops import lm_head_topk
+from ..dispatch import Impl
+from .ops import check_topk, run_topk
 from .reference import SureToken, TopTokens, finish_logits, sure_token, top_tokens
 
 
@@ -40,20 +40,17 @@ class LMHeadTopK(nn.Module):
         )
 
     def forward(self, hidden: Tensor, k: int) -> TopTokens:
-        """Take the `k` most likely tokens of `[R, E]` rows; without the kernel, by way of the linear layer's own call."""
-        weight = self.linear.weight
-        if chooses_kernel(self.impl, hidden, weight):
-            return lm_head_topk(
-                hidden,
-                weight,
-                k,
-                bias=self.linear.bias,
-                logit_scale=self.logit_scale,
-                softcap=self.softcap,
-                round_to=weight.dtype,
-                id_map=self.id_map,
-                impl=self.impl,
-            )
+        """Take the `k` most likely tokens of `[R, E]` rows; without the kernel, by way of the linear layer's own call.
+
+        Raises:
+            TypeError: as `lm_head_topk` does.
+            ValueError: as `lm_head_topk` does.
+        """
+        weight, bias = self.linear.weight, self.linear.bias
+        dtype, ids = weight.dtype, self.id_map
+        if check_topk(hidden, weight, k, bias, dtype, ids, self.impl):
+            options = (bias, self.logit_scale, self.softcap, dtype, ids)
+            return run_topk(hidden, weight, k, *options)
         return top_tokens(self.logits(hidden), k, self.id_map)
 
     def confidence(self, hidden: Tensor) -> SureToken:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,13 +54,8 @@ def lm_head_topk(
         TypeError: if a dtype does not fit.
         ValueError: if a shape, a stride, `k`, a device or `impl` does not fit.
     """
-    kernel = check_head(hidden, weight, bias, round_to, id_map, impl)
-    most = min(MOST_TOKENS, weight.shape[0])
-    if not 1 <= k <= most:
-        raise ValueError(f"k: expected 1 to {most} (64 and V at most), got {k}")
-    if kernel:
-        arguments = (hidden, weight, k, bias, logit_scale, softcap, round_to, id_map)
-        return TopTokens(*_lm_head_topk(*arguments))
+    if check_topk(hidden, weight, k, bias, round_to, id_map, impl):
+        return run_topk(hidden, weight, k, bias, logit_scale, softcap, round_to, id_map)
     return lm_head_topk_reference(
         hidden,
         weight,
@@ -100,6 +97,28 @@ def lm_head_confidence(
     return sure_token(top)
 
 
+def check_topk(
+    hidden: Tensor,
+    weight: Tensor,
+    k: int,
+    bias: Tensor | None,
+    round_to: torch.dtype | None,
+    id_map: Tensor | None,
+    impl: Impl,
+) -> bool:
+    """Check the arguments of `lm_head_topk`, and decide between kernel and reference; errors as there."""
+    kernel = check_head(hidden, weight, bias, round_to, id_map, impl)
+    most = min(MOST_TOKENS, len(weight))
+    if not 1 <= k <= most:
+        raise ValueError(f"k: expected 1 to {most} (64 and V at most), got {k}")
+    return kernel
+
+
+def run_topk(*arguments: Any) -> TopTokens:
+    """Run the kernel on checked arguments, in the order of the op's schema."""
+    return TopTokens(*_lm_head_topk(*arguments))
+
+
 def check_head(
     hidden: Tensor,
     weight: Tensor,
@@ -132,6 +151,8 @@ def check_head(
             "hidden, weight: expected shapes [R, E] and [V, E], "
             f"got {list(hidden.shape)} and {list(weight.shape)}"
         )
+    if not len(weight):
+        raise ValueError(f"weight: expected shape [V >= 1, E], got {list(weight.shape)}")
     for name, value in (("bias", bias), ("id_map", id_map)):
         if value is not None:
             check_shape(name, value, weight.shape[:1])
@@ -140,11 +161,14 @@ def check_head(
     if kernel:
         check_kernel_float(hidden=hidden, weight=weight, bias=bias)
         check_last_stride(hidden=hidden, weight=weight)
-        if round_to is not None and round_to not in FLOATS:
-            raise TypeError(
-                f"round_to: expected float32, float16 or bfloat16 in a kernel, got {round_to}"
-            )
+        check_rounding("round_to", round_to)
     return kernel
+
+
+def check_rounding(name: str, dtype: torch.dtype | None) -> None:
+    """Raise TypeError unless kernels can round logits to `dtype`; None for no rounding."""
+    if dtype is not None and dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float32, float16 or bfloat16 in a kernel, got {dtype}")
 
 
 def _launch(
