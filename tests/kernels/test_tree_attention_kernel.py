@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from ladder import check_compiles_whole, check_never_silent, check_op
 from specdec_kernels import ancestor_matrix, pack_bits, tree_attention
 from specdec_kernels._ops import ops
-from specdec_kernels.gpu import INTERPRETER, pretend
+from specdec_kernels.gpu import INTERPRETER, KNOWN, pretend
 from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import poisoned_empty
 from specdec_kernels.testing.trees import KINDS, depths, make_parents
 from specdec_kernels.tree_attention import TreeAttention, tree_attention_lse
+from specdec_kernels.tree_attention.tiles import _cheapest_splits, choose_splits, choose_tiles
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -89,6 +90,35 @@ def assert_right(problem, **options):
 )
 def test_kernel_is_no_worse_than_reference(nodes, heads, size, dtype, kernel_device):
     assert_right(make_problem(kernel_device, nodes=nodes, heads=heads, size=size, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("size", [1, 8, 24, 40, 120])
+def test_heads_of_any_size(size, dtype, kernel_device):
+    problem = make_problem(
+        kernel_device, prefixes=(300, 37), nodes=5, heads=(2, 1), size=size, dtype=dtype, window=290
+    )
+    with pretend(INTERPRETER._replace(processors=1)):
+        assert_right(problem)  # one split writes results itself
+    assert_right(problem, split_policy="fixed")
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_tiles_fit_little_shared_memory(size, itemsize):
+    for kilobytes in (64, 99):
+        gpu = KNOWN["sm_80"]._replace(shared_bytes=kilobytes * 1024)
+        tiles = choose_tiles(256, size, itemsize, gpu, "auto")
+        keys_and_values = 2 * (tiles.stages - 1) * tiles.block_n
+        assert size * itemsize * (keys_and_values + tiles.block_m) < gpu.shared_bytes
+
+
+def test_splits_are_chosen_anew_only_where_there_may_be_more_of_them():
+    tiles, gpu = choose_tiles(64, 128, 2, KNOWN["sm_90"], "auto"), KNOWN["sm_90"]
+    _cheapest_splits.cache_clear()
+    for slots in range(4097, 4097 + 256):
+        choose_splits(8, slots, tiles, gpu, "auto")
+    assert _cheapest_splits.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("nodes", [1, 63, 64, 65, 128, 256])
@@ -331,6 +361,9 @@ def test_the_module_is_the_function(kernel_device):
     found = module(problem.q, problem.k, problem.v, **problem.tree)
     assert torch.equal(found, problem.run("triton", tree_attention))
     assert "window=30" in repr(module)
+    shared = with_shared(problem, [1, 1], [8, 8])
+    found = module(problem.q, problem.k, problem.v, **shared.tree)
+    assert torch.equal(found, shared.run("triton", tree_attention))
 
 
 def test_bad_arguments_are_named(kernel_device):
@@ -365,8 +398,10 @@ def test_bad_arguments_are_named(kernel_device):
           q=problem.q.double(), k=problem.k.double(), v=problem.v.double())  # fmt: skip
     fails(ValueError, "v_cache: expected a contiguous last dimension",
           v=problem.v.mT.contiguous().mT)  # fmt: skip
-    fails(ValueError, "q: expected heads of a multiple of 16, at most 256, in a kernel, got 8",
-          q=problem.q[..., :8], k=problem.k[..., :8], v=problem.v[..., :8])  # fmt: skip
+    wide = {name: getattr(problem, name).repeat(1, 1, 1, 17) for name in "qkv"}
+    fails(ValueError, "q: expected heads of 1 to 256 in a kernel, got 272", **wide)
+    fails(ValueError, r"expected two tensors \[rows, G >= 1, S, 16\] with G dividing 4, got \[3, 0",
+          k=problem.k[:, :0], v=problem.v[:, :0])  # fmt: skip
     fails(ValueError, "gradients are recorded", q=problem.q.clone().requires_grad_())
     many = make_problem(kernel_device, "star", (3,), 257, (1, 1), 16)
     with pytest.raises(ValueError, match="q: expected at most 256 nodes in a kernel, got 257"):

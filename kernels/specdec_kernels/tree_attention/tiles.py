@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
-import triton
-
 from ..gpu import Gpu
 
 SplitPolicy = Literal["auto", "fixed"]
@@ -27,10 +25,14 @@ class Tiles(NamedTuple):
     """Slots read at a time, at most a word of ancestors."""
     warps: int
     stages: int
+    registers: int | None = None
+    """At most so many per thread; None leaves it to the compiler. NVIDIA's alone."""
 
     def options(self) -> dict[str, int]:
         """Write out as a launch takes it."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {
+            **limit,
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,
             "num_warps": self.warps,
@@ -40,7 +42,7 @@ class Tiles(NamedTuple):
 
 def padded(size: int) -> int:
     """Count the columns that a head of `size` numbers takes in a tile: a power of two, at least 16 in products."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << (size - 1).bit_length())
 
 
 @lru_cache(maxsize=1024)
@@ -63,14 +65,20 @@ def _shared_bytes(tiles: Tiles, size: int, itemsize: int, gpu: Gpu) -> int:
 
 
 def _fastest_tiles(rows: int, size: int, itemsize: int, gpu: Gpu, policy: SplitPolicy) -> Tiles:
-    large, amd = size > 128, gpu.arch.startswith("gfx")
+    large, amd, nvidia = size > 128, gpu.arch[:3] == "gfx", gpu.arch[:3] == "sm_"
+    if itemsize == 4:
+        # Multiplied without tensor cores, which round float32: operands take registers as well.
+        # Left to itself, ptxas aims at more programs per processor than that and spills for it, a softcap's and a
+        # window's code above all: ask for three, two and one.
+        warps = 4 if size <= 64 else 8 if not large or amd else 16
+        limit = 168 if size <= 64 else 128
+        return Tiles(16, 16, warps, 2, limit if nvidia else None)
+    if size % 16:
+        # A pointer for every number that is read: small tiles, or they spill.
+        return Tiles(32, 32 if size <= 64 else 16, 8, 2, 255 if nvidia else None)
     # Three stages hide memory's latency with two programs per processor; shared memory holds two where rows are many
     # or long, and AMD's always does.
     stages = 2 if large or amd else 3
-    if itemsize == 4:
-        # Multiplied without tensor cores, which round float32: operands take registers as well.
-        # With a softcap, a window and padded heads, wider tiles and fewer warps spill.
-        return Tiles(16, 16, 4 if size <= 64 else 8 if not large or amd else 16, stages)
     wide = gpu.arch in WIDE
     most = (64 if wide else 32) if large else (128 if wide else 64)
     wanted = 64 if policy == "fixed" else max(16, 1 << (rows - 1).bit_length())
@@ -81,16 +89,21 @@ def _fastest_tiles(rows: int, size: int, itemsize: int, gpu: Gpu, policy: SplitP
         stages = 2  # registers leave room for three or four programs; with three stages they spill at D 128 on sm_90
     # 4 warps where they suffice: the more programs on a processor, the more loads are in flight.
     few = block_m == 16 or (not large and (block_m == 32 or gpu.arch == "sm_90"))
+    warps = 4 if few else 8
     if large:
-        # Masks of padded heads take the registers that make 64 rows of 32 slots spill on sm_90.
-        return Tiles(block_m, 16 if wide and size != padded(size) else 32, 4 if few else 8, stages)
-    return Tiles(block_m, 64, 4 if few else 8, stages)
+        # Masks of padded heads take the registers that 64 rows of 32 slots need on sm_90.
+        return Tiles(block_m, 16 if gpu.arch == "sm_90" and size < 256 else 32, warps, stages)
+    # As for float32; aligned powers of two keep to fewer registers by themselves.
+    tight = nvidia and block_m == 16 and size != padded(size)
+    return Tiles(block_m, 64, warps, stages, 168 if tight else None)
 
 
 def choose_splits(programs: int, slots: int, tiles: Tiles, gpu: Gpu, policy: SplitPolicy) -> int:
     """Choose into how many parts prefixes of up to `slots` slots are cut; the same for all slots of a last split."""
     most = max(1, -(-slots // LEAST_SPLIT))
-    return most if policy == "fixed" else _cheapest_splits(programs, most, tiles.block_m, tiles.block_n, gpu)
+    if policy == "fixed":
+        return most
+    return _cheapest_splits(programs, most, tiles.block_m, tiles.block_n, gpu)
 
 
 # Bounded, for slots grow with a cache's slices.
