@@ -224,9 +224,8 @@ class ReDrafter(Drafter):
         tokens, scores = roots[:, None], torch.zeros(roots.shape, device=roots.device)[:, None]
         parents = torch.zeros_like(tokens)
         steps: list[Beams] = []
-        watched = (
-            roots.device.type == "cpu"
-        )  # elsewhere the host would wait to see how likely beams are
+        # Elsewhere the host would wait to see how likely beams are.
+        watched = roots.device.type == "cpu"
         while len(steps) < length:
             states, features = step.draft(
                 tokens,
