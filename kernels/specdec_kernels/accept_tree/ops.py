@@ -53,7 +53,9 @@ def accept_tree(
     )
     if chooses_kernel(impl, *inputs):
         if nodes > MOST_NODES:
-            raise ValueError(f"tokens: expected at most {MOST_NODES} nodes in a kernel, got {nodes}")
+            raise ValueError(
+                f"tokens: expected at most {MOST_NODES} nodes in a kernel, got {nodes}"
+            )
         return _accept_tree(*inputs)  # type: ignore[no-any-return]
     return accept_tree_reference(*inputs)
 
