@@ -139,9 +139,10 @@ def test_trees_of_every_kind_and_size(kind, nodes, kernel_device):
     st.integers(0, 10**6),
 )
 def test_any_tree(kernel_device, kind, prefixes, nodes, heads, window, softcap, seed):
+    # Large heads and a further row: of a few numbers the reference's own error is no measure.
     assert_right(
         make_problem(
-            kernel_device, kind, prefixes, nodes, heads, 16, FP32, seed,
+            kernel_device, kind, [*prefixes, 61], nodes, heads, 128, FP32, seed,
             window=window, softcap=softcap, scale=0.3,
         )
     )  # fmt: skip
