@@ -7,79 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladder import check_compiles_whole, check_never_silent, check_op
-from specdec_kernels import ancestor_matrix, pack_bits, tree_attention
-from specdec_kernels._ops import ops
+from attention_problems import BF16, FP16, FP32, assert_right, make_problem, with_shared
+from specdec_kernels import ancestor_matrix, tree_attention
 from specdec_kernels.gpu import INTERPRETER, KNOWN, pretend
 from specdec_kernels.testing.accuracy import assert_no_worse
-from specdec_kernels.testing.poison import poisoned_empty
-from specdec_kernels.testing.trees import KINDS, depths, make_parents
-from specdec_kernels.tree_attention import TreeAttention, tree_attention_lse
+from specdec_kernels.testing.trees import KINDS, make_parents
 from specdec_kernels.tree_attention.tiles import _cheapest_splits, choose_splits, choose_tiles
-
-FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
-
-
-@dataclasses.dataclass
-class Problem:
-    """One call: queries, caches without NaN, and the arguments that say which slots count."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    tree: dict
-    options: dict
-
-    def run(self, impl, function=tree_attention_lse, dtype=None, **options):
-        q, k, v = (x if dtype is None else x.to(dtype) for x in (self.q, self.k, self.v))
-        return function(q, k, v, **self.tree, **{**self.options, **options}, impl=impl)
-
-    def poison(self):
-        """Fill every slot that nobody may read with NaN."""
-        used = torch.zeros(self.k.shape[0], self.k.shape[2], dtype=torch.bool)
-        nodes, tree = self.q.shape[1], self.tree
-        for b, prefix in enumerate(tree["prefix_lens"].tolist()):
-            shared = 0
-            if "shared_rows" in tree and tree["shared_rows"][b] >= 0:
-                shared = int(tree["shared_lens"][b])
-                used[tree["shared_rows"][b], :shared] = True
-            used[tree["cache_rows"][b], shared : prefix + nodes] = True
-        k, v = self.k.clone(), self.v.clone()
-        for cache in (k, v):
-            cache.transpose(1, 2)[~used.to(cache.device)] = torch.nan
-        return dataclasses.replace(self, k=k, v=v)
-
-
-def make_problem(
-    device, kind="random", prefixes=(37, 70), nodes=13, heads=(4, 2), size=64, dtype=FP32, seed=0,
-    parents=None, **options,
-):  # fmt: skip
-    generator = torch.Generator().manual_seed(seed)
-    batch, slots = len(prefixes), max(prefixes) + nodes + 3
-    if parents is None:
-        parents = torch.stack([make_parents(kind, nodes, generator) for _ in prefixes])
-    q = torch.randn(batch, heads[0], nodes, size, generator=generator).to(device, dtype)
-    k, v = torch.randn(2, batch + 1, heads[1], slots, size, generator=generator).to(device, dtype)
-    tree = {
-        "prefix_lens": torch.tensor(prefixes),
-        "ancestors": pack_bits(ancestor_matrix(parents)),
-        "depth": depths(parents),
-        "cache_rows": torch.randperm(batch + 1, generator=generator)[:batch],
-    }
-    tree = {name: x.to(device) for name, x in tree.items()}
-    return Problem(q.transpose(1, 2), k, v, tree, options)
-
-
-def assert_right(problem, **options):
-    """No worse than the reference, and nothing read that is not there or left unwritten."""
-    with poisoned_empty():
-        found = problem.poison().run("triton", **options)
-    reference = problem.run("reference")
-    exact = problem.run("reference", dtype=torch.float64)
-    for x, like, truth in zip(found, reference, exact, strict=True):
-        assert x.is_contiguous()
-        assert_no_worse(x, like, truth)
-    return found
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
@@ -205,16 +138,6 @@ def test_runs_repeat_to_the_bit(policy, kernel_device):
         assert torch.equal(x, y)
 
 
-def with_shared(problem, shared_rows, shared_lens):
-    device = problem.q.device
-    tree = {
-        **problem.tree,
-        "shared_rows": torch.tensor(shared_rows, device=device),
-        "shared_lens": torch.tensor(shared_lens, device=device),
-    }
-    return dataclasses.replace(problem, tree=tree)
-
-
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
 @pytest.mark.parametrize("options", [{}, {"window": 90, "softcap": 3.0}], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
@@ -310,100 +233,3 @@ def test_the_kernel_does_not_look_at_a_mask(kernel_device):
     garbage = torch.full((2, 26, 86), torch.nan, device=kernel_device)
     expected = problem.run("triton", tree_attention)
     assert torch.equal(problem.run("triton", tree_attention, mask=garbage), expected)
-
-
-def test_an_empty_batch(kernel_device):
-    problem = make_problem(kernel_device, size=16)
-    tree = {name: x[:0] for name, x in problem.tree.items()}
-    empty = dataclasses.replace(problem, q=problem.q[:0], tree=tree)
-    assert [list(x.shape) for x in empty.run("triton")] == [[0, 13, 4, 16], [0, 13, 4]]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_ops_are_registered_as_torch_wants(shared, kernel_device):
-    problem = make_problem(kernel_device, nodes=5, size=16)
-    if shared:
-        problem = with_shared(problem, [1, 1], [8, 8])
-    tree = [
-        problem.tree.get(name)
-        for name in (
-            "prefix_lens",
-            "ancestors",
-            "depth",
-            "cache_rows",
-            "shared_rows",
-            "shared_lens",
-        )
-    ]
-    caches = (problem.k, problem.v)
-    check_op(ops.tree_attention, problem.q, *caches, *tree, 0.25, None, 9, "auto")
-    check_op(
-        ops.tree_attention_lse, problem.q.contiguous(), *caches, *tree, 0.25, 2.0, None, "auto"
-    )
-
-
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_compiles_whole(impl, kernel_device):
-    module = TreeAttention(scale=0.3, window=20, split_policy="fixed", impl=impl)
-
-    def attend(q, k, v, tree):
-        return module(q, k, v, **tree)
-
-    variants = [
-        make_problem(kernel_device, "random", prefixes, nodes, (2, 1), 16)
-        for prefixes, nodes in (((9, 30), 5), ((9, 30, 7), 8))
-    ]
-    check_compiles_whole(attend, *((x.q, x.k, x.v, x.tree) for x in variants))
-
-
-def test_the_module_is_the_function(kernel_device):
-    problem = make_problem(kernel_device, size=16, softcap=2.0, window=30)
-    module = TreeAttention(softcap=2.0, window=30, impl="triton")
-    found = module(problem.q, problem.k, problem.v, **problem.tree)
-    assert torch.equal(found, problem.run("triton", tree_attention))
-    assert "window=30" in repr(module)
-    shared = with_shared(problem, [1, 1], [8, 8])
-    found = module(problem.q, problem.k, problem.v, **shared.tree)
-    assert torch.equal(found, shared.run("triton", tree_attention))
-
-
-def test_bad_arguments_are_named(kernel_device):
-    problem = make_problem(kernel_device, size=16)
-    check_never_silent(problem.run)
-
-    def fails(error, text, impl="triton", q=problem.q, k=problem.k, v=problem.v, **changes):
-        arguments = {**problem.tree, **changes}
-        for function in (tree_attention, tree_attention_lse):
-            with pytest.raises(error, match=text):
-                function(q, k, v, **arguments, impl=impl)
-
-    rows, lens = problem.tree["cache_rows"], problem.tree["prefix_lens"]
-    fails(
-        ValueError, r"q: expected shape \[B, N >= 1, H, D\], got \[2, 13, 4\]", q=problem.q[..., 0]
-    )
-    fails(ValueError, "q: expected at most the cache's 7 slots, got 13 nodes",
-          k=problem.k[:, :, :7], v=problem.v[:, :, :7])  # fmt: skip
-    fails(ValueError, "q: expected at most 1 rows as in k_cache, got 2", cache_rows=None,
-          k=problem.k[:1], v=problem.v[:1])  # fmt: skip
-    fails(ValueError, r"prefix_lens: expected shape \[2\], got \[1\]", prefix_lens=lens[:1])
-    fails(ValueError, r"ancestors: expected shape \[2, 13, 1\]",
-          ancestors=problem.tree["ancestors"].repeat(1, 1, 2))  # fmt: skip
-    fails(TypeError, "cache_rows: expected int64, got torch.int32", cache_rows=rows.int())
-    fails(ValueError, "shared_rows, shared_lens: expected both or neither", shared_rows=rows)
-    fails(ValueError, r"shared_lens: expected shape \[2\], got \[1\]", shared_rows=rows,
-          shared_lens=lens[:1])  # fmt: skip
-    fails(ValueError, "window: expected at least 1, got 0", window=0)
-    fails(ValueError, "split_policy: expected 'auto' or 'fixed', got 'most'", split_policy="most")
-    fails(TypeError, "k_cache: expected torch.float32 as q, got torch.float16", k=problem.k.half())
-    fails(TypeError, "q: expected float32, float16 or bfloat16 in a kernel, got torch.float64",
-          q=problem.q.double(), k=problem.k.double(), v=problem.v.double())  # fmt: skip
-    fails(ValueError, "v_cache: expected a contiguous last dimension",
-          v=problem.v.mT.contiguous().mT)  # fmt: skip
-    wide = {name: getattr(problem, name).repeat(1, 1, 1, 17) for name in "qkv"}
-    fails(ValueError, "q: expected heads of 1 to 256 in a kernel, got 272", **wide)
-    fails(ValueError, r"expected two tensors \[rows, G >= 1, S, 16\] with G dividing 4, got \[3, 0",
-          k=problem.k[:, :0], v=problem.v[:, :0])  # fmt: skip
-    fails(ValueError, "gradients are recorded", q=problem.q.clone().requires_grad_())
-    many = make_problem(kernel_device, "star", (3,), 257, (1, 1), 16)
-    with pytest.raises(ValueError, match="q: expected at most 256 nodes in a kernel, got 257"):
-        many.run("triton")

@@ -1,0 +1,63 @@
+"""Heads with hidden states, and what their kernels' answers are held against."""
+
+import torch
+import torch.nn.functional as F
+
+from specdec_kernels import lm_head_topk
+from specdec_kernels.lm_head.reference import finish_logits
+from specdec_kernels.testing.accuracy import assert_no_worse
+from specdec_kernels.testing.poison import poisoned_empty
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def make_head(rows, size, vocabulary, dtype, seed, device, integers=None):
+    """Hidden states and a head; small integers make every sum exact, and ties plenty."""
+    generator = torch.Generator().manual_seed(seed)
+    if integers is None:
+        hidden = torch.randn(rows, size, generator=generator)
+        weight = torch.randn(vocabulary, size, generator=generator) * 2 * size**-0.5
+    else:
+        hidden, weight = (
+            torch.randint(-integers, integers + 1, (n, size), generator=generator).float()
+            for n in (rows, vocabulary)
+        )
+    return hidden.to(device, dtype), weight.to(device, dtype)
+
+
+def run(hidden, weight, k, **options):
+    with poisoned_empty():
+        return lm_head_topk(hidden, weight, k, impl="triton", **options)
+
+
+def all_log_probs(hidden, weight, bias=None, logit_scale=None, softcap=None, round_to=None):
+    """The reference's log-probabilities of all tokens, and those of float64 throughout."""
+    exact = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
+    exact = finish_logits(exact, logit_scale=logit_scale, softcap=softcap, round_to=None)
+    if round_to is None:
+        hidden, weight, bias = (None if x is None else x.float() for x in (hidden, weight, bias))
+    logits = finish_logits(
+        F.linear(hidden, weight, bias), logit_scale=logit_scale, softcap=softcap, round_to=round_to
+    ).float()
+    logsumexp, exact_logsumexp = logits.logsumexp(-1), exact.logsumexp(-1)
+    return (
+        (logits - logsumexp[:, None], logsumexp),
+        (exact - exact_logsumexp[:, None], exact_logsumexp),
+    )
+
+
+def assert_as_good(hidden, weight, k, **options):
+    """Values as close to float64 as the reference's; ids equal, but for a few near-ties within two roundings."""
+    found = run(hidden, weight, k, **options)
+    expected = lm_head_topk(hidden, weight, k, impl="reference", **options)
+    (log_probs, logsumexp), (exact, exact_logsumexp) = all_log_probs(hidden, weight, **options)
+    at = found.ids
+    assert_no_worse(found.log_probs, log_probs.gather(1, at), exact.gather(1, at))
+    assert_no_worse(found.logsumexp, logsumexp, exact_logsumexp)
+    differ = found.ids != expected.ids
+    assert differ.float().mean() <= 0.02, f"{int(differ.sum())} of {differ.numel()} ids differ"
+    ours, theirs = (exact.gather(1, ids)[differ] for ids in (found.ids, expected.ids))
+    rounding = torch.finfo(options.get("round_to") or torch.float32).eps
+    scale = (exact + exact_logsumexp[:, None]).abs().amax()
+    assert ((ours - theirs).abs() <= 2 * rounding * scale).all()
+    assert all(len(set(row)) == k for row in found.ids.tolist())
