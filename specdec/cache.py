@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from specdec_kernels import commit_kv, tree_mask
-from specdec_kernels.dispatch import Impl
+from specdec_kernels.dispatch import Impl, chooses_kernel
 
 from .tree import Accepted
 
@@ -33,6 +34,15 @@ class Rows(NamedTuple):
         return Rows(self.ids[places], [self.host[at] for at in stay])
 
 
+class Shared(NamedTuple):
+    """Prompts that several rows begin with, each in the cache once; as `tree_attention` takes them."""
+
+    rows: Tensor | None
+    """`[rows]` int64, the cache row that holds a row's prompt."""
+    lens: Tensor | None
+    """`[rows]` int64, cached tokens of it."""
+
+
 class TreePass:
     """Where the tokens of one forward pass lie in the cache, and what they see.
 
@@ -48,6 +58,7 @@ class TreePass:
         longest_prefix: int,
         same_prefix: bool,
         cache_rows: Tensor | None,
+        shared: Shared | None,
         impl: Impl,
     ) -> None:
         """Describe a pass.
@@ -59,12 +70,14 @@ class TreePass:
             longest_prefix: the largest of them, known to the host.
             same_prefix: whether all rows have the longest prefix.
             cache_rows: `[B]` int64, None for all rows of the cache in order.
+            shared: where the B rows' prefixes begin, if not in rows of their own.
             impl: what attends, as in `tree_attention`.
         """
         self.impl: Impl = impl
         # Written out once: a chain's are expanded views, which every layer's kernel would have to copy.
         self.ancestors, self.depth = ancestors.contiguous(), depth.contiguous()
         self.prefix_lens, self.cache_rows = prefix_lens, cache_rows
+        self.shared = shared or Shared(None, None)
         self.positions = prefix_lens[:, None] + depth  # [B, N]
         self.columns = longest_prefix + depth.shape[1]
         # Rows in order with one prefix length are written as a slice, others slot by slot.
@@ -74,8 +87,8 @@ class TreePass:
             rows = torch.arange(batch, device=depth.device) if cache_rows is None else cache_rows
             slots = prefix_lens[:, None] + torch.arange(nodes, device=depth.device)
             self.write_index = rows[:, None], slots
-        self.windows: set[int | None] = set()
-        """Sliding windows that layers have asked for so far; None is none."""
+        self.windows: dict[int, int | None] = {}
+        """Per layer that has attended so far its sliding window; None is none."""
         self._masks: dict[tuple[int | None, int], Tensor] = {}
 
     def mask(self, *, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -122,7 +135,8 @@ class TreeCache(Cache):
         """
         super().__init__(layers=[])
         self.shape = (layers, 2, rows)
-        self.capacity, self.slots = capacity, capacity + tree_capacity
+        self.capacity, self.tree_capacity = capacity, tree_capacity
+        self.slots = capacity + tree_capacity
         self.dtype, self.device = dtype, device
         self.impl: Impl = "reference" if dtype == torch.float64 else "auto"
         """What attends to this cache: float64 has no kernel."""
@@ -135,6 +149,41 @@ class TreeCache(Cache):
         self.drafter_kv: Tensor | None = None
         """`[1, 2, rows, G', slots, D']`, of a drafter that attends too: one more layer, with heads of its own."""
         self.current: TreePass | None = None
+        self.shared: Shared | None = None
+        self.texts: list[list[int]] = []
+        """What the rows hold, from the first token on, and perhaps tokens that are not cached yet."""
+        self.made_for: tuple[object, object] = (None, None)
+        """The target and the drafter that have read the texts."""
+
+    def share_prompts(self, copies: int) -> None:
+        """Let every first of `copies` rows, into which a prompt was read, be the beginning of them all.
+
+        Where a kernel attends, it reads the prompt where it is, once for all of them. Elsewhere reading it there would
+        take a copy per layer and pass, so it is copied once.
+        """
+        assert self.kv is not None
+        rows = torch.arange(self.shape[2], device=self.device)
+        first = rows - rows % copies
+        lengths = [self.host_lengths[row - row % copies] for row in range(len(rows))]
+        self.set_lengths(lengths)
+        if chooses_kernel(self.impl, self.kv):
+            self.shared = Shared(first, self.lengths.clone())
+        for kv in (self.kv, self.drafter_kv):
+            if kv is not None and (kv is self.drafter_kv or self.shared is None):
+                prompts = kv[:, :, ::copies, :, : max(lengths)]
+                kv[..., : max(lengths), :] = prompts.repeat_interleave(copies, 2)
+
+    def grow(self, capacity: int, tree_capacity: int) -> None:
+        """Make room for at least `capacity` committed tokens per row and `tree_capacity` nodes; keeps what is there."""
+        self.capacity = max(capacity, self.capacity)
+        more = self.capacity + max(tree_capacity, self.tree_capacity) - self.slots
+        if more > 0:
+            self.slots += more
+            self.kv, self.drafter_kv = (
+                None if kv is None else F.pad(kv, (0, 0, 0, more))
+                for kv in (self.kv, self.drafter_kv)
+            )
+        self.tree_capacity = self.slots - self.capacity
 
     def set_lengths(self, lengths: list[int]) -> None:
         """Declare how much of each row is its prefix: after prefill, or to roll back."""
@@ -160,6 +209,7 @@ class TreeCache(Cache):
             longest_prefix=longest,
             same_prefix=min(lengths) == longest,
             cache_rows=rows.ids if len(rows.host) < self.shape[2] else None,
+            shared=self.shared and Shared(*(x[rows.ids] for x in self.shared if x is not None)),
             impl=self.impl,
         )
         return self.current
@@ -177,6 +227,10 @@ class TreeCache(Cache):
         now = self.current
         assert now is not None, "a pass must be opened before the layers run"
         batch, heads, _, size = key_states.shape
+        if value_states.shape != key_states.shape:
+            raise NotImplementedError(
+                f"cache: expected values of the size of keys, {size}, got {value_states.shape[-1]}"
+            )
         layers, *shape = self.shape
         own = layer_idx < layers
         kv = self.kv if own else self.drafter_kv
@@ -184,6 +238,10 @@ class TreeCache(Cache):
             shape = [layers if own else 1, *shape, heads, self.slots, size]
             kv = torch.zeros(shape, dtype=self.dtype, device=self.device)
             self.kv, self.drafter_kv = (kv, self.drafter_kv) if own else (self.kv, kv)
+        if (heads, size) != (kv.shape[3], kv.shape[5]):
+            raise NotImplementedError(
+                f"cache: expected {kv.shape[3]} heads of size {kv.shape[5]} in every layer, got {heads} of {size}"
+            )
         keys, values = kv[layer_idx if own else 0]  # [rows, G, slots, D]
         if now.start is not None:
             keys[:batch, :, now.start : now.columns] = key_states
@@ -193,6 +251,14 @@ class TreeCache(Cache):
             keys[rows, :, slots] = key_states.transpose(1, 2).to(self.dtype)
             values[rows, :, slots] = value_states.transpose(1, 2).to(self.dtype)
         return keys[:, :, : now.columns], values[:, :, : now.columns]
+
+    def _refuse_state(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(
+            "cache: expected layers that attend, got one with a state of its own, which a tree cannot branch"
+        )
+
+    get_conv_state = update_conv_state = _refuse_state
+    get_recurrent_state = update_recurrent_state = _refuse_state
 
     def drafter_layer(self) -> tuple[Tensor, Tensor]:
         """Return the drafter's keys and values `[rows, G', columns, D']` as far as the current pass reaches."""

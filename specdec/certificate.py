@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from specdec_kernels import pack_tree
 
 from .cache import Rows
+from .decoder_parts import LAYER_TYPES
 from .target import Target
 from .tree import TokenTree
 
@@ -76,7 +77,7 @@ def certify(target: Target, own: list[Tensor]) -> None:
     verified = target.verify(tree, cache, rows).logits[0]
     assert cache.current is not None
     _check_windows(target, cache.current.windows)
-    middle = max(1, target.config.num_hidden_layers // 3)
+    middle = max(1, len(target.layer_types) // 3)
     cache.open(tree.ancestors, tree.depth, rows)
     shallow = target.run_layers(target.embed(tokens), cache, 0, middle)
     split = target.head(target.run_layers(shallow, cache, middle)).logits[0]
@@ -86,22 +87,17 @@ def certify(target: Target, own: list[Tensor]) -> None:
         _compare(target, "the shallow-deep split", split[path], logits[PROMPT:])
 
 
-def _check_windows(target: Target, seen: set[int | None]) -> None:
+def _check_windows(target: Target, seen: dict[int, int | None]) -> None:
     """Compare sliding windows by what layers ask for: the probe is shorter than most of them."""
     window = getattr(target.config, "sliding_window", None)
     # Layers without types are all alike.
-    windows = {None: window, "full_attention": None, "sliding_attention": window}
-    if unknown := set(target.layer_types) - set(windows):
-        raise ValueError(
-            f"model: {type(target.model).__name__} is not supported: expected layers of full or sliding attention, "
-            f"got {', '.join(map(str, unknown))}"
-        )
-    expected = {windows[kind] for kind in target.layer_types}
-    if seen != expected:
-        raise ValueError(
-            f"model: {type(target.model).__name__} is not supported: expected its layers to attend with the windows "
-            f"{expected} of its configuration, got {seen}"
-        )
+    windows = dict(zip(LAYER_TYPES, (window, None, window), strict=True))
+    for layer, kind in enumerate(target.layer_types):
+        if layer not in seen or seen[layer] != windows[kind]:
+            raise ValueError(
+                f"model: {type(target.model).__name__} is not supported: expected layer {layer} to attend with the "
+                f"window {windows[kind]} of its configuration, got {seen.get(layer, 'no call of the attention interface')}"
+            )
 
 
 def _compare(target: Target, part: str, ours: Tensor, own: Tensor) -> None:

@@ -21,7 +21,7 @@ def load_target(
     """Load a model and certify that trees can be verified with it.
 
     Args:
-        model: the embedded default's name, a hub id, a local folder, or a model in evaluation mode, which stays
+        model: an embedded model's name, a hub id, a local folder, or a model in evaluation mode, which stays
             as it is unless `pack` is true.
         dtype: of the weights, for a model given by name.
         device: for a model given by name.
@@ -40,15 +40,16 @@ def load_target(
     if isinstance(model, str):
         model, tokenizer = load_model(model, dtype=dtype, device=device)
         pack = pack is not False
-    target = Target(model, tokenizer, exact=exact)
     try:
+        target = Target(model, tokenizer, exact=exact)
         own = own_logits(model)
         if pack:
             target.prepare()
         certify(target, own)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         # Layers that want something else than ours fail in their own ways.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        own_words = isinstance(error, NotImplementedError)
+        reason = str(error) if own_words else f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"model: {type(model).__name__} is not supported: {reason}") from error
     if exact:
         certify_exact(target)

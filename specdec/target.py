@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from specdec_kernels import LMHeadTopK, tree_attention
-from specdec_kernels.dispatch import Impl, chooses_kernel
+from specdec_kernels import LMHeadTopK
+from specdec_kernels.dispatch import Impl
 
-from .cache import Rows, TreeCache, TreePass
+from .attention import ATTENTION
+from .cache import Rows, TreeCache
+from .decoder_parts import find_parts, position_limit
 from .packed_linear import PackedLinear, pack_linears
 from .tree import TokenTree
 
-ATTENTION = "specdec_tree"
 PREFILL_CHUNK = 256
 
 
@@ -52,51 +53,9 @@ class Verified(NamedTuple):
     hidden: Tensor
     """`[B, N, E]`, or `[B, E]`: the input of the head, after the final norm."""
 
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    tree_pass: TreePass | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attend as the library's attention interface asks: `[B, H, N, D]` queries in, `[B, N, H, D]` out."""
-    if tree_pass is None:
-        raise RuntimeError(
-            f"attn_implementation={ATTENTION!r}: expected a pass of specdec.Target, got a plain forward"
-        )
-    q = query.transpose(1, 2)
-    mask = None
-    if chooses_kernel(tree_pass.impl, q):
-        q = q.to(key.dtype)  # a rotation may have widened it; the reference widens keys instead
-    else:
-        group = query.shape[1] // key.shape[1]
-        mask = tree_pass.mask(group=group, window=sliding_window, dtype=key.dtype)
-    tree_pass.windows.add(sliding_window)
-    out = tree_attention(
-        q,
-        key,
-        value,
-        prefix_lens=tree_pass.prefix_lens,
-        ancestors=tree_pass.ancestors,
-        depth=tree_pass.depth,
-        cache_rows=tree_pass.cache_rows,
-        scale=scaling,
-        softcap=softcap,
-        window=sliding_window,
-        mask=mask,
-        impl=tree_pass.impl,
-    )
-    return out.to(query.dtype), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
+    def repeat(self, copies: int) -> Verified:
+        """Return `copies` rows for each row, one after another."""
+        return Verified(*(x.repeat_interleave(copies, 0) for x in self))
 
 
 class Target:
@@ -110,55 +69,48 @@ class Target:
         `load_target` is the way in: it also runs the certificate that this view of the model is right.
 
         Args:
-            model: a decoder with `embed_tokens`, `layers`, `norm` and `rotary_emb`, and a head.
+            model: a decoder whose parts `find_parts` knows, and a head.
             tokenizer: the model's, where there is one.
             exact: keep keys and values in float64 and never run fewer than two rows, so that in bf16 a node's
                 result does not depend on what is verified beside it.
 
         Raises:
-            ValueError: if the model lacks one of these parts or is in training mode, or `exact` is asked of a
-                device without float64.
+            ValueError: if the model lacks a part or has one that is not known, is in training mode, or `exact` is
+                asked of a device without float64.
         """
-        decoder = getattr(model, "model", None)
-        missing = [
-            name
-            for name in ("embed_tokens", "layers", "norm", "rotary_emb")
-            if not isinstance(getattr(decoder, name, None), nn.Module)
-        ]
-        if missing or not isinstance(model.get_output_embeddings(), nn.Module):
-            raise ValueError(
-                f"model: expected a decoder with embed_tokens, layers, norm, rotary_emb and a head, "
-                f"got {type(model).__name__} without {', '.join(missing) or 'a head'}"
-            )
+        parts = find_parts(model)
         if model.training:
             raise ValueError(
                 "model: expected evaluation mode (call model.eval()), got training mode"
             )
         if exact and model.device.type == "mps":
             raise ValueError("exact: expected a device with float64, got mps")
-        assert isinstance(decoder, nn.Module)
-        self.model, self.decoder, self.tokenizer = model, decoder, tokenizer
-        self.config: Any = decoder.config
+        self.model, self.parts, self.tokenizer = model, parts, tokenizer
+        self.config: Any = parts.decoder.config
         self.exact = exact
+        self.drafters: dict[str, Any] = {}
+        """Loaded by name, for those who ask again."""
         self.device, self.dtype = model.device, model.dtype
-        self.layer_types: list[str | None] = list(
-            getattr(self.config, "layer_types", None) or [None] * len(decoder.layers)  # type: ignore[arg-type]
-        )
-        self.position_limit = _position_limit(self.config)
-        rotary: Any = decoder.rotary_emb
+        self.layer_types = parts.layer_types
+        self.position_limit = position_limit(parts)
         self.impl: Impl = "reference" if self.dtype == torch.float64 else "auto"
         """What computes beside the model; float64 has no kernel."""
-        self.embedding: Tensor = decoder.embed_tokens.weight  # type: ignore[union-attr, assignment]
+        self.embedding: Tensor = parts.embed_tokens.weight  # type: ignore[assignment]
         """`[V, E]`; with `embed_scale` what `embed` looks up, for those who pick rows by index."""
         scale = getattr(
-            decoder.embed_tokens, "embed_scale", None
+            parts.embed_tokens, "embed_scale", None
         )  # Gemma: rounded to the weights' dtype
         if isinstance(scale, Tensor):
             scale = float(scale.to(self.embedding.dtype))
         self.embed_scale: float | None = getattr(
             self.config, "embedding_multiplier", scale
         )  # Granite
-        self._rotary_by_type = "layer_type" in inspect.signature(rotary.forward).parameters
+        options = inspect.signature(parts.layers[0].forward).parameters
+        self._cache_option = "layer_past" if "layer_past" in options else "past_key_values"
+        rotary: Any = parts.rotary
+        self._rotary_by_type = (
+            rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
+        )
 
     def prepare(self) -> int:
         """Pack the linear layers of a CPU model; the plain loop and every drafter gain alike.
@@ -171,7 +123,7 @@ class Target:
     def new_cache(self, *, rows: int, capacity: int, tree_capacity: int) -> TreeCache:
         """Make an empty cache for this model; arguments as in `TreeCache`."""
         return TreeCache(
-            layers=len(self.decoder.layers),  # type: ignore[arg-type]
+            layers=len(self.parts.layers),
             rows=rows,
             capacity=capacity,
             # An exact pass has two rows at least, the second one perhaps padding.
@@ -181,8 +133,8 @@ class Target:
         )
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embed `[B, N]` int64 tokens as the first layer wants them, `[B, N, E]`."""
-        hidden: Tensor = self.decoder.embed_tokens(tokens)  # type: ignore[operator]
+        """Embed `[...]` int64 tokens, `[..., E]`; what depends on their place, `run_layers` adds."""
+        hidden: Tensor = self.parts.embed_tokens(tokens)
         multiplier = getattr(self.config, "embedding_multiplier", None)
         return hidden if multiplier is None else hidden * multiplier
 
@@ -204,8 +156,9 @@ class Target:
         """
         now = cache.current
         assert now is not None
-        layers = list(self.decoder.layers)[first:end]  # type: ignore[arg-type]
-        types = self.layer_types[first:end]
+        layers, types = self.parts.layers[first:end], self.layer_types[first:end]
+        if first == 0:
+            hidden = self._place(hidden, now.positions)
         rotations = self._rotations(hidden, now.positions, types)
         with self._tree_attention():
             for layer, kind in zip(layers, types, strict=True):
@@ -213,7 +166,7 @@ class Target:
                     hidden,
                     attention_mask=None,
                     position_ids=now.positions,
-                    past_key_values=cache,
+                    **{self._cache_option: cache},
                     use_cache=True,
                     position_embeddings=rotations[kind if self._rotary_by_type else None],
                     tree_pass=now,
@@ -222,14 +175,15 @@ class Target:
 
     def head(self, hidden: Tensor) -> Verified:
         """Apply the final norm and the head to `[..., E]`."""
-        hidden = self.decoder.norm(hidden)  # type: ignore[operator]
+        for part in (self.parts.norm, self.parts.project_out):
+            hidden = hidden if part is None else part(hidden)
         single = self.exact and hidden.numel() == hidden.shape[-1]
         logits = self.logits(hidden.expand(2, *hidden.shape[1:]) if single else hidden)
         return Verified(logits[:1] if single else logits, hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the head to normed `[..., E]`, with the model's own scaling of logits."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.parts.head(hidden)
         if (scale := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
             logits = logits * scale
         if (divisor := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
@@ -247,7 +201,7 @@ class Target:
         Returns:
             The head; its ids are the target's.
         """
-        linear = self.model.get_output_embeddings()
+        linear: Any = self.parts.head
         if vocabulary is not None:
             vocabulary = vocabulary.to(self.device)
             rows = nn.Linear(linear.in_features, len(vocabulary), linear.bias is not None)
@@ -256,10 +210,11 @@ class Target:
                 rows.bias = nn.Parameter(linear.bias.detach()[vocabulary], requires_grad=False)
             linear = rows
         scale = getattr(self.config, "logit_scale", None)
-        divisor = getattr(self.config, "logits_scaling", None)
+        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
+            scale = (1 if scale is None else scale) / divisor
         return LMHeadTopK(
             linear,
-            logit_scale=scale if divisor is None else 1 / divisor,
+            logit_scale=scale,
             softcap=getattr(self.config, "final_logit_softcapping", None),
             id_map=vocabulary,
             impl=self.impl,
@@ -323,30 +278,36 @@ class Target:
         return Verified(verified.logits[:, :1], verified.hidden[:, :1]) if alone else verified
 
     def prefill(
-        self, ids: Tensor, lengths: list[int], cache: TreeCache, tap: Tap | None = None
+        self,
+        ids: Tensor,
+        lengths: list[int],
+        cache: TreeCache,
+        tap: Tap | None = None,
+        rows: Rows | None = None,
     ) -> Verified:
         """Read prompts into the cache behind what it holds, a fixed number of columns at a time.
 
         Args:
             ids: `[B, L]` int64, without left padding; what lies beyond a row's length is any valid id.
             lengths: per row how many of them to read, at least 1 and at most L.
-            cache: of B rows that hold equally many tokens.
+            cache: of rows that hold equally many tokens.
             tap: reads along.
+            rows: the B cache rows that the prompts are read into; None for the first ones.
 
         Returns:
             Logits `[B, V]` and hidden states `[B, E]` at the last token of each row.
         """
         batch, total = ids.shape
-        start = cache.host_lengths[0]
-        assert cache.host_lengths == [start] * batch, "prefill wants rows of one length"
+        start, held = cache.host_lengths[0], len(cache.host_lengths)
+        assert cache.host_lengths == [start] * held, "prefill wants rows of one length"
         if self.exact and batch == 1 and total % PREFILL_CHUNK == 1:
             ids = torch.cat([ids, ids[:, -1:]], 1)  # never a chunk of one row
-        rows = Rows.first(batch, self.device)
+        rows = rows or Rows.first(batch, self.device)
         final = torch.tensor(lengths, device=self.device)[:, None] - 1  # [B, 1]
         last: Tensor | None = None
         for begin in range(0, ids.shape[1], PREFILL_CHUNK):
             chunk = TokenTree.chain(ids[:, begin : begin + PREFILL_CHUNK])
-            cache.set_lengths([start + begin] * batch)
+            cache.set_lengths([start + begin] * held)
             cache.open(chunk.ancestors, chunk.depth, rows)
             hidden, done = self.embed(chunk.tokens), 0
             if tap is not None:
@@ -357,16 +318,27 @@ class Target:
             here = hidden.take_along_dim(at.clamp(0, hidden.shape[1] - 1)[..., None], 1)[:, 0]
             last = here if last is None else torch.where(at >= 0, here, last)
         assert last is not None
-        cache.set_lengths([start + length for length in lengths])
+        read = dict(zip(rows.host, lengths, strict=True))
+        cache.set_lengths([start + read.get(row, 0) for row in range(held)])
         return self.head(last)
 
     def _rotations(
         self, hidden: Tensor, positions: Tensor, types: list[str | None]
     ) -> dict[Any, Any]:
-        rotary: Any = self.decoder.rotary_emb
+        rotary = self.parts.rotary
+        if rotary is None:
+            return {None: None}
         if self._rotary_by_type:
             return {kind: rotary(hidden, positions, kind) for kind in set(types)}
         return {None: rotary(hidden, positions)}
+
+    def _place(self, embedded: Tensor, positions: Tensor) -> Tensor:
+        """Turn embeddings into what the first layer reads."""
+        parts = self.parts
+        hidden: Tensor = embedded if parts.project_in is None else parts.project_in(embedded)
+        if parts.positions is not None:
+            hidden = hidden + nn.functional.embedding(positions, parts.positions)
+        return hidden
 
     @contextmanager
     def _tree_attention(self) -> Iterator[None]:
@@ -377,16 +349,3 @@ class Target:
             yield
         finally:
             self.config._attn_implementation = before
-
-
-def _position_limit(config: Any) -> int:
-    """The number of positions within which rotations are the same for every length of text."""
-    limit: int = config.max_position_embeddings
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
-        if parameters.get("rope_type") in ("dynamic", "longrope"):
-            original = parameters.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            limit = min(limit, original or limit)
-    return limit

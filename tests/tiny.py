@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -16,7 +17,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from specdec_kernels import pick_tokens
+
 VOCABULARY = 61
+SEED = 23
 POSITIONS = 160
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -49,6 +53,9 @@ CONFIGS = {
     "gemma2": lambda: Gemma2Config(**SHAPE, head_dim=8, sliding_window=WINDOW),
     "granite": lambda: GraniteConfig(
         **SHAPE, embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5
+    ),
+    "gpt2": lambda: GPT2Config(
+        **SHAPE, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=False
     ),
 }
 FAMILIES = list(CONFIGS)
@@ -89,3 +96,20 @@ def library_greedy(
         pad_token_id=0,
     )
     return out[0, len(prompt) :].tolist()
+
+
+def library_sampled(
+    model: PreTrainedModel, prompt: list[int], new_tokens: int, stream: int
+) -> list[int]:
+    """Text drawn with the noise of a stream from what the library's own forward says, one unpadded row."""
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        for _ in range(new_tokens):
+            token = pick_tokens(
+                model(ids, use_cache=False).logits[:, -1],
+                seed=SEED,
+                streams=torch.tensor([stream]),
+                positions=torch.tensor([ids.shape[1]]),
+            )
+            ids = torch.cat([ids, token[:, None]], 1)
+    return ids[0, len(prompt) :].tolist()

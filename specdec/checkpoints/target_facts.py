@@ -67,13 +67,13 @@ def fingerprint(target: Target) -> str | None:
     """
     if target.dtype == torch.float16:
         return None
-    layers: torch.nn.ModuleList = target.decoder.layers  # type: ignore[assignment]
+    parts, layers = target.parts, target.parts.layers
     middle = sorted(layers[len(layers) // 2].named_parameters())
     read = [
-        target.decoder.embed_tokens.weight,  # type: ignore[union-attr]
+        target.embedding,
         *(weight for _, weight in middle),
-        *target.decoder.norm.parameters(),  # type: ignore[union-attr]
-        *target.model.get_output_embeddings().parameters(),
+        *(() if parts.norm is None else parts.norm.parameters()),
+        *parts.head.parameters(),
     ]
     digest = hashlib.sha256()
     for weight in read:

@@ -25,7 +25,7 @@ from .data import Conversation
 
 TOP = 16
 BATCH_TOKENS = 4096
-HEAD_ROWS = 1024
+HEAD_LOGITS = 1 << 25  # 128 MB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +175,12 @@ def _read(
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
     real = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
     # Padding lies behind, so the causal mask alone keeps it out.
-    out = target.decoder(ids.to(target.device), output_hidden_states=True, use_cache=False)
+    out = target.parts.decoder(ids.to(target.device), output_hidden_states=True, use_cache=False)
     keep = real.bool()
     on_device = keep.to(target.device)
     hidden = out.hidden_states[-1][on_device]
     ids_of, probs_of = [], []
-    for rows in hidden.split(HEAD_ROWS):
+    for rows in hidden.split(max(1, HEAD_LOGITS // target.config.vocab_size)):
         logits = target.logits(rows).float()
         top = logits.topk(TOP, -1)
         ids_of.append(top.indices)

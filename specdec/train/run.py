@@ -164,9 +164,12 @@ def _task(
         return ReDrafterTask(target, model, collected, labels=labels, validate=validate)
     model = config.new_adapter().to(target.device)
     with torch.no_grad():
-        # What the head is used to; from ones it would take thousands of steps to get there.
-        ones = torch.ones(config.hidden_size, dtype=target.dtype, device=target.device)
-        model.output_norm.weight.copy_(target.decoder.norm(ones))  # type: ignore[operator]
+        # The scale that the head is used to; from ones it would take thousands of steps to get there. Of numbers whose
+        # mean is zero, as some norms subtract it; the difference leaves out what they add.
+        signs = torch.ones(config.hidden_size, dtype=target.dtype, device=target.device)
+        signs[1::2] = -1
+        norm: Any = target.parts.norm
+        model.output_norm.weight.copy_((norm(signs) - norm(-signs)) / 2 * signs)
     return KangarooTask(
         target,
         model,

@@ -6,11 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from specdec.attention import ATTENTION
 from specdec.cache import Rows
 from specdec.certificate import certify, certify_exact, own_logits
 from specdec.decode import accept
 from specdec.loading import load_target
-from specdec.target import ATTENTION, Target
+from specdec.target import Target
 from specdec.tree import TokenTree
 from specdec_kernels import pack_tree
 from tiny import FAMILIES, POSITIONS, VOCABULARY, random_prompt, tiny_model
@@ -193,21 +194,19 @@ def test_positions_taken_from_slots_are_refused(monkeypatch):
 
 def test_windows_that_layers_do_not_ask_for_are_refused():
     model = tiny_model("mistral", seed=9)
-    own, window = own_logits(model), model.config.sliding_window
+    window = model.config.sliding_window
     model.config.sliding_window = (
         10**6
     )  # the layers ask for this one: wider than the probe, so logits agree
     try:
         target = Target(model)
         certify(target, own_logits(model))
-        target.config.layer_types = target.layer_types = ["full_attention"] * 3
-        with pytest.raises(
-            ValueError, match="expected its layers to attend with the windows {None}"
-        ):
+        model.config.layer_types = target.layer_types = ["full_attention"] * 3
+        with pytest.raises(ValueError, match="expected layer 0 to attend with the window None"):
             certify(target, own_logits(model))
-        target.layer_types = ["chunked_attention"] * 3
+        model.config.layer_types = ["chunked_attention"] * 3
         with pytest.raises(ValueError, match="full or sliding attention, got chunked_attention"):
-            certify(target, own)
+            Target(model)
     finally:
         model.config.sliding_window = window
         del model.config.layer_types
@@ -223,16 +222,10 @@ def test_layers_that_want_another_cache_are_refused_by_name():
         return forward(hidden, **options)
 
     model.model.layers[0].forward = picky
-    with pytest.raises(ValueError, match="LlamaForCausalLM is not supported: unexpected keyword"):
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM is not supported: TypeError: unexpected"
+    ):
         load_target(model)
-
-
-def test_a_model_without_the_parts_is_refused_by_name():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)).eval()
-    with pytest.raises(ValueError, match="GPT2LMHeadModel without embed_tokens, layers, norm"):
-        Target(model)
 
 
 def test_a_model_in_training_mode_is_refused():
@@ -240,16 +233,6 @@ def test_a_model_in_training_mode_is_refused():
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         Target(model)
     model.eval()
-
-
-def test_rotations_that_change_with_length_end_the_positions_early():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from tiny import SHAPE
-
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}  # fmt: skip
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)).eval()
-    assert Target(model).position_limit == 32
 
 
 def test_exact_is_refused_where_bits_depend_on_width(monkeypatch):

@@ -1,0 +1,73 @@
+"""The attention function that the library's layers call in our passes: over the cache and a tree behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from specdec_kernels import tree_attention
+from specdec_kernels.dispatch import chooses_kernel
+
+from .cache import TreePass
+
+ATTENTION = "specdec_tree"
+# What layers pass on that changes nothing here. Anything else might: sinks, biases, indices of what to attend to.
+HARMLESS = {
+    "dropout", "position_ids", "position_embeddings", "use_cache", "is_causal", "output_attentions"
+}  # fmt: skip
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    tree_pass: TreePass | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend as the library's attention interface asks: `[B, H, N, D]` queries in, `[B, N, H, D]` out."""
+    if tree_pass is None:
+        raise RuntimeError(
+            f"attn_implementation={ATTENTION!r}: expected a pass of specdec.Target, got a plain forward or layers "
+            "that do not hand their options on"
+        )
+    options["attention_mask"] = attention_mask  # we pass none, so this is the layer's own
+    if wanted := [x for x, value in options.items() if value is not None and x not in HARMLESS]:
+        raise NotImplementedError(
+            f"attention: expected queries, keys and values alone, got {', '.join(wanted)} too"
+        )
+    q = query.transpose(1, 2)
+    mask = None
+    if chooses_kernel(tree_pass.impl, q):
+        q = q.to(key.dtype)  # a rotation may have widened it; the reference widens keys instead
+    else:
+        group = query.shape[1] // key.shape[1]
+        mask = tree_pass.mask(group=group, window=sliding_window, dtype=key.dtype)
+    tree_pass.windows[module.layer_idx] = sliding_window  # type: ignore[index]
+    out = tree_attention(
+        q,
+        key,
+        value,
+        prefix_lens=tree_pass.prefix_lens,
+        ancestors=tree_pass.ancestors,
+        depth=tree_pass.depth,
+        cache_rows=tree_pass.cache_rows,
+        shared_rows=tree_pass.shared.rows,
+        shared_lens=tree_pass.shared.lens,
+        scale=scaling,
+        softcap=softcap,
+        window=sliding_window,
+        mask=mask,
+        impl=tree_pass.impl,
+    )
+    return out.to(query.dtype), None
+
+
+AttentionInterface.register(ATTENTION, _attention)

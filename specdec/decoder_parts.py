@@ -1,0 +1,140 @@
+"""Where a model keeps the parts of its decoder, found by structure and not by the model's name.
+
+    tokens ─► embedding ─► (projection) + (learned positions) ─► layers ─► norm ─► (projection) ─► head
+
+A decoder with weights of any other part is refused: our loop would leave it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+# What the library's families call one and the same part.
+POSITIONS = ("wpe", "embed_positions")  # GPT-2, OPT
+NORMS = (
+    "norm",
+    "ln_f",
+    "final_layer_norm",
+    "final_layernorm",
+    "layer_norm",
+    "norm_f",
+    "final_norm",
+)
+# How a layer may attend; layers without types are all alike.
+LAYER_TYPES = (None, "full_attention", "sliding_attention")
+
+
+class DecoderParts(NamedTuple):
+    """The parts of a decoder, in the order they run."""
+
+    decoder: nn.Module
+    """The module that they are children of."""
+    embed_tokens: nn.Module
+    project_in: nn.Module | None
+    """From the width of embeddings to that of the layers (OPT)."""
+    positions: Tensor | None
+    """`[P, E]`, learned embeddings of the P positions there are; None where layers see to positions."""
+    layers: nn.ModuleList
+    layer_types: list[str | None]
+    """Of each layer, one of `LAYER_TYPES`."""
+    rotary: nn.Module | None
+    """Makes the rotations that layers are given; None where they need none."""
+    norm: nn.Module | None
+    project_out: nn.Module | None
+    head: nn.Module
+
+
+def find_parts(model: PreTrainedModel) -> DecoderParts:
+    """Find the parts of a causal language model.
+
+    Raises:
+        ValueError: if it is no such model, lacks a part or has one that is not known; names the model.
+    """
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"model: expected a decoder alone, got {name} with an encoder")
+    embed_tokens, head = _embedding(model), model.get_output_embeddings()
+    owners = [m for m in model.modules() if any(c is embed_tokens for c in m.children())]
+    if not isinstance(head, nn.Module) or embed_tokens is None or not owners:
+        raise ValueError(
+            f"model: expected a language model with an embedding and a head, got {name}"
+        )
+    decoder = owners[-1]  # the innermost
+    children = dict(decoder.named_children())
+    lists = [x for x, child in children.items() if isinstance(child, nn.ModuleList)]
+    known = {
+        *lists[:1], "rotary_emb", "project_in", "project_out", *POSITIONS, *NORMS,
+        *(x for x, child in children.items() if child is embed_tokens or child is head),
+    }  # fmt: skip
+    unknown = [x for x, c in children.items() if x not in known and any(True for _ in c.parameters())]  # fmt: skip
+    if not lists or unknown:
+        raise ValueError(
+            f"model: {name} is not supported: expected a decoder of embeddings, layers and a norm, "
+            f"got {'one with ' + ', '.join(unknown) if unknown else 'no list of layers'}"
+        )
+
+    layers: Any = children[lists[0]]
+    types = list(getattr(decoder.config, "layer_types", None) or [None] * len(layers))
+    if others := set(types) - set(LAYER_TYPES):
+        raise ValueError(
+            f"model: {name} is not supported: expected layers of full or sliding attention, "
+            f"got {', '.join(sorted(map(str, others)))}"
+        )
+    if getattr(decoder.config, "max_position_embeddings", None) is None:
+        raise ValueError(
+            f"model: {name} is not supported: expected max_position_embeddings in its configuration, got none"
+        )
+
+    def first(names: tuple[str, ...]) -> Any:
+        return next((children[x] for x in names if children.get(x) is not None), None)
+
+    return DecoderParts(
+        decoder=decoder,
+        embed_tokens=embed_tokens,
+        project_in=first(("project_in",)),
+        positions=_position_table(name, first(POSITIONS)),
+        layers=layers,
+        layer_types=types,
+        rotary=first(("rotary_emb",)),
+        norm=first(NORMS),
+        project_out=first(("project_out",)),
+        head=head,
+    )
+
+
+def _embedding(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embedding if isinstance(getattr(embedding, "weight", None), Tensor) else None
+
+
+def _position_table(name: str, module: Any) -> Tensor | None:
+    if module is None:
+        return None
+    if not isinstance(module, nn.Embedding):
+        raise ValueError(
+            f"model: {name} is not supported: expected learned positions, got {type(module).__name__}"
+        )
+    table = module.weight.detach()
+    return table[getattr(module, "offset", 0) :]  # OPT's first two rows are for padding
+
+
+def position_limit(parts: DecoderParts) -> int:
+    """Count the positions within which a token's place means the same for every length of text.
+
+    Rotations of type `dynamic` change behind the last of `max_position_embeddings`, which ends text anyway.
+    """
+    config: Any = parts.decoder.config
+    limit: int = config.max_position_embeddings
+    if parts.positions is not None:
+        limit = min(limit, len(parts.positions))
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
+        if parameters.get("rope_type") == "longrope":
+            limit = min(limit, parameters["original_max_position_embeddings"])
+    return limit
