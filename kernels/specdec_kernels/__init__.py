@@ -11,6 +11,7 @@ from .draft_step import DraftStepWeights, RecurrentDraftStep, draft_step
 from .early_exit import AdapterWeights, EarlyExitAdapter, HeadWeights, early_exit_step
 from .lm_head import LMHeadTopK, SureToken, TopTokens, lm_head_confidence, lm_head_topk
 from .pack_tree import PackedTree, beam_parents, pack_beams, pack_tree
+from .pick_tokens import gumbel_noise, pick_tokens, vocabulary_noise
 from .tree_attention import TreeAttention, tree_attention, tree_attention_lse, tree_mask
 
 __all__ = [
@@ -32,14 +33,17 @@ __all__ = [
     "commit_kv",
     "draft_step",
     "early_exit_step",
+    "gumbel_noise",
     "lm_head_beams",
     "lm_head_confidence",
     "lm_head_topk",
     "pack_beams",
     "pack_bits",
     "pack_tree",
+    "pick_tokens",
     "tree_attention",
     "tree_attention_lse",
     "tree_mask",
     "unpack_bits",
+    "vocabulary_noise",
 ]

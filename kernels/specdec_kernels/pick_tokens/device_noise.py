@@ -1,0 +1,30 @@
+"""The noise of `noise.py` in registers: the same bits, and the same function of them but for a logarithm's rounding."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def noise_bits(seed, stream, position, first, BLOCK: tl.constexpr):
+    """Compute the words of tokens `first` to `first + BLOCK - 1`, uint32; both multiples of 4."""
+    blocks = (first // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
+    # Scalars as words of blocks' shape.
+    zero = blocks * 0
+    a, b, c, d = tl.philox(
+        seed, blocks, zero + position.to(tl.uint32), zero + stream.to(tl.uint32), zero
+    )
+    # Joined last dimensions vary fastest: [i, j, k] becomes 4 i + 2 j + k.
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])
+
+
+@triton.jit
+def gumbel(bits):
+    """Turn words into noise."""
+    v = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.999999940395355224609375)
+    # log1p(-v) = log(u) * -v / (u - 1): what rounding did to u = 1 - v cancels.
+    u = 1 - v
+    rounded = 1 - u
+    ratio = v / tl.where(rounded == 0, 1.0, rounded)
+    return -tl.log(tl.where(rounded == 0, v, -tl.log(u) * ratio))

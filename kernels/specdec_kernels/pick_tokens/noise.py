@@ -1,0 +1,115 @@
+"""Noise that is a function of a key: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+    key      the seed, as two words of 32 bits
+    counter  (id >> 2, position, stream, 0)
+    word     id & 3
+
+A token's noise is the same in whatever order, batch or subset it is asked for, and whichever implementation computes
+it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import check_integers, check_shape
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+WORDS = 4
+LOW = 0xFFFFFFFF
+# Below 1, whose noise would be -infinity, and what float32 can hold.
+MOST = 1 - 2**-24
+
+
+def gumbel_noise(seed: int, streams: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+    """Compute the noise of chosen tokens; the arguments broadcast against each other.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        streams: int64, 0 to 2^32 - 1: which text of a batch; of larger or negative ones the lower 32 bits count.
+        positions: int64, 0 to 2^32 - 1: absolute, padding not counted; likewise.
+        ids: int64, 0 to 2^32 - 1: in the target's vocabulary.
+
+    Returns:
+        Gumbel-distributed noise, float32.
+
+    Raises:
+        TypeError: if a tensor is not int64.
+        ValueError: if `seed` does not fit.
+    """
+    check_seed(seed)
+    check_integers(streams=streams, positions=positions, ids=ids)
+    words = _words(seed, streams, positions, ids >> 2)
+    word = (ids & 3).expand(words.shape[1:])
+    return gumbel(words.gather(0, word[None])[0])
+
+
+def vocabulary_noise(seed: int, streams: Tensor, positions: Tensor, size: int) -> Tensor:
+    """Compute the noise of all tokens of a vocabulary, at a quarter of what `gumbel_noise` does for each.
+
+    Args:
+        seed: as in `gumbel_noise`.
+        streams: `[R]` int64.
+        positions: `[R]` int64.
+        size: V.
+
+    Returns:
+        `[R, V]` float32.
+
+    Raises:
+        TypeError: if a tensor is not int64.
+        ValueError: if a shape or `seed` does not fit.
+    """
+    check_seed(seed)
+    check_integers(streams=streams, positions=positions)
+    check_shape("positions", positions, streams.shape)
+    blocks = torch.arange(-(-size // WORDS), device=streams.device)
+    words = _words(seed, streams[:, None], positions[:, None], blocks)  # [4, R, blocks]
+    return gumbel(words).permute(1, 2, 0).flatten(1)[:, :size]
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless `seed` is an integer of 64 bits."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed: expected 0 to 2^64 - 1, got {seed}")
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """Turn words of 32 bits into noise; the half keeps it finite at bits of 0, where it is highest: 33 log 2."""
+    v = ((bits.float() + 0.5) * 2**-32).clamp(max=MOST)
+    return -torch.log(-torch.log1p(-v))
+
+
+def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """Compute the four words of each counter.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        counters: four int64 tensors that broadcast, with values from 0 to 2^32 - 1.
+
+    Returns:
+        `[4, ...]` int64, words from 0 to 2^32 - 1.
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counters)
+    even, odd = torch.stack([c0, c2]), torch.stack([c1, c3])
+    halves = (2, *[1] * c0.ndim)
+    multipliers = torch.tensor(MULTIPLIERS, device=even.device).view(halves)
+    first = (seed & LOW, seed >> 32)
+    keys = torch.tensor(
+        [[k + i * step & LOW for k, step in zip(first, KEY_STEPS, strict=True)] for i in range(ROUNDS)],
+        device=even.device,
+    )  # fmt: skip
+    for key in keys.view(ROUNDS, *halves):
+        # Modulo 2^64 the product's bits are right, sign or not. What a shift puts above bit 31 is masked, and `odd` only
+        # goes where a mask follows.
+        product = (even * multipliers).flip(0)
+        even = ((product >> 32) ^ odd ^ key) & LOW
+        odd = product
+    return torch.stack([even[0], odd[0], even[1], odd[1]]) & LOW
+
+
+def _words(seed: int, streams: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
+    return philox(seed, (blocks, positions & LOW, streams & LOW, torch.zeros_like(blocks)))

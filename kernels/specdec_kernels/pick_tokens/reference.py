@@ -1,0 +1,90 @@
+"""Sampling as an argmax: log-probabilities plus keyed Gumbel noise are largest at a token with its probability.
+
+What is processed and how follows transformers: temperature, then top-k, then top-p.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .noise import gumbel_noise, vocabulary_noise
+
+# Tokens among which most nuclei lie.
+NEAR = 1024
+# Within this share of the mass to remove, the order of summation might decide; sums in float32 are right to about 1e-6.
+UNSURE = 1e-5
+
+
+def pick_tokens_reference(
+    logits: Tensor,
+    seed: int,
+    streams: Tensor,
+    positions: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> Tensor:
+    """Pick; arguments as in `pick_tokens`, checked."""
+    scores = processed_scores(logits, temperature, top_k, top_p)
+    kept = scores != -torch.inf
+    if _may_look(scores) and int(kept.sum()) < kept.numel() // 4:  # cheaper one by one
+        rows, ids = kept.nonzero(as_tuple=True)
+        noise = gumbel_noise(seed, streams[rows], positions[rows], ids).to(scores.dtype)
+        return scores.index_put((rows, ids), noise, accumulate=True).argmax(-1)
+    return (scores + vocabulary_noise(seed, streams, positions, scores.shape[1])).argmax(-1)
+
+
+def processed_scores(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
+    """Divide by the temperature, and put -inf where a token may not be picked.
+
+    Args:
+        logits: `[R, V]`.
+        temperature: above 0.
+        top_k: tokens kept, with all that equal the last of them; None for all.
+        top_p: mass kept, at least; None for all. Among equals at its border the highest ids are kept.
+
+    Returns:
+        `[R, V]` float32, or float64 if the logits are.
+    """
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    scores = scores / temperature
+    if top_k is not None:
+        last = scores.topk(top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < last, -torch.inf)
+    if top_p is not None:
+        scores = _keep_nucleus(scores, 1 - top_p)
+    return scores
+
+
+def _keep_nucleus(scores: Tensor, removed: float) -> Tensor:
+    """Remove the least likely tokens with a mass of at most `removed` together, but never all."""
+    if _may_look(scores) and (first := _first_of_nucleus(scores, removed)) is not None:
+        return scores.masked_fill(scores < first, -torch.inf)
+    ascending, order = scores.sort(dim=-1, stable=True)
+    remove = ascending.softmax(-1).cumsum(-1) <= removed
+    remove[:, -1] = False
+    return scores.masked_fill(remove.scatter(1, order, remove), -torch.inf)
+
+
+def _first_of_nucleus(scores: Tensor, removed: float) -> Tensor | None:
+    """Find the lowest score kept in each row `[R, 1]` without a sort; None where a sort must decide."""
+    if scores.shape[1] <= NEAR:
+        return None
+    probabilities = scores.softmax(-1)
+    near, at = probabilities.topk(NEAR)
+    below = probabilities.scatter(1, at, 0.0).sum(-1, keepdim=True)
+    mass = below + near.flip(-1).cumsum(-1).flip(-1)  # of each token and all that are less likely
+    unsure = (mass - removed).abs() <= UNSURE * removed
+    kept = (mass > removed).sum(-1, keepdim=True)
+    if bool((unsure.any(-1, keepdim=True) | (kept < 1) | (kept >= NEAR)).any()):
+        return None
+    last, next_one = (scores.gather(1, at.gather(1, kept - i)) for i in (1, 0))
+    return last if bool((last > next_one).all()) else None
+
+
+def _may_look(x: Tensor) -> bool:
+    """Tell whether the host may decide by what a tensor holds: not in a graph, and at no cost on the CPU alone."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
