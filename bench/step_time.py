@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
 from specdec.cache import Rows
-from specdec.decode import pick
 from specdec.evaluate.benchmark import describe_machine
 from specdec.loading import load_target
 from specdec.models import load_model
+from specdec.sampling import most_likely
 from specdec.target import Target
 from specdec.tree import TokenTree
 
@@ -92,7 +92,7 @@ def tree_step(target: Target, ids: torch.Tensor, width: int) -> Callable[[], obj
     rows, tree = Rows.first(1, target.device), TokenTree.chain(ids[:, :width])
     with torch.inference_mode():
         target.prefill(ids, [PREFIX], cache)
-    return lambda: pick(target.verify(tree, cache, rows).logits)
+    return lambda: most_likely(target.verify(tree, cache, rows).logits)
 
 
 def time_by_kind(step: Callable[[], object], repeats: int = 20) -> dict[str, float]:

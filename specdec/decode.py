@@ -1,8 +1,8 @@
-"""The round and the loop: draft, pack, verify, accept, commit."""
+"""The round and the loop: draft, pack, verify, pick, accept, commit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from specdec_kernels.pack_tree import MOST_PROPOSALS
 
 from .drafters.protocol import Budget, Drafter, Proposals
 from .metrics import Stopwatch
+from .sampling import Picker
 from .state import Emitted, State
 from .target import Target, Verified
 from .tree import Accepted, TokenTree
@@ -21,43 +22,49 @@ from .tree import Accepted, TokenTree
 def decode(
     target: Target,
     drafter: Drafter,
+    picker: Picker,
     state: State,
     prefilled: Verified,
     *,
-    max_nodes: int,
+    nodes_of_rows: Callable[[int], int],
     clock: Stopwatch,
 ) -> Iterator[list[Emitted]]:
-    """Write text greedily, round by round, until every row has ended.
+    """Write text, round by round, until every row has ended.
 
-    The tokens are those of the target alone, whatever the drafter proposes (ReDrafter section 3.1).
+    The tokens are those that the picker takes from the target alone, whatever the drafter proposes.
 
     Args:
         target: the model that decides.
         drafter: the one that proposes.
+        picker: takes tokens from what the target says.
         state: prompts, in the cache.
         prefilled: what the target said after each prompt.
-        max_nodes: most nodes verified per row and round.
+        nodes_of_rows: most nodes verified per row in a round with so many rows.
         clock: collects the time of each stage.
 
     Yields:
         What each row gained, first from prefill, then from each round.
     """
     with clock("prefill"):
-        emitted = state.open(pick(prefilled.logits), prefilled.hidden)
+        last = TokenTree.chain(state.text[state.rows.ids, state.lengths - 1][:, None])
+        first = picker.pick(state, last, prefilled.logits[:, None], offset=-1)
+        emitted = state.open(first[:, 0], prefilled.hidden)
     with clock("draft"):
         drafter.start(state)
     yield emitted
 
     while state.rows.host:
-        row_depth = torch.tensor(state.remaining, device=state.text.device) - 1
-        budget = Budget(max_nodes, min(max(state.remaining), max_nodes) - 1, row_depth)
+        nodes = nodes_of_rows(len(state.remaining))
+        deepest = min(max(state.remaining), nodes) - 1
+        budget = Budget(nodes, deepest, state.left[state.rows.ids] - 1)
         with clock("draft"):
             proposals = drafter.draft(state, budget)
         with clock("pack"):
             tree = pack(state.roots, proposals, budget)
         with clock("verify"):
             verified = target.verify(tree, state.cache, state.rows, proposals.shallow)
-            picked = pick(verified.logits)
+        with clock("pick"):
+            picked = picker.pick(state, tree, verified.logits)
         with clock("accept"):
             accepted = accept(tree, picked)
         with clock("commit"):
@@ -97,8 +104,3 @@ def accept(tree: TokenTree, picked: Tensor) -> Accepted:
     return Accepted(
         *accept_tree(tree.tokens, tree.parents, tree.depth, tree.ancestors, tree.sizes, picked)
     )
-
-
-def pick(logits: Tensor) -> Tensor:
-    """Take the most likely token of `[..., V]` logits, the lowest id among equals."""
-    return logits.max(-1).indices  # the same as argmax, which is five times slower in bf16 on CPUs

@@ -1,4 +1,4 @@
-"""Generation for callers: `generate` for one call, `Session` for a conversation."""
+"""A target, a drafter and their texts: the loop for whoever holds token ids, round by round."""
 
 from __future__ import annotations
 
@@ -7,39 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
-from .cache import TreeCache
+from .cache import Rows, TreeCache
 from .decode import decode
 from .drafters import Drafter, load_drafter
-from .loading import load_target
 from .metrics import Metrics, Stopwatch
-from .state import Emitted, State
+from .sampling import Greedy, Picker
+from .state import Emitted, State, Stops
 from .target import Target
 
 MAX_NODES = 16
 LARGEST_TREE = 256
-# Settings with which the library's greedy generation is more than the best token, and values that change nothing.
-ALTERS_GREEDY_TEXT: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "bad_words_ids": (),
-    "sequence_bias": (),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "exponential_decay_length_penalty": (),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
-    "guidance_scale": (1.0,),
-    "watermarking_config": (),
-    "stop_strings": (),
-    "max_time": (),
-    "num_beams": (1,),
-}
+# A CPU multiplies so many rows of a bfloat16 pass in twice the time of one (docs/benchmarks.md): nodes beyond that cost
+# more than they are likely to bring. A root and its likeliest child always have their place.
+PASS_NODES, LEAST_NODES = 32, 2
 
 
 @dataclass(slots=True)
@@ -55,24 +37,31 @@ class Session:
     """A target, a drafter and the text they share; a prompt that continues it is read from where it is new."""
 
     def __init__(
-        self, target: Target, drafter: Drafter | str = "best", *, max_nodes: int = MAX_NODES
+        self,
+        target: Target,
+        drafter: Drafter | str = "best",
+        *,
+        max_nodes: int | None = None,
+        cache: TreeCache | None = None,
     ) -> None:
-        """Begin without text.
+        """Begin without text, or where an earlier session's cache ends.
 
         Args:
             target: from `load_target`.
             drafter: a drafter, or a name as in `load_drafter`.
-            max_nodes: most nodes verified per row and round, 1 to 256, the root included.
+            max_nodes: most nodes verified per row and round, 1 to 256, the root included; None for 16, on a CPU fewer
+                in batches, whose rows share what a pass can hold.
+            cache: of another session with this target and drafter, which ends with it.
 
         Raises:
             ValueError: if the drafter cannot be loaded or `max_nodes` is out of range.
         """
         check_max_nodes(max_nodes)
+        self.shares_pass = max_nodes is None and target.device.type == "cpu"
         self.target = target
         self.drafter = load_drafter(drafter, target) if isinstance(drafter, str) else drafter
-        self.max_nodes = max_nodes
-        self._cache: TreeCache | None = None
-        self._texts: list[list[int]] = []
+        self.max_nodes = max_nodes or MAX_NODES
+        self.cache = cache
         self._stream: object = None
 
     def generate(
@@ -82,14 +71,20 @@ class Session:
         max_new_tokens: int,
         eos_token_ids: Iterable[int] = (),
         stop_short: int = 0,
+        picker: Picker | None = None,
+        stops: Stops | None = None,
+        copies: int = 1,
     ) -> Generation:
-        """Write greedily until each row ends; arguments and errors as in `stream`."""
-        generation = Generation([[] for _ in prompts])
+        """Write until each row ends; arguments and errors as in `stream`."""
+        generation = Generation([[] for _ in range(len(prompts) * copies)])
         for emitted in self.stream(
             prompts,
             max_new_tokens=max_new_tokens,
             eos_token_ids=eos_token_ids,
             stop_short=stop_short,
+            picker=picker,
+            stops=stops,
+            copies=copies,
             metrics=generation.metrics,
         ):
             for e in emitted:
@@ -103,17 +98,23 @@ class Session:
         max_new_tokens: int,
         eos_token_ids: Iterable[int] = (),
         stop_short: int = 0,
+        picker: Picker | None = None,
+        stops: Stops | None = None,
+        copies: int = 1,
         metrics: Metrics | None = None,
     ) -> Iterator[list[Emitted]]:
-        """Write greedily, and hand out what each round adds.
+        """Write, and hand out what each round adds.
 
         Args:
-            prompts: token ids per row, of any lengths. A single prompt that begins with the session's text so far
-                is read from the first new token on.
+            prompts: token ids per row, of any lengths. As many prompts as the session has texts, each beginning with
+                its text so far, are read from the first new token on.
             max_new_tokens: most new tokens per row; fewer where the model's positions end.
             eos_token_ids: tokens after which a row ends.
             stop_short: a row ends when no more tokens than this may come; gamma for Kangaroo's authors, who begin a
                 round only where a whole draft fits.
+            picker: takes tokens from what the target says, `Walk` or `EveryNode` to draw them; None for the best.
+            stops: tells after which further tokens a row ends.
+            copies: texts per prompt, which is read once; row `p * copies + c` is copy c of prompt p.
             metrics: added to as the text is written.
 
         Returns:
@@ -122,44 +123,73 @@ class Session:
 
         Raises:
             ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
-                model's positions, or `max_new_tokens` is below 1.
+                model's positions, or `max_new_tokens` or `copies` is below 1.
         """
         texts = [list(prompt) for prompt in prompts]
         self._validate(texts, max_new_tokens)
         if not 0 <= stop_short < max_new_tokens:
             raise ValueError(f"stop_short: expected 0 to {max_new_tokens - 1}, got {stop_short}")
+        if copies < 1:
+            raise ValueError(f"copies: expected at least 1, got {copies}")
         metrics = Metrics() if metrics is None else metrics
-        return self._rounds(texts, max_new_tokens, frozenset(eos_token_ids), stop_short, metrics)
+        return self._rounds(
+            texts,
+            max_new_tokens,
+            copies,
+            picker or Greedy(),
+            metrics,
+            eos_token_ids=frozenset(eos_token_ids),
+            stop_short=stop_short,
+            stops=stops,
+        )
 
     def _rounds(
         self,
-        texts: list[list[int]],
+        prompts: list[list[int]],
         most: int,
-        eos_token_ids: frozenset[int],
-        stop_short: int,
+        copies: int,
+        picker: Picker,
         metrics: Metrics,
+        **ends: Any,
     ) -> Iterator[list[Emitted]]:
         self._stream = this = object()
         clock = Stopwatch(metrics.seconds)
+        texts = [list(prompt) for prompt in prompts for _ in range(copies)]
         limits = [min(most, self.target.position_limit - len(text)) for text in texts]
         capacity = max(len(text) + limit for text, limit in zip(texts, limits, strict=True))
         with clock("prefill"), torch.inference_mode():
-            cache = self._reuse_cache(texts, capacity)
+            cache = (
+                self._reuse_cache(texts, capacity)
+                if copies == 1
+                else self._new_cache(texts, capacity)
+            )
             known = cache.host_lengths[0]
             columns = capacity + self.max_nodes + 1
             padded = torch.tensor([ids + [0] * (columns - len(ids)) for ids in texts])
             text = padded.to(self.target.device)
-            prompt = text[:, known : max(map(len, texts))]
+            prompt = text[::copies, known : max(map(len, texts))]
             prefilled = self.target.prefill(
-                prompt, [len(ids) - known for ids in texts], cache, self.drafter.tap
+                prompt,
+                [len(ids) - known for ids in prompts],
+                cache,
+                self.drafter.tap,
+                Rows.first(len(texts), text.device).select(list(range(0, len(texts), copies))),
             )
-        state = State(
-            cache, text, limits=limits, eos_token_ids=eos_token_ids, stop_short=stop_short
+            if copies > 1:
+                cache.share_prompts(copies)
+                prefilled = prefilled.repeat(copies)
+        state = State(cache, text, limits=limits, sampling=picker.sampling, **ends)
+        cache.texts = texts
+        rounds = decode(
+            self.target,
+            self.drafter,
+            picker,
+            state,
+            prefilled,
+            nodes_of_rows=self._nodes_of_rows,
+            clock=clock,
         )
-        self._texts = texts
-        for emitted in decode(
-            self.target, self.drafter, state, prefilled, max_nodes=self.max_nodes, clock=clock
-        ):
+        for emitted in rounds:
             for e in emitted:
                 texts[e.row] += e.tokens
             metrics.count(emitted)
@@ -169,24 +199,46 @@ class Session:
                     "stream: expected the session's latest, got one that a newer one ended"
                 )
 
+    def _nodes_of_rows(self, rows: int) -> int:
+        if not self.shares_pass or rows == 1:
+            return self.max_nodes
+        return min(self.max_nodes, max(LEAST_NODES, PASS_NODES // rows))
+
     def _reuse_cache(self, texts: list[list[int]], capacity: int) -> TreeCache:
-        """Keep the cached tokens that a single prompt shares with the session's text, or begin anew."""
-        cache = self._cache
-        if cache is not None and len(texts) == len(self._texts) == 1 and capacity <= cache.capacity:
-            known, text = self._texts[0], texts[0]
-            # The last token of a prompt is always read again: its logits are wanted.
-            most = min(cache.host_lengths[0], len(known), len(text) - 1)
-            shared = next((i for i in range(most) if known[i] != text[i]), most)
-            cache.set_lengths([shared])
-            self._texts = [known[:shared]]  # all that still holds should prefill be interrupted
+        """Keep the cached tokens that prompts share with the session's texts, or begin anew."""
+        cache = self.cache
+        if (
+            cache is not None
+            and len(texts) == len(cache.texts)
+            and cache.made_for == (self.target, self.drafter)
+            and cache.shared is None
+        ):
+            shared = min(
+                _shared(known, text, length)
+                for known, text, length in zip(cache.texts, texts, cache.host_lengths, strict=True)
+            )
+            if capacity > cache.capacity or self.max_nodes > cache.tree_capacity:
+                cache.grow(self._roomy(texts, capacity), self.max_nodes)
+            cache.set_lengths([shared] * len(texts))
+            # All that still holds should prefill be interrupted.
+            cache.texts = [known[:shared] for known in cache.texts]
             return cache
-        if len(texts) == 1:  # a conversation goes on: room to grow without reading everything again
-            capacity = max(capacity, min(2 * capacity, self.target.position_limit))
-        self._texts = []
-        self._cache = self.target.new_cache(
-            rows=len(texts), capacity=capacity, tree_capacity=self.max_nodes
+        return self._new_cache(texts, capacity)
+
+    def _new_cache(self, texts: list[list[int]], capacity: int) -> TreeCache:
+        self.cache = self.target.new_cache(
+            rows=len(texts),
+            capacity=self._roomy(texts, capacity),
+            tree_capacity=self.max_nodes,
         )
-        return self._cache
+        self.cache.made_for = (self.target, self.drafter)
+        return self.cache
+
+    def _roomy(self, texts: list[list[int]], capacity: int) -> int:
+        """Leave a single row, which may be a conversation, room to go on without a larger cache."""
+        if len(texts) > 1:
+            return capacity
+        return max(capacity, min(2 * capacity, self.target.position_limit))
 
     def _validate(self, texts: list[list[int]], max_new_tokens: int) -> None:
         if not texts:
@@ -209,9 +261,15 @@ class Session:
                 )
 
 
-def check_max_nodes(max_nodes: int) -> None:
-    """Raise ValueError unless a tree may have that many nodes."""
-    if not 1 <= max_nodes <= LARGEST_TREE:
+def _shared(known: list[int], text: list[int], cached: int) -> int:
+    """Count the cached tokens that a text begins with; its last one is always read again: its logits are wanted."""
+    most = min(cached, len(known), len(text) - 1)
+    return next((i for i in range(most) if known[i] != text[i]), most)
+
+
+def check_max_nodes(max_nodes: int | None) -> None:
+    """Raise ValueError unless a tree may have that many nodes; None leaves it to the session."""
+    if max_nodes is not None and not 1 <= max_nodes <= LARGEST_TREE:
         raise ValueError(f"max_nodes: expected 1 to {LARGEST_TREE}, got {max_nodes}")
 
 
@@ -219,95 +277,3 @@ def end_tokens(source: GenerationConfig | int | Sequence[int]) -> list[int]:
     """List the tokens that end a text: those of a generation config, or as they are given."""
     ids = source.eos_token_id if isinstance(source, GenerationConfig) else source
     return [ids] if isinstance(ids, int) else list(ids or [])
-
-
-def check_generation_config(config: GenerationConfig) -> None:
-    """Raise ValueError where a model's own settings change what greedy generation picks."""
-    for name, harmless in ALTERS_GREEDY_TEXT.items():
-        value = getattr(config, name, None)
-        if value is not None and value not in harmless:
-            raise ValueError(
-                f"generation_config: expected {name} to be None, which is all that is supported so far, got {value}"
-            )
-
-
-def generate(
-    model: PreTrainedModel | Target,
-    input_ids: Tensor | Sequence[Tensor],
-    drafter: Drafter | str = "best",
-    *,
-    attention_mask: Tensor | None = None,
-    max_new_tokens: int = 128,
-    eos_token_id: int | Sequence[int] | None = None,
-    pad_token_id: int | None = None,
-    max_nodes: int = MAX_NODES,
-) -> Tensor:
-    """Write the text that `model.generate(..., do_sample=False)` writes, in fewer passes.
-
-    A model that is passed as it is stays as it is; `load_target(model, pack=True)` makes one faster on a CPU.
-
-    Args:
-        model: a Hugging Face causal language model in evaluation mode, or what `load_target` made of one; the
-            latter saves the load-time checks of every call.
-        input_ids: `[B, L]` int64 on the model's device, or B tensors `[L_b]`.
-        drafter: a drafter, or a name as in `load_drafter`; never changes the text.
-        attention_mask: `[B, L]`, 0 at padding on either side; None where nothing is padded.
-        max_new_tokens: most new tokens per row.
-        eos_token_id: tokens after which a row ends; None for those of the model's generation config.
-        pad_token_id: fills ended rows; None for the generation config's, or the first end-of-text token.
-        max_nodes: most nodes verified per row and round, 1 to 256.
-
-    Returns:
-        `[B, L + T]` int64, the input followed by up to T new tokens, as the library returns it.
-
-    Raises:
-        ValueError: if an argument is out of range, rows live on different devices, the model is not supported, or its
-            generation config asks for something that changes greedy text, such as a repetition penalty.
-    """
-    target = model if isinstance(model, Target) else load_target(model)
-    check_generation_config(target.model.generation_config)
-    if not isinstance(input_ids, Tensor):
-        if attention_mask is not None:
-            raise ValueError(
-                "attention_mask: expected none beside a list of unpadded rows, got one"
-            )
-        input_ids, attention_mask = _stack(list(input_ids))
-    if input_ids.ndim != 2:
-        raise ValueError(f"input_ids: expected shape [B, L], got {list(input_ids.shape)}")
-    if input_ids.device != target.device:
-        raise ValueError(f"input_ids: expected device {target.device}, got {input_ids.device}")
-    keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if keep.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask: expected shape {list(input_ids.shape)}, got {list(keep.shape)}"
-        )
-    prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, keep, strict=True)]
-
-    ends = end_tokens(target.model.generation_config if eos_token_id is None else eos_token_id)
-    pad = target.model.generation_config.pad_token_id if pad_token_id is None else pad_token_id
-    if pad is None:
-        pad = ends[0] if ends else 0
-    new = (
-        Session(target, drafter, max_nodes=max_nodes)
-        .generate(prompts, max_new_tokens=max_new_tokens, eos_token_ids=ends)
-        .tokens
-    )
-    longest = max(map(len, new))
-    padded = [ids + [pad] * (longest - len(ids)) for ids in new]
-    return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], 1)
-
-
-def _stack(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad rows of any lengths on the left."""
-    if not rows:
-        raise ValueError("input_ids: expected at least one row, got none")
-    devices = {row.device for row in rows}
-    if len(devices) > 1:
-        raise ValueError(
-            f"input_ids: expected all rows on one device, got {sorted(map(str, devices))}"
-        )
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
-    mask = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"
-    )
-    return ids, mask

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .cache import Rows, TreeCache
 from .tree import Accepted, TokenTree
+
+if TYPE_CHECKING:
+    from .sampling import Sampling
+
+Stops = Callable[[int, Tensor], bool]
+"""Takes a prompt's index and its text so far, `[1, L]` int64; tells whether the last token is the text's last."""
 
 
 class Emitted(NamedTuple):
@@ -39,6 +46,8 @@ class State:
         limits: list[int],
         eos_token_ids: frozenset[int],
         stop_short: int = 0,
+        stops: Stops | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         """Take prompts whose prefill is done.
 
@@ -48,6 +57,8 @@ class State:
             limits: most new tokens per row.
             eos_token_ids: tokens after which a row ends.
             stop_short: a row ends when no more tokens than this may come.
+            stops: tells after which further tokens a row ends.
+            sampling: how the target draws tokens; None where it takes the best.
         """
         self.cache = cache
         self.text = text
@@ -57,7 +68,11 @@ class State:
         self.rows = Rows.first(len(text), text.device)
         """The B prompts still being written."""
         self.remaining = list(limits)
-        self.eos_token_ids, self.stop_short = eos_token_ids, stop_short
+        self.left = torch.tensor(limits, device=text.device)
+        """`[R]` int64, the same for the device, of all prompts: how many tokens each may still get."""
+        self.eos_token_ids, self.stop_short, self.stops = eos_token_ids, stop_short, stops
+        self.sampling = sampling
+        """For drafters: what is known of the target's choices before it makes them."""
 
     @property
     def lengths(self) -> Tensor:
@@ -73,8 +88,9 @@ class State:
         """Take what prefill gave: the `[R]` tokens that become roots, and hidden states `[R, E]`."""
         self.hidden = hidden
         self.text[self.rows.ids, self.lengths] = first_tokens
+        self.left -= 1
         emitted = [
-            self._emit(at, [token], drafted=0, nodes=0, proposed=0)
+            self._emit(at, [token], self.cache.host_lengths[self.rows.host[at]], 0, 0)
             for at, token in enumerate(first_tokens.tolist())
         ]
         self._leave(emitted)
@@ -99,6 +115,7 @@ class State:
         new = drafted.scatter(1, accepted.lengths[:, None], accepted.next_tokens[:, None])
         columns = self.lengths[:, None] + torch.arange(1, nodes + 1, device=new.device)
         self.text[self.rows.ids[:, None], columns] = new
+        self.left[self.rows.ids] -= accepted.lengths + 1
         last = accepted.path.gather(1, accepted.lengths[:, None])  # [B, 1]
         at_last = last[..., None].expand(-1, -1, hidden.shape[-1])
         self.hidden[self.rows.ids] = hidden.gather(1, at_last)[:, 0]
@@ -110,25 +127,28 @@ class State:
         emitted = []
         for at, values in enumerate(written.tolist()):
             new, nodes, proposed = values[-3:]
+            root = self.cache.host_lengths[self.rows.host[at]]
             self.cache.host_lengths[self.rows.host[at]] += new
-            emitted.append(
-                self._emit(at, values[:new], drafted=new - 1, nodes=nodes, proposed=proposed)
-            )
+            emitted.append(self._emit(at, values[:new], root + 1, nodes, proposed))
         self._leave(emitted)
         return emitted
 
-    def _emit(
-        self, at: int, tokens: list[int], *, drafted: int, nodes: int, proposed: int
-    ) -> Emitted:
+    def _emit(self, at: int, tokens: list[int], column: int, nodes: int, proposed: int) -> Emitted:
+        """Cut new tokens, the first of them at `column` of the text, after the end of the text."""
+        row, drafted = self.rows.host[at], len(tokens) - 1
         tokens = tokens[: self.remaining[at]]
-        ends = [i for i, token in enumerate(tokens) if token in self.eos_token_ids]
-        if ends:
-            tokens = tokens[: ends[0] + 1]
+        ended = False
+        for count, token in enumerate(tokens, 1):
+            ended = token in self.eos_token_ids
+            if self.stops is not None:
+                # Asked after each token, as in plain generation, also where the text ends anyway.
+                ended |= self.stops(row, self.text[row : row + 1, : column + count])
+            if ended:
+                tokens = tokens[:count]
+                break
         self.remaining[at] -= len(tokens)
-        finished = bool(ends) or self.remaining[at] <= self.stop_short
-        return Emitted(
-            self.rows.host[at], tokens, min(drafted, len(tokens)), nodes, proposed, finished
-        )
+        finished = ended or self.remaining[at] <= self.stop_short
+        return Emitted(row, tokens, min(drafted, len(tokens)), nodes, proposed, finished)
 
     def _leave(self, emitted: list[Emitted]) -> None:
         stay = [at for at, e in enumerate(emitted) if not e.finished]

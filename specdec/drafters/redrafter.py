@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -31,8 +33,11 @@ from specdec_kernels.dispatch import chooses_kernel
 from ..packed_linear import pack_linears
 from ..state import State
 from ..target import Target
+from .coupling import CANDIDATES, coupled
 from .protocol import Budget, Drafter, Proposals
 
+Rank = Callable[..., Tensor]
+"""Turns log-probabilities and ids `[B, W, k]` into log-probabilities of being drawn."""
 # The authors keep the 50 likeliest tokens before they normalise (`warp_logits`).
 AUTHORS_TOP = 50
 
@@ -181,7 +186,9 @@ class ReDrafter(Drafter):
             ValueError: if the model's width is not the target's, or its vocabulary.
         """
         self.config = config or model.config
-        width = target.config.hidden_size
+        width = target.embedding.shape[
+            1
+        ]  # what it reads beside hidden states, and what the head reads
         if model.config.hidden_size != width:
             raise ValueError(
                 f"hidden_size: expected the target's {width}, got {model.config.hidden_size}"
@@ -209,12 +216,15 @@ class ReDrafter(Drafter):
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Search beams behind each row's root (ReDrafter section 3.2)."""
         length = min(self.config.draft_length, budget.depth)
-        steps = self._search(state.roots, state.hidden[state.rows.ids], length)
+        rank = partial(coupled, state=state) if state.sampling is not None else None
+        steps = self._search(state.roots, state.hidden[state.rows.ids], length, rank)
         if not steps:
             return Proposals.none(len(state.rows.host), state.text.device)
         return self._all_nodes(steps) if self.config.keep == "expanded" else self._paths(steps)
 
-    def _search(self, roots: Tensor, context: Tensor, length: int) -> list[Beams]:
+    def _search(
+        self, roots: Tensor, context: Tensor, length: int, rank: Rank | None = None
+    ) -> list[Beams]:
         """Run up to `length` steps; step i holds the beams of i + 1 drafted tokens."""
         step, config = self.model.step, self.config
         target = self.target
@@ -237,7 +247,8 @@ class ReDrafter(Drafter):
                 embed_scale=target.embed_scale,
                 impl=target.impl,
             )
-            beams = self._next_beams(features, scores)
+            ahead = partial(rank, ahead=len(steps) + 1) if rank is not None else None
+            beams = self._next_beams(features, scores, ahead)
             if watched and config.least and not (beams.scores >= math.log(config.least)).any():
                 break
             steps.append(beams)
@@ -251,12 +262,13 @@ class ReDrafter(Drafter):
         least = self.config.least_step
         return least > 0 and bool(scores.exp().sum(1).max() < least)
 
-    def _next_beams(self, features: Tensor, scores: Tensor) -> Beams:
+    def _next_beams(self, features: Tensor, scores: Tensor, rank: Rank | None) -> Beams:
         """Choose among all continuations of beams with features `[B, W, X]` and scores `[B, W]`."""
         config, head = self.config, self.head
         rows = self.model.head_input(features)
         weight = head.linear.weight
-        if config.top_rule is None and chooses_kernel(self.target.impl, rows, weight):
+        whole = config.top_rule is None and rank is None
+        if whole and chooses_kernel(self.target.impl, rows, weight):
             return lm_head_beams(
                 rows,
                 weight,
@@ -268,19 +280,20 @@ class ReDrafter(Drafter):
                 round_to=weight.dtype,
                 id_map=head.id_map,
             )
+        considered = config.beam_width if rank is None else CANDIDATES
         size = head.linear.out_features
-        width = min(config.beam_width, size)
-        top = head(
-            rows.flatten(0, 1), width if config.top_rule is None else min(config.top_rule, size)
-        )
-        log_probs = top.log_probs
+        top = head(rows.flatten(0, 1), min(config.top_rule or considered, size))
+        log_probs, ids = (x.reshape(*scores.shape, -1) for x in (top.log_probs, top.ids))
         if config.top_rule is not None:
             log_probs = log_probs.log_softmax(-1)
-        shape = (*scores.shape, -1)
+        if rank is not None:
+            log_probs, best = rank(log_probs, ids).sort(stable=True, dim=-1, descending=True)
+            ids = ids.gather(-1, best)
+        width = min(config.beam_width, size)
         return beam_step(
             scores,
-            log_probs[:, :width].reshape(shape),
-            top.ids[:, :width].reshape(shape),
+            log_probs[..., :width].contiguous(),
+            ids[..., :width].contiguous(),
             config.beam_width,
             impl=self.target.impl,
         )

@@ -207,9 +207,7 @@ def describe_machine(target: Target, reference: str) -> dict[str, Any]:
     """Say what a benchmark ran on, and which method's text it took for the right one."""
     device = target.device
     return {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} ({_processor()})",
+        "device": device_name(device),
         "dtype": str(target.dtype).removeprefix("torch."),
         "exact": target.exact,
         "reference": reference,
@@ -220,6 +218,13 @@ def describe_machine(target: Target, reference: str) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device as the tables of results do."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({_processor()})"
 
 
 def _processor() -> str:

@@ -6,17 +6,37 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from ..drafters import Drafter, check_drafter_name, load_drafter
 from ..metrics import Metrics
-from ..session import Session, check_generation_config
+from ..session import Session
 from ..target import Target
 
 PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP = "plain", "transformers", "transformers-lookup"
 # What the library's documentation suggests for prompt lookup.
 PROMPT_LOOKUP_TOKENS = 10
+# Settings with which the library's greedy generation is more than the best token, and values that change nothing.
+ALTERS_GREEDY_TEXT: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "bad_words_ids": (),
+    "sequence_bias": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "guidance_scale": (1.0,),
+    "watermarking_config": (),
+    "stop_strings": (),
+    "max_time": (),
+    "num_beams": (1,),
+}
 
 
 class Written(NamedTuple):
@@ -44,6 +64,16 @@ def check_methods(names: list[str]) -> None:
             ) from error
 
 
+def check_generation_config(config: GenerationConfig) -> None:
+    """Raise ValueError where a model's own settings change what greedy generation picks."""
+    for name, harmless in ALTERS_GREEDY_TEXT.items():
+        value = getattr(config, name, None)
+        if value is not None and value not in harmless:
+            raise ValueError(
+                f"generation_config: expected {name} to be None, as greedy texts are compared, got {value}"
+            )
+
+
 class Runner:
     """Runs any method on one model; the library's on a copy that nothing was prepared on."""
 
@@ -59,7 +89,7 @@ class Runner:
             eos: tokens that end a text.
 
         Raises:
-            ValueError: if the model's generation config changes greedy text, which we do not follow yet.
+            ValueError: if the model's generation config changes greedy text.
         """
         check_generation_config(target.model.generation_config)
         self.target, self.stock = target, stock

@@ -131,13 +131,13 @@ def test_metrics_count_what_happened():
     assert 1 < metrics.nodes_per_round <= 16
     assert 0 < metrics.share_removed < 1
     assert set(metrics.seconds) == {
-        "prefill", "draft", "pack", "verify", "accept", "commit", "observe", "emit"
+        "prefill", "draft", "pack", "verify", "pick", "accept", "commit", "observe", "emit"
     }  # fmt: skip
 
 
 def test_equal_logits_go_to_the_lowest_id():
-    from specdec.decode import pick
+    from specdec.sampling import most_likely
 
     logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])
     for dtype in (torch.float32, torch.bfloat16):
-        assert pick(logits.to(dtype)).tolist() == [1, 0]
+        assert most_likely(logits.to(dtype)).tolist() == [1, 0]

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import specdec.decode
 from specdec.drafters import MixedDrafter, NoDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.loading import load_target
 from specdec.packed_linear import PackedLinear, can_pack
+from specdec.sampling import Greedy
 from specdec.session import Session
 from specdec.target import Target
 from tiny import FAMILIES, SHAPE, VOCABULARY, library_greedy, random_prompt, tiny_model
@@ -41,18 +41,18 @@ class Recorder:
 
     def __init__(self, drafter, monkeypatch):
         self.drafts, self.picked = [], []
-        draft, pick = drafter.draft, specdec.decode.pick
+        draft, pick = drafter.draft, Greedy.pick
 
         def recorded_draft(state, budget):
             self.drafts.append(draft(state, budget))
             return self.drafts[-1]
 
-        def recorded_pick(logits):
-            self.picked.append(pick(logits))
+        def recorded_pick(*args, **options):
+            self.picked.append(pick(*args, **options))
             return self.picked[-1]
 
         monkeypatch.setattr(drafter, "draft", recorded_draft)
-        monkeypatch.setattr(specdec.decode, "pick", recorded_pick)
+        monkeypatch.setattr(Greedy, "pick", recorded_pick)
 
     @property
     def confidences(self):

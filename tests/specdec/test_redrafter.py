@@ -245,6 +245,7 @@ def test_every_node_ever_expanded_holds_the_final_beams():
             roots = torch.tensor([3, 9])
             rows = Rows.first(2, torch.device("cpu"))
             text = torch.zeros(2, 1, dtype=torch.int64)
+            sampling = None
 
         proposals = drafter.draft(State, Budget(64, 8, torch.tensor([8, 8])))
         paths[keep] = [set(), set()]

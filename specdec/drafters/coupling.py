@@ -1,0 +1,41 @@
+"""Coupled drafting: where the target draws with known noise, the drafter ranks its tokens with the same noise.
+
+The target's token is the best of log p / T + noise. What a drafter knows of it is log q; so the tokens that are
+likely to be drawn *here* are the best of log q / T + noise, however unlikely they are on the whole.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specdec_kernels import gumbel_noise
+
+from ..state import State
+
+CANDIDATES = 32
+"""Tokens that noise may lift: so many of the drafter's likeliest."""
+SHARPNESS = 1.5
+"""How far the drafter's ranking is trusted: exp(sharpness * (log q / T + noise)), normalised, is what it gives a token
+of being drawn. Chosen on development questions; it decides what is worth verifying, never the text."""
+
+
+def coupled(log_probs: Tensor, ids: Tensor, *, state: State, ahead: int) -> Tensor:
+    """Turn a drafter's log-probabilities into those of being the token that the target draws.
+
+    Args:
+        log_probs: `[B, W, k]` float32, of the k likeliest tokens after each of W beams.
+        ids: `[B, W, k]` int64, these tokens.
+        state: whose rows draw with `state.sampling`.
+        ahead: how far behind the root these tokens stand, from 1 on.
+
+    Returns:
+        `[B, W, k]` float32; those of a beam sum to 1.
+    """
+    sampling = state.sampling
+    assert sampling is not None
+    streams = sampling.streams[state.rows.ids][:, None, None]
+    positions = (state.lengths + ahead)[:, None, None]
+    noise = gumbel_noise(sampling.seed, streams, positions, ids)
+    score = log_probs / sampling.temperature + noise
+    return torch.log_softmax(SHARPNESS * score, -1)

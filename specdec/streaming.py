@@ -1,0 +1,64 @@
+"""Tokens as they are kept, in the shape that the library returns and streams them: column by column."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from .sampling import Recorded
+from .state import Emitted
+
+
+class Columns:
+    """The new tokens of a batch, whose rows run ahead of each other."""
+
+    def __init__(self, rows: int, pad: int, streamer: BaseStreamer | None) -> None:
+        """Begin without tokens.
+
+        Args:
+            rows: of the batch.
+            pad: stands where a row has ended.
+            streamer: gets each column, `[rows]` int64 on the CPU, as soon as all rows have come to it.
+        """
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
+        self.going = set(range(rows))
+        self.pad, self.streamer, self.streamed = pad, streamer, 0
+
+    def add(self, emitted: list[Emitted]) -> None:
+        """Take what a round gave."""
+        for e in emitted:
+            self.tokens[e.row] += e.tokens
+            if e.finished:
+                self.going.remove(e.row)
+        if self.streamer is not None:
+            ready = min((len(self.tokens[row]) for row in self.going), default=self._longest)
+            for at in range(self.streamed, ready):
+                self.streamer.put(torch.tensor(self._padded(at + 1)).T[at])
+            self.streamed = max(self.streamed, ready)
+
+    def end(self) -> Tensor:
+        """Tell the streamer, and return all tokens, `[rows, T]` int64."""
+        if self.streamer is not None:
+            self.streamer.end()
+        return torch.tensor(self._padded(self._longest))
+
+    def recorded(self, said: list[list[Recorded]] | None, name: str) -> tuple[Tensor, ...]:
+        """Return one field of what was said, per column `[rows, V]`; zeros where a row had ended."""
+        assert said is not None
+        columns = []
+        for at in range(self._longest):
+            rows = [
+                getattr(records[at], name) if at < len(tokens) else None
+                for records, tokens in zip(said, self.tokens, strict=True)
+            ]
+            some = next(row for row in rows if row is not None)
+            columns.append(torch.stack([torch.zeros_like(some) if r is None else r for r in rows]))
+        return tuple(columns)
+
+    @property
+    def _longest(self) -> int:
+        return max(map(len, self.tokens))
+
+    def _padded(self, length: int) -> list[list[int]]:
+        return [ids[:length] + [self.pad] * (length - len(ids)) for ids in self.tokens]
