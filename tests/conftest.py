@@ -15,6 +15,18 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", default="cpu", help="where test_devices.py decodes: cpu, mps or cuda"
+    )
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """The device asked for; one that is not there is an error and no reason to skip."""
+    return torch.device(request.config.getoption("--device"))
+
+
 @pytest.fixture(scope="session")
 def kernel_device():
     """The device that kernels run on: a GPU, or the CPU under the interpreter."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from specdec_kernels import EarlyExitAdapter
@@ -20,6 +21,7 @@ from ..cache import TreeCache
 from ..packed_linear import pack_linears
 from ..state import State
 from ..target import Shallow, Tap, Target
+from .late_flag import flag_on
 from .protocol import Budget, Drafter, Proposals
 from .redrafter import check_draft_vocabulary
 
@@ -98,6 +100,10 @@ class KangarooDrafter(Drafter):
             raise ValueError(
                 f"hidden_size: expected the target's {width}, got {config.hidden_size}"
             )
+        if target.embedding.shape[1] != width:
+            raise ValueError(
+                f"target: expected a head as wide as the layers, {width}, got one of {target.embedding.shape[1]}"
+            )
         if config.exit_layer >= depth:
             raise ValueError(
                 f"exit_layer: expected 1 to {depth - 1} of the target's {depth} layers, got {config.exit_layer}"
@@ -128,11 +134,15 @@ class KangarooDrafter(Drafter):
         stopped = budget.row_depth < 1
         wrote = torch.ones_like(stopped)  # whose newest token is the root or was drafted a step ago
         nodes: list[Tensor] = []
+        all_stopped = flag_on(tokens.device)
         for step in range(most + 1):
+            if all_stopped.seen():
+                break  # late: the step before has been run for nothing, and has written what `_read` would
+            if 0 < step < most:
+                all_stopped.post(stopped.all())
             hidden = self.target.extend(newest, cache, rows, layers=layers, behind=step)
             nodes.append(hidden[:, :1])
-            # The one read of a step; it waits for the step before alone, as the layers above are under way by now.
-            if step == most or (step > 0 and stopped.all()):
+            if step == most or all_stopped.seen():
                 self._read(hidden, cache)  # the last token; the next round attends to it
                 break
             drafts = ~stopped
@@ -156,7 +166,8 @@ class KangarooDrafter(Drafter):
             valid[:, step] = wrote = drafts
             newest = torch.where(drafts, tokens[:, step], newest)
             stopped |= budget.row_depth <= step + 1
-        drafted = len(nodes) - 1
+        # When a late flag is seen depends on time. Widths do not, and so neither do roundings: padding fills them up.
+        drafted = most if all_stopped.late else len(nodes) - 1
         chain = torch.arange(drafted, device=tokens.device)
         tokens = tokens[:, :drafted]
         return Proposals(
@@ -165,7 +176,9 @@ class KangarooDrafter(Drafter):
             scores=confidence[:, :drafted].log().cumsum(1),
             valid=valid[:, :drafted],
             source=torch.zeros_like(tokens),
-            shallow=Shallow(layers, torch.cat(nodes, 1)),
+            shallow=Shallow(
+                layers, F.pad(torch.cat(nodes, 1), (0, 0, 0, drafted + 1 - len(nodes)))
+            ),
         )
 
     def _read(self, hidden: Tensor, cache: TreeCache) -> None:

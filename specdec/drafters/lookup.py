@@ -52,6 +52,11 @@ class LookupDrafter(Drafter):
     def __init__(self, config: LookupConfig | None = None) -> None:
         """Take the defaults or a configuration."""
         self.config = config or LookupConfig()
+        self._follows = torch.tensor(FOLLOWS).log()
+
+    def start(self, state: State) -> None:
+        """Copy the table to the device: during a round the host would wait for that."""
+        self._follows = self._follows.to(state.text.device)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose what followed the longest and latest matches."""
@@ -74,8 +79,7 @@ class LookupDrafter(Drafter):
         tokens = text.gather(1, columns.clamp(max=places).flatten(1))
 
         # Every token that proves right makes the match one longer.
-        follows = torch.tensor(FOLLOWS, device=device).log()
-        each = follows[(agreed[..., None] - 1 + step).clamp(0, len(FOLLOWS) - 1)]
+        each = self._follows[(agreed[..., None] - 1 + step).clamp(0, len(FOLLOWS) - 1)]
         rank = torch.arange(width, device=device)[:, None]
         scores = each.cumsum(-1) + rank * math.log(config.discount)
         valid = (columns <= root[..., None]) & (agreed > 0)[..., None]

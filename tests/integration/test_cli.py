@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specdec import cli
-from specdec.models import default_model_path
+from specdec.models import embedded_model_path
 from tiny import tiny_model
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
@@ -157,7 +157,7 @@ def test_an_unknown_model_and_an_unsupported_one_are_named(capsys, tmp_path):
 
 @pytest.mark.model
 def test_the_first_token_comes_within_ten_seconds_of_the_command():
-    default_model_path()  # warm
+    embedded_model_path()  # warm
     program = subprocess.Popen(
         [sys.executable, "-m", "specdec.cli", "generate", "--raw", "Once upon a time", "--max-new-tokens", "1"],
         stdout=subprocess.PIPE, text=True,

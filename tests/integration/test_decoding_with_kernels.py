@@ -1,10 +1,7 @@
 """Whole rounds on the kernels, in the interpreter where there is no GPU: the text stays what the references write."""
 
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from every_drafter import (
     kangaroo,
@@ -18,29 +15,10 @@ from every_drafter import (
 from specdec.session import Session
 from specdec.target import Target
 from specdec_kernels import dispatch
-from specdec_kernels._ops import NAMESPACE
+from specdec_kernels.testing.calls import counted_calls
 from tiny import random_prompt, tiny_model
 
 NEW = 8
-
-
-class Calls(TorchDispatchMode):
-    """Counts our registered ops, and what makes the host wait for the device."""
-
-    READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
-
-    def __init__(self):
-        super().__init__()
-        self.ops, self.reads = Counter(), Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        namespace, _, name = function._schema.name.partition("::")
-        if namespace == NAMESPACE:
-            self.ops[name] += 1
-        elif name in self.READS:
-            self.reads[name] += 1
-        return function(*args, **(kwargs or {}))
-
 
 # What each drafter has to have run, beside what every round runs.
 OPS = {
@@ -59,9 +37,9 @@ def write(family, make, device):
     with torch.inference_mode(False):
         drafter = make(target)
     prompts = [random_prompt(5, 0), random_prompt(11, 1) * 2]  # something to look up
-    with Calls() as calls:
+    with counted_calls() as calls:
         tokens = Session(target, drafter).generate(prompts, max_new_tokens=NEW).tokens
-    return tokens, calls
+    return tokens, set(calls.counts.ops)
 
 
 @pytest.mark.slow
@@ -72,10 +50,10 @@ def write(family, make, device):
 )
 def test_kernels_write_what_references_write(family, make, kernel_device, monkeypatch):
     monkeypatch.setattr(dispatch, "KERNEL_DEVICES", {"cuda", "cpu"})
-    found, calls = write(family, make, kernel_device)
+    found, ops = write(family, make, kernel_device)
     monkeypatch.setattr(dispatch, "KERNEL_DEVICES", set())
     expected, none = write(family, make, kernel_device)
     assert found == expected
-    assert not none.ops
-    assert {"tree_attention", "accept_tree"} <= set(calls.ops)
-    assert OPS[make] <= set(calls.ops)
+    assert not none
+    assert {"tree_attention", "accept_tree"} <= ops
+    assert OPS[make] <= ops

@@ -1,9 +1,9 @@
-"""Outputs and workspaces that start as NaN, so that what a kernel forgets to write cannot pass."""
+"""Outputs and workspaces that start as NaN, so that what a kernel forgets to write cannot pass, or as something else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -20,17 +20,22 @@ def poison(x: Tensor) -> Tensor:
     return x.fill_(True if x.dtype == torch.bool else max(INTEGER_POISON, torch.iinfo(x.dtype).min))
 
 
-@contextmanager
-def poisoned_empty() -> Iterator[None]:
-    """Make `torch.empty`, `empty_like`, `empty_strided` and `Tensor.new_empty` hand out poison."""
+def poisoned_empty() -> AbstractContextManager[None]:
+    """Make all that is made empty start as `poison`."""
+    return filled_empty(poison)
 
-    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *args, **kwargs: poison(make(*args, **kwargs))
+
+@contextmanager
+def filled_empty(fill: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Make `torch.empty`, `empty_like`, `empty_strided` and `Tensor.new_empty` hand out what `fill` has filled in place."""
+
+    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **kwargs: fill(make(*args, **kwargs))
 
     targets: list[tuple[Any, str]] = [
         (torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (Tensor, "new_empty")
     ]  # fmt: skip
-    patches = [patch.object(owner, name, poisoned(getattr(owner, name))) for owner, name in targets]
+    patches = [patch.object(owner, name, filled(getattr(owner, name))) for owner, name in targets]
     for each in patches:
         each.start()
     try:

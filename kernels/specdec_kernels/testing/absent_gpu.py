@@ -1,0 +1,168 @@
+"""Tensors that lie on a GPU as far as Python can tell, and are computed on the CPU.
+
+Code that chooses by `x.device` then goes the way it goes there: on NVIDIA's kernels run (in Triton's interpreter), on Apple's
+references do, and the host does not look. What no Python code sees stays the CPU's: the numbers, and how torch's C++ takes an
+op apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..gpu import Gpu, pretend
+
+# With an index: without one, torch would ask for the current device of a driver that may not be there.
+CUDA, MPS = torch.device("cuda", 0), torch.device("mps", 0)
+
+
+class AbsentGpuTensor(Tensor):
+    """A tensor on the CPU that says it lies on a GPU; ops on it need `absent_gpu`."""
+
+    held: Tensor
+    """What it holds."""
+    place: torch.device
+    """Where it says it lies."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, place: torch.device) -> AbsentGpuTensor:
+        """Wrap `inner`, whose memory is shared."""
+        return Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=inner.device,
+        )
+
+    def __init__(self, inner: Tensor, place: torch.device) -> None:
+        """Remember what is wrapped."""
+        self.held, self.place = inner, place
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, *arguments: Any) -> Any:
+        """Raise RuntimeError: outside `absent_gpu` there is nothing that computes."""
+        raise RuntimeError(f"{function}: expected to run within absent_gpu, got no mode")
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """The GPU that is not there."""
+        return self.place
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        """Whether it is NVIDIA's or AMD's."""
+        return self.place.type == "cuda"
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}({self.held!r}, {self.place})"
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Convert or copy as `Tensor.to`; C++ would take a copy to the CPU for none."""
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is not None and device.type == "cpu":
+            copy: Tensor = torch.ops.aten._to_copy(
+                self, dtype=dtype, device=device, non_blocking=non_blocking
+            )
+            return copy
+        return self if dtype in (None, self.dtype) else super().to(dtype)
+
+    def cpu(self, *args: Any) -> Tensor:
+        """Copy to the host."""
+        return self.to("cpu")
+
+    def tolist(self) -> Any:
+        """Copy to the host, as lists."""
+        return self.to("cpu").tolist()
+
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise TypeError, as for any tensor on a GPU."""
+        raise TypeError(
+            f"numpy: expected a tensor on the CPU, got one on {self.place}; copy it first"
+        )
+
+
+class AbsentEvent:
+    """An event of a GPU that has always done what it was asked for."""
+
+    def record(self, stream: None = None) -> None:
+        """Note nothing: all is done already."""
+
+    def query(self) -> bool:
+        """Tell that all is done."""
+        return True
+
+
+@contextmanager
+def absent_gpu(place: torch.device, gpu: Gpu | None = None) -> Iterator[None]:
+    """Let a device be there: within, tensors are made on it, moved to it and computed on it.
+
+    Args:
+        place: `CUDA` or `MPS`.
+        gpu: which one launchers think they launch on, as in `gpu.pretend`; None where there are none.
+    """
+    future, lift = torch.__future__, torch._C._only_lift_cpu_tensors()
+    overwrite = future.get_overwrite_module_params_on_conversion()
+    # `torch.tensor(..., device=...)` makes a tensor on the CPU first and copies it where modes see it.
+    torch._C._set_only_lift_cpu_tensors(True)
+    # A module that is moved gets new parameters; C++ would find ours fit to be put into the old ones.
+    future.set_overwrite_module_params_on_conversion(True)
+    try:
+        with (
+            patch.object(torch.cuda, "_lazy_init", lambda: None),
+            patch.object(torch.cuda, "Event", AbsentEvent),
+            patch.object(torch.cuda, "current_stream", lambda device=None: None),
+            nullcontext() if gpu is None else pretend(gpu),
+            _Computing(place),
+        ):
+            yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(lift)
+        future.set_overwrite_module_params_on_conversion(overwrite)
+
+
+class _Computing(TorchDispatchMode):
+    def __init__(self, place: torch.device) -> None:
+        super().__init__()
+        self.place = place
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Compute on the CPU what is asked of the GPU."""
+        kwargs = kwargs or {}
+        if is_composite(function):
+            with self:
+                return function.decompose(*args, **kwargs)
+        device = kwargs.get("device")
+        if device is None:
+            there = any(isinstance(x, AbsentGpuTensor) for x in tree_leaves((args, kwargs)))
+        else:
+            there = device.type == self.place.type
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        inner_args, inner_kwargs = tree_map_only(AbsentGpuTensor, lambda x: x.held, (args, kwargs))
+        out = function(*inner_args, **inner_kwargs)
+        if not there:
+            return out
+        with torch.inference_mode(
+            False
+        ):  # a view of an ordinary tensor may not be an inference tensor
+            out = tree_map_only(Tensor, lambda x: AbsentGpuTensor(x, self.place), out)
+        return return_and_correct_aliasing(function, args, kwargs, out)
+
+
+def is_composite(function: Any) -> bool:
+    """Tell whether an op is others put together on every device; where gradients are off, modes see it whole."""
+    return function.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+        function.name(), "CompositeImplicitAutograd"
+    )

@@ -1,0 +1,24 @@
+"""On the device that `--device` names, every drafter leaves the library's text as it is on the CPU."""
+
+import pytest
+import torch
+
+from every_drafter import DRAFTERS
+from specdec.session import Session
+from specdec.target import Target
+from tiny import library_greedy, random_prompt, tiny_model
+
+NEW = 12
+
+
+@pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("family", ["llama-16", "mistral-16", "qwen3-16"])
+def test_text_is_the_librarys_on_the_device(family, make, device):
+    prompts = [random_prompt(5, 0), random_prompt(9, 1) * 2]
+    on_cpu = tiny_model(family, dtype=torch.float32)
+    expected = [library_greedy(on_cpu, prompt, NEW) for prompt in prompts]
+    with torch.inference_mode(False):
+        target = Target(tiny_model.__wrapped__(family, dtype=torch.float32).to(device))
+        drafter = make(target)
+    assert target.device.type == device.type
+    assert Session(target, drafter).generate(prompts, max_new_tokens=NEW).tokens == expected

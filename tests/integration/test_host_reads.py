@@ -1,0 +1,172 @@
+"""On a GPU the host waits once a round, for the tokens; shown on one that is not there."""
+
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from every_drafter import DRAFTERS, lookup
+from specdec import session
+from specdec.drafters import NoDrafter
+from specdec.metrics import Stopwatch
+from specdec.session import Session
+from specdec.target import Target
+from specdec_kernels.gpu import KNOWN
+from specdec_kernels.testing.absent_gpu import CUDA, absent_gpu
+from specdec_kernels.testing.calls import counted_calls
+from tiny import random_prompt, tiny_model
+
+BENCH = Path(__file__).parents[2] / "bench"
+STAGES = {"draft", "pack", "verify", "accept", "commit", "observe"}
+# How else a drafter could look at the device.
+LOOKS = {
+    "item": lambda x: x[0].item(),
+    "bool": lambda x: bool((x > 0).any()),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "equal": lambda x: torch.equal(x, x),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "mask": lambda x: x[x > 0],
+    "repeat": lambda x: torch.repeat_interleave(x, torch.ones_like(x)),
+    "copy": lambda x: torch.zeros(x.shape, dtype=x.dtype).copy_(x),
+}
+COPIES = {
+    "tensor": lambda x: torch.tensor([1, 2], device=x.device),
+    "to": lambda x: torch.zeros(2).to(x.device),
+    "places": lambda x: x[[0, 0]],
+    "copy": lambda x: x.copy_(torch.zeros(x.shape, dtype=x.dtype)),
+}
+HARMLESS = {
+    "late": lambda x: x.to("cpu", non_blocking=True),
+    "places": lambda x: x[torch.zeros_like(x)],
+    "scalar": lambda x: torch.where(x > 0, -1, x),
+    "repeat": lambda x: x.repeat_interleave(2),
+}
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    import launches
+
+    return launches
+
+
+def absent_target():
+    # New every time: what is moved to the GPU that is not there cannot come back.
+    return Target(tiny_model.__wrapped__("llama-16", dtype=torch.float32).to(CUDA))
+
+
+def rounds_of(launches, make):
+    with absent_gpu(CUDA, KNOWN["sm_90"]), torch.inference_mode(False):
+        target = absent_target()
+        return launches.count_rounds(target, make(target))
+
+
+@pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
+def test_the_host_waits_for_a_round_once(launches, make):
+    rounds = rounds_of(launches, make)
+    assert len(rounds) == launches.ROUNDS
+    for counted in rounds:
+        assert set(counted) >= STAGES | {"emit"}
+        reads = {stage: counts.reads.total() for stage, counts in counted.items() if counts.reads}
+        assert reads == {"emit": 1}
+        # Before a round, while nothing is under way.
+        uploads = {stage for stage, counts in counted.items() if counts.uploads}
+        assert uploads <= {launches.BETWEEN}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_a_drafter_that_looks_is_seen(launches, look):
+    class Looking(NoDrafter):
+        def draft(self, state, budget):
+            look(state.roots)
+            return super().draft(state, budget)
+
+    first, *_ = rounds_of(launches, lambda target: Looking())
+    assert first["draft"].reads.total() == 1
+    assert not first["draft"].uploads
+
+
+def counted(call):
+    with absent_gpu(CUDA, KNOWN["sm_90"]), torch.inference_mode():
+        x = torch.zeros(3, dtype=torch.int64, device=CUDA)
+        with counted_calls(dry=True) as calls:
+            call(x)
+    return calls.counts
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_a_copy_to_the_device_is_seen(copy):
+    counts = counted(copy)
+    assert counts.uploads.total() == 1
+    assert not counts.reads
+
+
+@pytest.mark.parametrize("call", HARMLESS.values(), ids=HARMLESS)
+def test_what_does_not_wait_is_not_counted(call):
+    counts = counted(call)
+    assert not counts.reads
+    assert not counts.uploads
+
+
+def test_launches_are_the_same_at_every_beam_width(launches):
+    with absent_gpu(CUDA, KNOWN["sm_90"]):
+        target = launches.small_target()
+        per_width = [
+            launches.describe(launches.count_rounds(target, launches.redrafter(target, width)))
+            for width in (1, 64)
+        ]
+    assert per_width[0] == per_width[1]
+    kernels = sum((Counter(counts["kernels"]) for counts in per_width[0].values()), Counter())
+    # Five steps of a cell, two blocks and a head in two launches; then pack, two layers, accept, commit.
+    assert kernels == {
+        "_recurrent_cell_kernel": 5, "_skinny_linear_kernel": 10, "_head_tiles_kernel": 5, "_merge_tiles_kernel": 5,
+        "_pack_tree_kernel": 1, "_tree_attention_kernel": 2, "_accept_tree_kernel": 1, "_commit_kv_kernel": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs the kernels in the interpreter")
+def test_launches_that_run_are_as_many_and_write_what_references_write(launches, monkeypatch):
+    monkeypatch.setattr(launches, "NEW_TOKENS", 4)
+    on_cpu = Target(tiny_model("llama-16", dtype=torch.float32))
+    options = {"prompts": launches.PROMPTS, "max_new_tokens": 4}
+    expected = Session(on_cpu, lookup(on_cpu)).generate(**options).tokens
+    with absent_gpu(CUDA, KNOWN["sm_90"]), torch.inference_mode(False):
+        target = absent_target()
+        with counted_calls() as calls, launches.counted_rounds(calls) as rounds:
+            written = Session(target, lookup(target)).generate(**options).tokens
+        dry = launches.count_rounds(target, lookup(target))
+    assert written == expected
+    assert launches.describe(rounds[1:2]) == launches.describe(dry[:1])
+
+
+class StrictStopwatch(Stopwatch):
+    """Lets torch raise where the host would wait within a stage."""
+
+    @contextmanager
+    def __call__(self, stage):
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error" if stage in STAGES else before)
+        try:
+            with super().__call__(stage):
+                yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
+def test_a_gpu_sees_no_wait_either(make, monkeypatch):
+    with torch.inference_mode(False):
+        target = Target(tiny_model.__wrapped__("llama-16", dtype=torch.float32).cuda())
+        drafter = make(target)
+    prompts = [random_prompt(5, 0), random_prompt(11, 1) * 2]
+    expected = Session(target, drafter).generate(prompts, max_new_tokens=8).tokens
+    monkeypatch.setattr(session, "Stopwatch", StrictStopwatch)
+    assert Session(target, drafter).generate(prompts, max_new_tokens=8).tokens == expected
