@@ -17,13 +17,16 @@ def _prepare(batch: int, nodes: int) -> Callable[[Inputs], Callable[[], Any]]:
     def prepare(inputs: Inputs) -> Callable[[], Any]:
         generator = torch.Generator().manual_seed(nodes)
         parents = torch.stack([make_parents("random", nodes, generator) for _ in range(batch)])
+        # No two children share a token, and every parent's pick is its last child: the path is long.
+        tokens = torch.arange(nodes).repeat(batch, 1)
+        picked = torch.zeros_like(tokens).scatter_reduce(1, parents[:, 1:], tokens[:, 1:], "amax")
         tree = (
-            torch.randint(0, 9, (batch, nodes), generator=generator),
+            tokens,
             parents,
             depths(parents),
             pack_bits(ancestor_matrix(parents)),
             torch.full((batch,), nodes),
-            torch.randint(0, 9, (batch, nodes), generator=generator),
+            picked,
         )
         tensors = [x.to(inputs.device) for x in tree]
         return lambda: accept_tree(*tensors, impl="triton")
@@ -38,3 +41,6 @@ CASES = [
 ]
 
 SMALL = [Case("B2-N9", _prepare(2, 9))]
+
+COUNTED = CASES
+"""Small enough for an interpreter: their bytes are counted."""

@@ -53,3 +53,9 @@ SMALL = [
     Case("B2-W3-K4", _prepare(2, 3, 4, 3)),
     Case("head-B1-W3-float32", _prepare_head(1, 3, 16, 150, torch.float32)),
 ]
+
+COUNTED = [
+    Case("B8-W10-K10", _prepare(8, 10, 10, 10)),
+    Case("llama3-8b-head-B2-W10-V2048-float16", _prepare_head(2, 10, 4096, 2048, torch.float16)),
+]
+"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""

@@ -34,3 +34,9 @@ CASES = [
 ]
 
 SMALL = [Case("B1-float32", _prepare(1, 2, 2, 16, torch.float32))]
+
+COUNTED = [
+    Case("llama3-8b-B2-4-layers-float16", _prepare(2, 4, 8, 128, torch.float16)),
+    Case("smollm2-B2-float32", _prepare(2, 30, 3, 64, torch.float32)),
+]
+"""Real widths, but few enough layers for an interpreter: their bytes are counted."""

@@ -66,3 +66,11 @@ CASES = [
 ]
 
 SMALL = [Case("B1-W3-float32", _prepare(1, 3, 32, 50, torch.float32))]
+
+COUNTED = [
+    Case("llama3-8b-B1-W10-X4096-float16",
+         _prepare(1, 10, 4096, 1000, torch.float16, exit_dim=4096, blocks=1)),
+    Case("smollm2-B1-W8-float16", _prepare(1, 8, 576, 1000, torch.float16)),
+    Case("smollm2-B8-W8-float32", _prepare(8, 8, 576, 1000, torch.float32)),
+]  # fmt: skip
+"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""

@@ -100,3 +100,9 @@ CASES = [
 ]
 
 SMALL = [Case("B2-float32", _prepare(2, 32, 2, 1, 16, 150, torch.float32))]
+
+COUNTED = [
+    Case("llama3-8b-B1-V1024-bfloat16", _prepare(1, *LLAMA[:4], 1024, torch.bfloat16)),
+    Case("smollm2-B8-V8192-float16", _prepare(8, *SMOLLM[:4], 8192, torch.float16)),
+]
+"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""

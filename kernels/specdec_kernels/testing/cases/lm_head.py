@@ -43,3 +43,11 @@ CASES = [
 ]
 
 SMALL = [Case("R3-k4-float32", _prepare(3, 32, 150, 4, torch.float32))]
+
+COUNTED = [
+    Case("llama3-8b-R16-k10-V2048-float16", _prepare(16, 4096, 2048, 10, torch.float16)),
+    Case("llama3-8b-R80-k10-V512-float16", _prepare(80, 4096, 512, 10, torch.float16)),
+    Case("smollm2-R4-k1-V8192-float16", _prepare(4, 576, 8192, 1, torch.float16)),
+    Case("smollm2-R20-k4-V4096-float32", _prepare(20, 576, 4096, 4, torch.float32)),
+]
+"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""

@@ -42,3 +42,6 @@ CASES = [
 ]
 
 SMALL = [Case("B2-W3-L4-N9", _prepare(2, 3, 4, 9, 50))]
+
+COUNTED = CASES[:2]
+"""Few enough numbers for an interpreter: their bytes are counted."""

@@ -94,3 +94,13 @@ GRID = [
     *(_grid(batch, 16, prefix) for batch, prefix in ((32, 32768),)),
 ]
 """Verification of trees over short and long prefixes, in small and large batches: what tells most comes first."""
+
+COUNTED = [
+    Case("llama3-8b-B1-N64-P1024-bfloat16", _prepare((1, 64, *LLAMA3), 1024, BF16)),
+    Case("llama3-8b-B1-N16-P2048-bfloat16", _prepare((1, 16, *LLAMA3), 2048, BF16)),
+    Case("vicuna-7b-B1-N64-P512-bfloat16", _prepare((1, 64, *VICUNA), 512, BF16)),
+    Case("smollm2-B2-N16-P1000-float32", _prepare((2, 16, *SMOLLM2), 1000, FP32)),
+    Case("smollm2-B8-N16-P1024-shared-1024-float16",
+         _prepare((8, 16, *SMOLLM2), 1024, FP16, shared=1024)),
+]  # fmt: skip
+"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""
