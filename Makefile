@@ -9,12 +9,12 @@ TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
 EXIT_LAYER := 5
 
-.PHONY: demo test check bench aot compat gpu data train
+.PHONY: demo test check bench bench-report bench-decoding bytes launches aot compat gpu data train second-model
 
 demo: .venv/installed
 	$(BIN)/specdec generate --compare
 
-test: .venv/installed-dev
+test: .venv/installed-tilelens
 	$(BIN)/python -m pytest
 
 check: .venv/installed-dev
@@ -22,8 +22,20 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# About three quarters of an hour on two cores, less with BENCH_FLAGS='--per-category 2'; run nothing else meanwhile.
+# Every op's tests, then its times; on two cores about twelve minutes, less with BENCH_FLAGS='-k tree_attention'. Run nothing
+# else meanwhile. JSON=file keeps a run beside the one of docs/benchmarks.md.
+DEVICE ?= $(shell $(BIN)/python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+JSON ?= bench/results/ops_$(DEVICE).json
 bench: .venv/installed-dev
+	$(BIN)/python -m pytest bench/bench_ops.py --device $(DEVICE) --benchmark-columns median,iqr,min,rounds \
+	  --benchmark-json $(JSON) $(BENCH_FLAGS)
+
+# All tables and pictures of README.md and docs, from the data files that are there.
+bench-report: .venv/installed-dev
+	$(BIN)/python bench/report.py
+
+# About three quarters of an hour on two cores, less with BENCH_FLAGS='--per-category 2'; run nothing else meanwhile.
+bench-decoding: .venv/installed-dev
 	for dtype in float32 bfloat16; do \
 	  $(BIN)/python bench/step_time.py --dtype $$dtype --json bench/results/step_cpu_$$dtype.json && \
 	  $(SPEC_BENCH) --methods $(METHODS) --dtype $$dtype --json bench/results/spec_bench_cpu_$$dtype.json || exit; \
@@ -32,24 +44,38 @@ bench: .venv/installed-dev
 	  --json bench/results/spec_bench_cpu_bfloat16_exact.json
 	$(BIN)/python bench/dedup.py --json bench/results/dedup.json
 	$(BIN)/python bench/rounding.py --json bench/results/rounding_cpu_bfloat16.json
+	PYTHONPATH=tests $(BIN)/python bench/architectures.py --json bench/results/architectures.json
+	$(BIN)/python bench/report.py
+
+# What each launch reads and writes, counted without a GPU, in minutes; the tables of docs/proof.md.
+bytes: .venv/installed-tilelens
+	$(BIN)/python bench/bytes.py
+	$(BIN)/python bench/report.py
+
+# What a round launches and how often the host waits, counted without a GPU, in a minute; tables of docs/proof.md.
+launches: .venv/installed-dev
+	$(BIN)/python bench/launches.py --json bench/results/launches.json
 	$(BIN)/python bench/report.py
 
 # Every kernel for every GPU it is meant for, without one; the tables of docs/kernels.md.
 aot: .venv/installed-dev
 	$(BIN)/python bench/aot.py
 
-# The core tests and the compiler's checks again, with the oldest and the newest versions that are meant to work. Only
-# packages that differ are installed beside the others, so torch stays.
-compat: .compat/oldest .compat/newest
-	for set in $^; do \
-	  PYTHONPATH=$$set $(BIN)/python -m pytest -m 'not model' tests/kernels tests/specdec || exit; \
-	done
+# The core tests and the compiler's checks again, with the oldest and the newest versions that are meant to work; then the
+# table of docs/proof.md. About @MIN@ minutes on two cores. Only packages that differ are installed beside the others, so
+# torch stays.
+compat: .compat/oldest/installed .compat/newest/installed
+	status=0; for name in oldest newest; do \
+	  PYTHONPATH=$(CURDIR)/.compat/$$name $(BIN)/python bench/compat.py $$name || status=1; \
+	done; $(BIN)/python bench/report.py && exit $$status
 
 # The interpreter of Triton 3.6 does not know NumPy 2.4.
-.compat/oldest: VERSIONS := triton==3.6.0 transformers==5.17.0 numpy==2.3.5
-.compat/newest: VERSIONS := triton==3.9.0 transformers
-.compat/%: .venv/installed-dev
-	$(BIN)/python -m pip install --quiet --upgrade --target $@ $(VERSIONS)
+.compat/oldest/installed: VERSIONS := triton==3.6.0 transformers==5.17.0 numpy==2.3.5
+.compat/newest/installed: VERSIONS := triton==3.9.0 transformers
+.compat/%/installed: .venv/installed-dev
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --target $(@D) $(VERSIONS)
+	touch $@
 
 # What takes a GPU to know, within ten minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched.
 # MODEL is a folder, a GGUF file or its parts; GGUF_WHEEL the reader's wheel if it is not installed. DRY=1 tries it all out on small
@@ -71,6 +97,29 @@ train: .venv/installed-dev
 	  --exit-layer $(EXIT_LAYER) --eta 0.7 --epochs 6
 	$(BIN)/python bench/report.py
 
+# Drafters for a second model, from nothing, then the comparison in docs/training.md, while nothing else should run. What
+# was trained stays in its folder; each step goes on after a kill.
+SECOND := gemma-3-270m
+SECOND_FOLDER := .training/$(SECOND)
+second-model: $(SECOND_FOLDER)/redrafter/training.json $(SECOND_FOLDER)/kangaroo/training.json .venv/installed-dev
+	$(BIN)/python bench/second_model.py --drafters $(SECOND_FOLDER) --json bench/results/second_model.json
+	$(BIN)/python bench/report.py
+
+# Short answers: this model's greedy text soon repeats itself.
+$(SECOND_FOLDER)/text.jsonl: | .venv/installed
+	mkdir -p $(@D)
+	$(BIN)/specdec data $(@D)/unfinished.jsonl --model $(SECOND) --tokens 20000 --answer-tokens 64 \
+	  --exclude tests/data/questions.jsonl
+	mv $(@D)/unfinished.jsonl $@
+
+$(SECOND_FOLDER)/redrafter/training.json: $(SECOND_FOLDER)/text.jsonl
+	$(BIN)/specdec train redrafter $< --model $(SECOND) --out $(@D) --run $(SECOND_FOLDER)/run-redrafter \
+	  --features $(SECOND_FOLDER)/features --exit-layers 6 --length 4 --epochs 3 --batch 256 --held-out 8
+
+$(SECOND_FOLDER)/kangaroo/training.json: $(SECOND_FOLDER)/text.jsonl $(SECOND_FOLDER)/redrafter/training.json
+	$(BIN)/specdec train kangaroo $< --model $(SECOND) --out $(@D) --run $(SECOND_FOLDER)/run-kangaroo \
+	  --features $(SECOND_FOLDER)/features --exit-layer 6 --epochs 6 --held-out 8
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
@@ -78,4 +127,9 @@ train: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev]'
+	touch $@
+
+# Counts bytes and proves bounds. What it declares for its web pages and for other compilers is not needed: 1.4 GB.
+.venv/installed-tilelens: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tilelens z3-solver anytree ml-dtypes
 	touch $@

@@ -28,7 +28,7 @@ from specdec.evaluate.methods import Runner
 from specdec.evaluate.questions import read_questions
 from specdec.loading import load_target
 from specdec.metrics import Stopwatch
-from specdec.models import GGUF_SHA256, _convert, load_model
+from specdec.models import EMBEDDED, _convert, load_model
 
 METHODS = ["plain", "transformers", "lookup", "redrafter", "kangaroo", "mixed"]
 QUESTIONS = ROOT / "tests/data/questions.jsonl"
@@ -104,14 +104,17 @@ def model_folder(paths: list[Path], wheel: Path | None, scratch: Path) -> Path:
         for part in paths:
             out.write(part.read_bytes())
     found = hashlib.sha256(gguf.read_bytes()).hexdigest()
-    if found != GGUF_SHA256:
-        raise ValueError(f"model: expected a GGUF file with sha256 {GGUF_SHA256}, got {found}")
+    names = {model.sha256: name for name, model in EMBEDDED.items()}
+    if found not in names:
+        raise ValueError(
+            f"model: expected a GGUF file with sha256 {' or '.join(names)}, got {found}"
+        )
     if wheel is not None:
         for file in [wheel] if wheel.is_file() else sorted(wheel.glob("*.whl")):
             with zipfile.ZipFile(file) as packed:
                 packed.extractall(scratch / "wheels")
         sys.path.append(str(scratch / "wheels"))
-    return _convert(gguf, scratch / "model")
+    return _convert(names[found], gguf, scratch / "model")
 
 
 class DeviceStopwatch(Stopwatch):

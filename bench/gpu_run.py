@@ -143,15 +143,12 @@ def results_of(run: Run, part: str) -> Iterator[Results]:
 
 def describe(run: Run) -> dict[str, Any]:
     """Say what is measured, where and with what."""
-    versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in PACKAGES:
-        versions[package] = metadata.version(package)
     facts = {
         "measured": not run.dry,
         "run": run.id,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": "interpreter",
-        "versions": versions,
+        "versions": versions(),
     }
     if not run.dry:
         properties = torch.cuda.get_device_properties(0)
@@ -162,6 +159,12 @@ def describe(run: Run) -> dict[str, Any]:
             "card": _ask_driver(),
         }
     return facts
+
+
+def versions() -> dict[str, str | None]:
+    """Say what the figures belong to."""
+    packages = {package: metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), "cuda": torch.version.cuda, **packages}
 
 
 def _ask_driver() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Draw the pictures and write the tables of README.md and docs from data files.
 
-    python bench/report.py
+    make bench-report
 
 Data: bench/results, and the reports beside the shipped drafters. Pages whose data are not there stay as they are.
 """
@@ -13,6 +13,8 @@ from typing import Any
 
 import matplotlib
 from pages import DOCS, README, fill, machine_line
+from report_architectures import architecture_tables
+from report_bytes import bytes_table, naive_table, operands_table, prefix_table
 from report_comparison import (
     categories_table,
     draw_speedups,
@@ -21,8 +23,12 @@ from report_comparison import (
     readme_table,
     stages_table,
 )
+from report_compat import compat_table
 from report_dedup import dedup_table, draw_dedup
 from report_gpu import gpu_page
+from report_launches import launches_tables
+from report_ops import ops_page
+from report_second import second_model_page
 from report_steps import kinds_table, steps_table
 from report_training import PICTURE, draw_training, sizes_table, training_table
 
@@ -38,7 +44,13 @@ def main() -> None:
     report_comparison()
     report_training()
     report_dedup()
-    fill(DOCS / "benchmarks.md", {"gpu": gpu_page(RESULTS / "gpu")})
+    report_architectures()
+    report_second_model()
+    report_bytes()
+    report_launches()
+    report_compat()
+    measured = {"ops": ops_page(RESULTS, DOCS), "gpu": gpu_page(RESULTS / "gpu")}
+    fill(DOCS / "benchmarks.md", measured)
 
 
 def report_comparison() -> None:
@@ -79,6 +91,46 @@ def report_dedup() -> None:
     result = load(counted)
     draw_dedup(result, DOCS / "dedup.png")
     fill(DOCS / "redrafter.md", {"dedup": dedup_table(result)})
+
+
+def report_second_model() -> None:
+    compared = RESULTS / "second_model.json"
+    if compared.exists():
+        fill(DOCS / "training.md", {"second-model": second_model_page(load(compared))})
+
+
+def report_bytes() -> None:
+    counted = RESULTS / "bytes.json"
+    if not counted.exists():
+        return
+    result = load(counted)
+    fill(
+        DOCS / "proof.md",
+        {
+            "bytes": bytes_table(result),
+            "prefix": prefix_table(result),
+            "operands": operands_table(result),
+            "naive": naive_table(result),
+        },
+    )
+
+
+def report_launches() -> None:
+    counted = RESULTS / "launches.json"
+    if counted.exists():
+        fill(DOCS / "proof.md", {"launches": launches_tables(load(counted))})
+
+
+def report_compat() -> None:
+    tried = RESULTS / "compat.json"
+    if tried.exists():
+        fill(DOCS / "proof.md", {"compat": compat_table(load(tried))})
+
+
+def report_architectures() -> None:
+    tried = RESULTS / "architectures.json"
+    if tried.exists():
+        fill(DOCS / "architectures.md", architecture_tables(load(tried)))
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -57,9 +57,9 @@ def test_a_dry_run_does_everything_and_measures_nothing():
 @pytest.mark.slow
 @pytest.mark.model
 def test_decoding_runs_on_a_given_model():
-    from specdec.models import default_model_path
+    from specdec.models import embedded_model_path
 
-    done = run_gpu("--dry", "--parts", "decoding", "--model", str(default_model_path()))
+    done = run_gpu("--dry", "--parts", "decoding", "--model", str(embedded_model_path()))
     assert done.returncode == 0, done.stdout + done.stderr
     folder = Path(done.stdout.split("results: ")[1].partition(",")[0])
     content = json.loads((folder / "decoding.json").read_text())
@@ -91,16 +91,19 @@ def test_parts_of_a_gguf_file_are_joined_and_checked(tmp_path, monkeypatch):
 
     import gpu_decoding
 
+    from specdec.models import Embedded
+
     halves = [tmp_path / "a", tmp_path / "b"]
     for half, content in zip(halves, (b"first", b"second"), strict=True):
         half.write_bytes(content)
-    monkeypatch.setattr(gpu_decoding, "_convert", lambda gguf, folder: gguf.read_bytes())
+    monkeypatch.setattr(gpu_decoding, "_convert", lambda name, gguf, folder: gguf.read_bytes())
     for scratch in ("one", "two"):
         (tmp_path / scratch).mkdir()
     with pytest.raises(ValueError, match="model: expected a GGUF file with sha256"):
         gpu_decoding.model_folder(halves, None, tmp_path / "one")
     known = hashlib.sha256(b"firstsecond").hexdigest()
-    monkeypatch.setattr(gpu_decoding, "GGUF_SHA256", known)
+    model = Embedded((), known, 0, "none", ())
+    monkeypatch.setattr(gpu_decoding, "EMBEDDED", {"in-parts": model})
     assert gpu_decoding.model_folder(halves, None, tmp_path / "two") == b"firstsecond"
     assert gpu_decoding.model_folder([tmp_path], None, tmp_path) == tmp_path
 

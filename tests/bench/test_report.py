@@ -74,6 +74,48 @@ def test_a_training_is_told_by_epochs(tmp_path):
     assert (tmp_path / "training.png").exists()
 
 
+def test_the_second_model_is_told_with_the_times_that_there_are():
+    from report_second import second_model_page
+
+    def row(**figures):
+        counts = {"tokens_per_round": 1.25, "ctar": [0.2, 0.05, 0.0], "nodes_per_round": 3.0}
+        checked = {"identical": 13, "answers": 13, "new_tokens": 1000, "ties": 0, "errors": 0}
+        return {**counts, **checked, **figures}
+
+    library = row(tokens_per_round=None, ctar=None, nodes_per_round=None)
+    log = [
+        {"step": 9, "epoch": 1.0, "loss": 2.0},
+        {"step": 9, "epoch": 1.0, "validation": {"tokens_per_round": 1.5}},
+    ]
+    training = {"parameters": 1000, "conversations": 10, "tokens": 5000, "log": log}
+    result = {
+        "machine": {"device": "cpu", "threads": 2, "dtype": "float32", "versions": {"torch": "2.13"}},
+        "training": {"redrafter": training},
+        "vocabulary": {"all": 262144, "draft": 8192, "bytes_per_token": 2560, "share_of_text": 0.968},
+        "methods": {"plain": row(), "transformers": library, "redrafter": row()},
+    }  # fmt: skip
+    page = second_model_page(result)
+    assert "| redrafter | 1 | 2.00 | 1.50 | - | - | - | - |" in page
+    assert "| redrafter | 1.25 | 0.20, 0.05, 0.00 | 3.00 | 13/13 | 0 | 0 |" in page
+    assert "| transformers | - | - | - | 13/13 | 0 | 0 |" in page
+    assert (
+        "8,192 of 262,144 tokens: a step of the draft reads 21 MB of the head instead of 671 MB."
+        in page
+    )
+    assert "holds 96.8% of the 1,000 tokens" in page
+    assert "ms draft" not in page
+    times = {"tokens_per_second": 20.0, "speedup_vs_plain": 1.0, "speedup_vs_transformers": 2.0}
+    for method in result["methods"].values():
+        method |= {**times, "ms_per_round": {"draft": 0.5, "verify": 40.0}}
+    library["ms_per_round"] = {}
+    page = second_model_page(result)
+    assert (
+        "| plain | 1.25 | 0.20, 0.05, 0.00 | 3.00 | 13/13 | 0 | 0 | 0.50 | 40.00 | 20.0 | 1.00 | 2.00 |"
+        in page
+    )
+    assert "| transformers | - | - | - | 13/13 | 0 | 0 | - | - | 20.0 | 1.00 | 2.00 |" in page
+
+
 def test_a_page_keeps_what_is_outside_its_marks(tmp_path):
     from pages import fill
 
