@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import transformers
@@ -34,9 +34,11 @@ from .evaluate.questions import Question, read_questions
 from .evaluate.report import benchmark_tables, metrics_table
 from .loading import load_target
 from .metrics import Metrics
-from .models import DEFAULT_MODEL, load_model
+from .models import DEFAULT_MODEL, EMBEDDED, load_model
 from .packed_linear import can_pack
+from .sampling import Greedy, Picker, new_sampling, sampler
 from .session import MAX_NODES, Session, check_max_nodes, end_tokens
+from .streaming import Detokenizer
 from .target import Target
 from .train import commands as training
 from .whole_file import whole_file
@@ -72,7 +74,7 @@ class DType(StrEnum):
 
 
 ModelOption = Annotated[
-    str, typer.Option(help="smollm2-135m-instruct (embedded), a hub id, or a folder.")
+    str, typer.Option(help=f"{' or '.join(EMBEDDED)} (embedded), a hub id, or a folder.")
 ]
 DrafterOption = Annotated[
     str,
@@ -87,6 +89,11 @@ ExactOption = Annotated[
 ]
 NodesOption = Annotated[int, typer.Option(help="Most nodes verified per round, 1 to 256.")]
 NewTokensOption = Annotated[int, typer.Option(help="Most new tokens.")]
+TemperatureOption = Annotated[
+    float, typer.Option(help="Draw tokens at this temperature; 0 takes the best.")
+]
+TopPOption = Annotated[float, typer.Option(help="Draw from the likeliest tokens of this mass.")]
+SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
 
 
 @app.command()
@@ -101,6 +108,9 @@ def generate(
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     exact: ExactOption = False,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text; no chat template.")
     ] = False,
@@ -112,15 +122,20 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise ValueError("prompt: expected some text, got none")
+    if compare and temperature:
+        raise ValueError(
+            f"compare: expected temperature 0, as greedy texts are compared, got {temperature}"
+        )
     session = _session(model, drafter, max_nodes, dtype, device, exact)
     target = session.target
+    picker = _picker(target, temperature, top_p, seed)
     drafter = best_drafter(target) if drafter == BEST else drafter
     if raw:
         ids = target.tokenizer(text)["input_ids"]
     else:
         ids = _chat_ids(target, [{"role": "user", "content": text}])
         console.print(text, style="bold", markup=False, emoji=False)
-    _, metrics = _show(session, ids, max_new_tokens)
+    _, metrics = _show(session, ids, max_new_tokens, picker)
     _legend()
 
     console.print(metrics_table(metrics, f"{drafter}, {dtype}"))
@@ -140,9 +155,13 @@ def chat(
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     exact: ExactOption = False,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = None,
 ) -> None:
     """Talk with the model; what was read stays cached. An empty line ends it."""
     session = _session(model, drafter, max_nodes, dtype, device, exact)
+    picker = _picker(session.target, temperature, top_p, seed)
     history: list[dict[str, str]] = []
     _legend()
     while True:
@@ -153,7 +172,7 @@ def chat(
         if not line:
             return
         history.append({"role": "user", "content": line})
-        tokens, metrics = _show(session, _chat_ids(session.target, history), max_new_tokens)
+        tokens, metrics = _show(session, _chat_ids(session.target, history), max_new_tokens, picker)
         answer = session.target.tokenizer.decode(tokens, skip_special_tokens=True)
         history.append({"role": "assistant", "content": answer})
         console.print(
@@ -246,6 +265,17 @@ def _session(
     return Session(target, drafter, max_nodes=max_nodes)
 
 
+def _picker(target: Target, temperature: float, top_p: float, seed: int | None) -> Picker:
+    if temperature == 0:
+        return Greedy()
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected at least 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected above 0 to 1, got {top_p}")
+    settings = {"temperature": temperature, "top_p": top_p}
+    return sampler(new_sampling(seed, [0], target.device, **settings), target)
+
+
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
@@ -270,15 +300,18 @@ def _chat_ids(target: Target, history: list[dict[str, str]]) -> list[int]:
     return ids
 
 
-def _show(session: Session, ids: list[int], max_new_tokens: int) -> tuple[list[int], Metrics]:
+def _show(
+    session: Session, ids: list[int], max_new_tokens: int, picker: Picker
+) -> tuple[list[int], Metrics]:
     """Stream an answer to the terminal."""
     metrics = Metrics()
     tokens: list[int] = []
-    text = _Detokenizer(session.target.tokenizer)
+    text = Detokenizer(session.target.tokenizer)
     rounds = session.stream(
         [ids],
         max_new_tokens=max_new_tokens,
         eos_token_ids=end_tokens(session.target.model.generation_config),
+        picker=picker,
         metrics=metrics,
     )
     for (emitted,) in rounds:
@@ -289,26 +322,6 @@ def _show(session: Session, ids: list[int], max_new_tokens: int) -> tuple[list[i
         console.file.flush()
     console.print()
     return tokens, metrics
-
-
-class _Detokenizer:
-    """Text of tokens as they come; an incomplete character waits for the rest of its bytes."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.pending: list[int] = []
-        self.shown = ""
-
-    def add(self, token: int) -> str:
-        self.pending.append(token)
-        text = self.tokenizer.decode(self.pending, skip_special_tokens=True)
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        new: str = text[len(self.shown) :]
-        self.shown = text
-        if new.endswith("\n"):  # a line end settles everything before it
-            self.pending, self.shown = [], ""
-        return new
 
 
 def _legend() -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ from .cache import TreeCache
 from .drafters import Drafter, load_drafter
 from .loading import load_target
 from .processors import fused_settings, processors_of_rows
-from .sampling import Greedy, Picker, Recorded, Sampling, Walk, sampler
+from .sampling import Greedy, Picker, Recorded, Walk, new_sampling, sampler
 from .session import Session
 from .state import Stops
 from .streaming import Columns
@@ -87,6 +88,7 @@ def generate(
     _check_inputs(target, ids, generate_kwargs.get("attention_mask"))
     for name in LOST:
         _refuse(name, generate_kwargs.get(name))
+    _take_stop_strings(target, generate_kwargs)
     return target.model.generate(
         ids,
         custom_generate=method,
@@ -115,7 +117,6 @@ def method(
     seed: int | None = None,
     streams: Sequence[int] | None = None,
     max_nodes: int | None = None,
-    tokenizer: Any = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode for `model.generate(..., custom_generate=specdec.method)`, also from a pipeline.
@@ -133,7 +134,6 @@ def method(
         seed: as in `generate`.
         streams: as in `generate`.
         max_nodes: as in `generate`.
-        tokenizer: for stop strings; the library has used it.
         model_kwargs: the mask, and what else was prepared.
 
     Raises:
@@ -152,7 +152,10 @@ def method(
     recorded: list[list[Recorded]] | None = None
     if config.return_dict_in_generate and (config.output_scores or config.output_logits):
         recorded = [[] for _ in prompts]
-    sampling = _sampling(config, seed, streams, rows, target.device) if config.do_sample else None
+    sampling = None
+    if config.do_sample:
+        streams = _streams(streams, rows)
+        sampling = new_sampling(seed, streams, target.device, temperature=config.temperature)
     picker: Picker
     settings = fused_settings(logits_processor)
     if recorded is None and sampling is None and not logits_processor:
@@ -225,6 +228,24 @@ def _stack(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def _take_stop_strings(target: Target, options: dict[str, Any]) -> None:
+    """Make them a criterion: the library forgets the tokenizer that it needs for its own on the way to a method."""
+    tokenizer = options.pop("tokenizer", None) or target.tokenizer
+    strings = options.pop("stop_strings", None)
+    config = options.get("generation_config")
+    if config is not None and config.stop_strings is not None:
+        options["generation_config"] = config = copy.deepcopy(config)
+        strings, config.stop_strings = strings or config.stop_strings, None
+    if strings is None:
+        return
+    if tokenizer is None:
+        raise ValueError("tokenizer: expected one, for stop_strings, got none")
+    others = options.get("stopping_criteria") or []
+    options["stopping_criteria"] = StoppingCriteriaList(
+        [*others, sc.StopStringCriteria(tokenizer, strings)]
+    )
+
+
 def _check_request(
     config: GenerationConfig, synced_gpus: bool, mask: Tensor, model_kwargs: dict[str, Any]
 ) -> None:
@@ -254,23 +275,12 @@ def _refuse(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected it to be left as it is, got {str(value)[:80]!r}")
 
 
-def _sampling(
-    config: GenerationConfig,
-    seed: int | None,
-    streams: Sequence[int] | None,
-    rows: int,
-    device: torch.device,
-) -> Sampling:
-    if seed is None:
-        seed = int(torch.randint(1 << 62, ()))
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
-    streams = range(rows) if streams is None else streams
-    if len(streams) != rows or not all(0 <= stream < 1 << 32 for stream in streams):
-        raise ValueError(
-            f"streams: expected {rows} numbers from 0 to 2**32 - 1, got {list(streams)}"
-        )
-    return Sampling(seed, torch.tensor(streams, device=device), temperature=config.temperature)
+def _streams(streams: Sequence[int] | None, rows: int) -> Sequence[int]:
+    if streams is None:
+        return range(rows)
+    if len(streams) != rows:
+        raise ValueError(f"streams: expected one per row, {rows}, got {list(streams)}")
+    return streams
 
 
 def _drafter(target: Target, drafter: Drafter | str) -> Drafter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -98,6 +98,29 @@ class Sampling:
             top_k=how.top_k,
             top_p=how.top_p,
         )
+
+
+def new_sampling(
+    seed: int | None, streams: Sequence[int], device: torch.device, **settings: Any
+) -> Sampling:
+    """Check what noise is made of.
+
+    Args:
+        seed: 0 to 2**64 - 1; None for one from torch's default generator.
+        streams: one number per prompt, 0 to 2**32 - 1.
+        device: the target's.
+        settings: `temperature`, `top_k`, `top_p`.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    if seed is None:
+        seed = int(torch.randint(1 << 62, ()))
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
+    if not all(0 <= stream < 1 << 32 for stream in streams):
+        raise ValueError(f"streams: expected numbers from 0 to 2**32 - 1, got {list(streams)}")
+    return Sampling(seed, torch.tensor(streams, device=device), **settings)
 
 
 class Recorded(NamedTuple):

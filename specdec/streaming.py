@@ -1,6 +1,8 @@
-"""Tokens as they are kept, in the shape that the library returns and streams them: column by column."""
+"""Tokens as they are kept: the columns that the library returns and streams, and text for a terminal."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +64,25 @@ class Columns:
 
     def _padded(self, length: int) -> list[list[int]]:
         return [ids[:length] + [self.pad] * (length - len(ids)) for ids in self.tokens]
+
+
+class Detokenizer:
+    """Text of tokens as they come; an incomplete character waits for the rest of its bytes."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Begin without text."""
+        self.tokenizer = tokenizer
+        self.pending: list[int] = []
+        self.shown = ""
+
+    def add(self, token: int) -> str:
+        """Return what a token adds to the text, perhaps nothing yet."""
+        self.pending.append(token)
+        text = self.tokenizer.decode(self.pending, skip_special_tokens=True)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        new: str = text[len(self.shown) :]
+        self.shown = text
+        if new.endswith("\n"):  # a line end settles everything before it
+            self.pending, self.shown = [], ""
+        return new

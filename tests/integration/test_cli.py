@@ -142,16 +142,15 @@ def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, capsys, arguments, m
 
 def test_an_unknown_model_and_an_unsupported_one_are_named(capsys, tmp_path):
     assert "got 'no/model'" in run(capsys, "generate", "x", "--model", "no/model", code=2).err
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import MambaConfig, MambaForCausalLM
 
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)).save_pretrained(
-        tmp_path
-    )
+    shape = {"vocab_size": 11, "hidden_size": 8, "state_size": 4, "num_hidden_layers": 1}
+    MambaForCausalLM(MambaConfig(**shape)).save_pretrained(tmp_path)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
     tokenizer.save_pretrained(tmp_path)
     capsys.readouterr()  # what the library says while saving
     error = run(capsys, "generate", "x", "--model", tmp_path, code=2).err
-    assert "got GPT2LMHeadModel without embed_tokens" in error
+    assert "model: MambaForCausalLM is not supported" in error or "got MambaForCausalLM" in error
     assert len(error.strip().splitlines()) == 1
 
 
