@@ -143,7 +143,7 @@ class SelfWriter:
         self.model, self.tokenizer = model, tokenizer
         self.batch, self.answer_tokens, self.seed = batch, answer_tokens, seed
         whole = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
-        self.before_turn = whole[: whole.index(MARK)]
+        self.before_turn, _, self.after_turn = whole.partition(MARK)
 
     def write(
         self, number: int, exclude: Overlap, turns: list[str] | None = None
@@ -192,7 +192,9 @@ class SelfWriter:
         return [self._turn(o, new) for o, new in zip(openers, written, strict=True)]
 
     def _turn(self, opener: Opener, new: list[int]) -> str:
-        return opener.text + str(self.tokenizer.decode(new, skip_special_tokens=True))
+        text = opener.text + str(self.tokenizer.decode(new, skip_special_tokens=True))
+        # A base model ends a turn with the words of its template, not with a token.
+        return text.split(self.after_turn)[0] if self.after_turn else text
 
     @torch.inference_mode()
     def _generate(

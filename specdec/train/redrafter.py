@@ -114,7 +114,9 @@ class ReDrafterTask:
 
 
 def frequent_tokens(features: Features, size: int, vocabulary_size: int) -> Tensor:
-    """Choose a draft vocabulary: the tokens that the target writes most often.
+    """Choose a draft vocabulary: the tokens that the target is expected to write most often.
+
+    Probabilities are counted, not picks alone: a short text holds too few different tokens to rank the rarer ones.
 
     Args:
         features: of training texts.
@@ -124,5 +126,6 @@ def frequent_tokens(features: Features, size: int, vocabulary_size: int) -> Tens
     Returns:
         `[Vd]` int64, ascending.
     """
-    counts = torch.bincount(features.top_ids[:, 0].long(), minlength=vocabulary_size)
+    ids, probs = features.top_ids.flatten().long(), features.top_probs.flatten().double()
+    counts = torch.bincount(ids, weights=probs, minlength=vocabulary_size)
     return counts.topk(size).indices.sort().values

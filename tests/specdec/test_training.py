@@ -21,7 +21,7 @@ from specdec.train.data import (
     read_conversations,
     read_turns,
 )
-from specdec.train.features import collect_features
+from specdec.train.features import Features, collect_features
 from specdec.train.kangaroo import KangarooTask
 from specdec.train.loop import Schedule, train
 from specdec.train.loss import chunked_cross_entropy
@@ -57,6 +57,15 @@ def redrafter_task(target, features, **options):
     )
     ids = frequent_tokens(features, 30, VOCABULARY)
     return ReDrafterTask(target, ReDrafterModel(config, VOCABULARY, ids), features, **options)
+
+
+def test_a_draft_vocabulary_holds_what_is_likely_to_be_written():
+    none = torch.zeros(0)
+    ids = torch.tensor([[1, 9], [1, 4], [1, 4]], dtype=torch.int32)
+    probs = torch.tensor([[0.6, 0.4], [0.9, 0.05], [0.8, 0.2]])
+    features = Features(none, none, none, none, none, ids, probs, {})
+    # 4 is there twice, but with less in all.
+    assert frequent_tokens(features, 2, 12).tolist() == [1, 9]
 
 
 def kangaroo_config():

@@ -13,6 +13,7 @@ from specdec.train.data import (
     read_turns,
     write_data,
 )
+from specdec.train.openers import Opener
 from tiny import library_greedy
 
 
@@ -62,6 +63,24 @@ def test_data_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path):
             write_data(Writer(), killed, tokens=99, exclude=nothing)
     with pytest.raises(ValueError, match="out: expected a name that does not end in .gz"):
         write_data(Writer(), tmp_path / "data.gz", tokens=9, exclude=nothing)
+
+
+@pytest.mark.parametrize("after", ["\nAnswer:", ""])
+def test_a_turn_ends_where_the_template_goes_on(after):
+    class Tokenizer:
+        chat_template = "{{ … }}"
+
+        def apply_chat_template(self, messages, tokenize):
+            return f"Question: {messages[0]['content']}{after}"
+
+        def decode(self, ids, skip_special_tokens):
+            return "".join(map(chr, ids))
+
+    writer = SelfWriter(None, Tokenizer())
+    assert writer.before_turn == "Question: "
+    new = " tides.\nAnswer: The moon.\nQuestion:"
+    turn = writer._turn(Opener("Explain", 20), [ord(c) for c in new])
+    assert turn == ("Explain tides." if after else f"Explain{new}")
 
 
 def test_given_turns_are_answered_once_each(tmp_path):
