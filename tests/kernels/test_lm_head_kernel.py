@@ -15,7 +15,14 @@ from specdec_kernels.testing.poison import INTEGER_POISON, poisoned_empty
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("rows", "size", "vocabulary", "k"),
-    [(1, 16, 1, 1), (3, 64, 257, 64), (17, 65, 300, 5), (33, 128, 128, 3), (65, 63, 129, 2)],
+    [
+        (1, 16, 1, 1),
+        (3, 64, 257, 64),
+        (17, 65, 300, 5),
+        (33, 128, 128, 3),
+        (65, 63, 129, 2),
+        (130, 20, 140, 3),
+    ],
 )
 def test_ids_are_the_references_where_sums_are_exact(
     dtype, rows, size, vocabulary, k, kernel_device

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..device_math import tanh
 from ..gpu import gpu_of
 from ..skinny_linear import add_product, inverse_rms
-from .ordered_keys import NO_KEY, make_key
+from .ordered_keys import NO_KEY, NO_NUMBER, join_key, sortable
 
 # Two HGMMA tiles of 64; a merge finds a token's tile by it.
 BLOCK_V = 128
@@ -47,6 +47,28 @@ def _finish(logits, bias, logit_scale, softcap, DTYPE: tl.constexpr, ROUND_TO: t
         logits = _round(tanh(_round(tl.div_rn(logits, cap), ROUND_TO)), ROUND_TO)
         logits = _round(cap * logits, ROUND_TO)
     return logits
+
+
+@triton.jit
+def _store_best(logits, o_r, rows, m_v, tiles, k, keys_ptr, maxima_ptr, sums_ptr):
+    """Store what a row's choice needs of a tile of finished logits `[BLOCK_V, rows]`."""
+    tile = tl.program_id(1)
+    o_v = tl.arange(0, logits.shape[0])
+    highest = tl.max(logits, 0)
+    # Where all are -inf, so is the maximum, and the sum is 0. A maximum may pass over NaN: a sum never does.
+    terms = tl.where(logits == float("-inf"), 0.0, tl.exp(logits - highest[None, :]))
+    m_r = o_r < rows
+    o_r = o_r.to(tl.int64)
+    tl.store(maxima_ptr + o_r * tiles + tile, highest, mask=m_r)
+    tl.store(sums_ptr + o_r * tiles + tile, tl.sum(terms, 0), mask=m_r)
+
+    # Numbers alone, since keys take twice the registers; among equals the maximum finds the first.
+    left = tl.where(m_v[:, None], sortable(logits), NO_NUMBER)
+    for i in range(k):
+        best, at = tl.max(left, 0, return_indices=True)
+        key = tl.where(best == NO_NUMBER, NO_KEY, join_key(best, tile * logits.shape[0] + at))
+        tl.store(keys_ptr + (o_r * k + i) * tiles + tile, key, mask=m_r)
+        left = tl.where(o_v[:, None] == at[None, :], NO_NUMBER, left)
 
 
 @triton.jit
@@ -99,18 +121,14 @@ def _head_tiles_kernel(
     logits = _finish(logits, bias, logit_scale, softcap, x_ptr.dtype.element_ty, ROUND_TO)
     logits = tl.where(m_v[:, None], logits, float("-inf"))
 
-    highest = tl.max(logits, 0)
-    # Where all are -inf, so is the maximum, and the sum is 0. A maximum may pass over NaN: a sum never does.
-    terms = tl.where(logits == float("-inf"), 0.0, tl.exp(logits - highest[None, :]))
-    o_r = o_r.to(tl.int64)
-    tl.store(maxima_ptr + o_r * tiles + tile, highest, mask=m_r)
-    tl.store(sums_ptr + o_r * tiles + tile, tl.sum(terms, 0), mask=m_r)
-
-    keys = tl.where(m_v[:, None], make_key(logits, o_v[:, None]), NO_KEY)
-    for i in range(k):
-        best = tl.max(keys, 0)
-        tl.store(keys_ptr + (o_r * k + i) * tiles + tile, best, mask=m_r)
-        keys = tl.where(keys == best[None, :], NO_KEY, keys)
+    if BLOCK_R == 128:
+        # Even and odd rows one after the other: the numbers of all 128 and what a maximum keeps beside them would spill.
+        even, odd = tl.split(tl.reshape(logits, [BLOCK_V, BLOCK_R // 2, 2]))
+        o_even = tl.program_id(0) * BLOCK_R + 2 * tl.arange(0, BLOCK_R // 2)
+        _store_best(even, o_even, rows, m_v, tiles, k, keys_ptr, maxima_ptr, sums_ptr)
+        _store_best(odd, o_even + 1, rows, m_v, tiles, k, keys_ptr, maxima_ptr, sums_ptr)
+    else:
+        _store_best(logits, o_r, rows, m_v, tiles, k, keys_ptr, maxima_ptr, sums_ptr)
 
 
 def launch_head_tiles(
@@ -180,12 +198,16 @@ def launch_head_tiles(
 
 def _tiles(hidden: Tensor) -> tuple[int, int, int, int]:
     """Choose BLOCK_R, BLOCK_K, warps and stages."""
-    # 16 is the least that every tensor core takes; 64 rows of keys are the most that registers hold.
-    block_rows = min(64, max(16, triton.next_power_of_2(len(hidden))))
-    warps = 8 if block_rows == 64 else 4
-    # Whole cache lines; less in float32, which has no tensor cores and holds operands in registers.
-    block_k = 16 if hidden.dtype == torch.float32 else 64
+    # 16 is the least that every tensor core takes; 128 read the weights once, as long as these bound the time. Float32 has
+    # no tensor cores, is bound by its products from 40 rows on, and holds operands in registers: not of 128 rows.
+    wide = hidden.dtype == torch.float32
+    block_rows = min(64 if wide else 128, max(16, triton.next_power_of_2(len(hidden))))
+    warps = 8 if block_rows >= 64 else 4
+    block_k = 16 if wide else 64  # whole cache lines, or what registers hold
     # Bytes in flight hide the latency of memory: three programs of 16 rows share a processor of sm_90, each with three
-    # tiles of 16 KB on the way. AMD pipelines through registers and has 64 KB of shared memory.
-    stages = 2 if gpu_of(hidden.device).arch.startswith("gfx") else 4
+    # tiles of 16 KB on the way. Four stages of 128 rows and their norm are more than the 99 KB of small GPUs. AMD pipelines
+    # through registers and has 64 KB of shared memory.
+    stages = 3 if block_rows == 128 else 4
+    if gpu_of(hidden.device).arch.startswith("gfx"):
+        stages = 2
     return block_rows, block_k, warps, stages

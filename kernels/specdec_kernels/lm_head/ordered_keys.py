@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Below the key of every number, negative infinity included.
+# Below every number, negative infinity included, and below its key.
+NO_NUMBER = tl.constexpr(-(2**31))
 NO_KEY = tl.constexpr(-(2**63))
 
 
@@ -21,11 +22,22 @@ def _flip(bits):
 
 
 @triton.jit
+def sortable(number):
+    """Turn float32 numbers into int32, the upper bits of their keys."""
+    bits = tl.where(number == 0, 0.0, number).to(tl.int32, bitcast=True)
+    return tl.where(number != number, 0x7FFFFFFF, _flip(bits))
+
+
+@triton.jit
+def join_key(upper, index):
+    """Join `sortable` numbers and indices from 0 to 2^32 - 1."""
+    return (upper.to(tl.int64) << 32) | (0xFFFFFFFF - index.to(tl.int64))
+
+
+@triton.jit
 def make_key(number, index):
     """Join float32 numbers and indices from 0 to 2^32 - 1."""
-    bits = tl.where(number == 0, 0.0, number).to(tl.int32, bitcast=True)
-    ordered = tl.where(number != number, 0x7FFFFFFF, _flip(bits))
-    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - index.to(tl.int64))
+    return join_key(sortable(number), index)
 
 
 @triton.jit
