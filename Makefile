@@ -62,7 +62,7 @@ aot: .venv/installed-dev
 	$(BIN)/python bench/aot.py
 
 # The core tests and the compiler's checks again, with the oldest and the newest versions that are meant to work; then the
-# table of docs/proof.md. About @MIN@ minutes on two cores. Only packages that differ are installed beside the others, so
+# table of docs/proof.md. About 20 minutes on two cores. Only packages that differ are installed beside the others, so
 # torch stays.
 compat: .compat/oldest/installed .compat/newest/installed
 	status=0; for name in oldest newest; do \

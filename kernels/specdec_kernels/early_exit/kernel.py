@@ -51,6 +51,16 @@ def _rotation(positions, pair, D: tl.constexpr, LOG2_THETA: tl.constexpr):
     return _cos_sin(tl.div_rn(position, frequency))
 
 
+@triton.jit
+def _store_pairs(out_rows, first, second, o_p, mask, D: tl.constexpr):
+    """Store both halves of pairs.
+
+    Called in each branch: Triton 3.6 fails to compile branches that end with different pointers for AMD.
+    """
+    tl.store(out_rows[None, :] + o_p[:, None], first, mask=mask)
+    tl.store(out_rows[None, :] + (o_p + D // 2)[:, None], second, mask=mask)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _adapter_qkv_kernel(
     hidden_ptr,
@@ -110,12 +120,11 @@ def _adapter_qkv_kernel(
     o_j = tl.arange(0, 2 * BLOCK_P)
     pair = tl.minimum(chunk * BLOCK_P + o_j // 2, D // 2 - 1)
     feature = (o_j % 2) * (D // 2) + pair
-    if head < H:
-        w_ptr = q_weight_ptr + (head * D).to(tl.int64) * size
-    elif head < H + G:
-        w_ptr = k_weight_ptr + ((head - H) * D).to(tl.int64) * size
-    else:
-        w_ptr = v_weight_ptr + ((head - H - G) * D).to(tl.int64) * size
+    # Selected, not branched for: see `_store_pairs`.
+    w_ptr = tl.where(head < H + G, k_weight_ptr, v_weight_ptr)
+    w_ptr = tl.where(head < H, q_weight_ptr, w_ptr)
+    w_head = head - tl.where(head < H, 0, tl.where(head < H + G, H, H + G))
+    w_ptr += (w_head * D).to(tl.int64) * size
     x_rows = hidden_ptr + i_r * stride_hidden
     inverse = inverse_rms(x_rows, size, norm_eps, BLOCK_K, BLOCK_R)
     acc = tl.zeros([2 * BLOCK_P, BLOCK_R], tl.float32)
@@ -133,7 +142,7 @@ def _adapter_qkv_kernel(
         one, two = first.to(tl.float32), second.to(tl.float32)
         first, second = (one * cos - two * sin).to(dtype), (two * cos + one * sin).to(dtype)
     if head < H:
-        out = q_ptr + i_r * (H * D) + head * D
+        _store_pairs(q_ptr + i_r * (H * D) + head * D, first, second, o_p, m_pr, D)
     else:
         row = i_r
         if cache_rows_ptr is not None:
@@ -142,11 +151,11 @@ def _adapter_qkv_kernel(
         if head < H + G:
             out = k_cache_ptr + row * stride_k_row + prefix * stride_k_slot
             out += (head - H).to(tl.int64) * stride_k_head
+            _store_pairs(out, first, second, o_p, m_pr, D)
         else:
             out = v_cache_ptr + row * stride_v_row + prefix * stride_v_slot
             out += (head - H - G).to(tl.int64) * stride_v_head
-    tl.store(out[None, :] + o_p[:, None], first, mask=m_pr)
-    tl.store(out[None, :] + (o_p + D // 2)[:, None], second, mask=m_pr)
+            _store_pairs(out, first, second, o_p, m_pr, D)
 
 
 @triton.jit

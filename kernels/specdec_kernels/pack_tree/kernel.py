@@ -120,7 +120,6 @@ def _pack_tree_kernel(
     row = tl.program_id(0).to(tl.int64)
     o_e = tl.arange(0, BLOCK_E)
     m_e = o_e < count
-    root = tl.load(roots_ptr + row * stride_root)
     tokens = tl.load(tokens_ptr + row * stride_token + o_e, mask=m_e, other=0)
     scores = tl.load(scores_ptr + row * stride_score + o_e, mask=m_e, other=0.0).to(tl.float32)
     parents = tl.load(parents_ptr + row * stride_parent + o_e, mask=m_e, other=NONE)
@@ -172,7 +171,8 @@ def _pack_tree_kernel(
     tl.store(out_sizes_ptr + row, size.to(tl.int64))
     tl.store(out_dropped_ptr + row, (1 + tl.sum(node.to(tl.int32)) - size).to(tl.int64))
 
-    # The root, and the padding behind the last node.
+    # The root, and the padding behind the last node. It is read here alone: held from the start, it would spill.
+    root = tl.load(roots_ptr + row * stride_root)
     o_n = tl.arange(0, BLOCK_N)
     m_n = ((o_n == 0) | (o_n >= size)) & (o_n < width)
     o_pad = row * width + o_n

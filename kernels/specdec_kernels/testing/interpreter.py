@@ -1,6 +1,7 @@
 """bfloat16 for Triton's interpreter, which keeps it as raw 16-bit words and computes nonsense with them.
 
-Only for tests: products, arithmetic and casts become what torch computes, rounding to nearest even.
+Only for tests: products, arithmetic and casts become what torch computes, rounding to nearest even. Flags that are spread
+over a block stay flags, too: Triton 3.9 refuses masks that are not.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def teach_bfloat16() -> None:
         return
     builder.knows_bfloat16 = True
     dot, cast, binary = builder.create_dot, builder.cast_impl, builder.binary_op
+    splat = builder.create_splat
     bf16, fp32 = tl.bfloat16, tl.float32
 
     def wide(x: Any) -> Any:
@@ -55,7 +57,13 @@ def teach_bfloat16() -> None:
             return handle(out, tl.int1) if flags else handle(narrow(out), bf16)
         return binary(self, left, right, op)
 
+    def create_splat(self: Any, block: Any, scalar: Any) -> Any:
+        # What compares numbers keeps their type; as such it would be spread.
+        is_flag = scalar.data.dtype == np.bool_
+        return splat(self, block, handle(scalar.data, tl.int1) if is_flag else scalar)
+
     builder.create_dot, builder.cast_impl, builder.binary_op = create_dot, cast_impl, binary_op
+    builder.create_splat = create_splat
     if not hasattr(builder, "get_bf16"):
         builder.get_bf16 = lambda self, value: handle(narrow(np.array([value], np.float32)), bf16)
     for name in (
