@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/specdec generate --compare
 
 test: .venv/installed-tilelens
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -44,6 +44,8 @@ bench-decoding: .venv/installed-dev
 	  --json bench/results/spec_bench_cpu_bfloat16_exact.json
 	$(BIN)/python bench/dedup.py --json bench/results/dedup.json
 	$(BIN)/python bench/rounding.py --json bench/results/rounding_cpu_bfloat16.json
+	$(BIN)/python bench/sampling.py --json bench/results/sampling_cpu.json
+	$(BIN)/python bench/sampling_equality.py --json bench/results/sampling_equality.json
 	PYTHONPATH=tests $(BIN)/python bench/architectures.py --json bench/results/architectures.json
 	$(BIN)/python bench/report.py
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
@@ -19,13 +19,18 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+)
 
 from specdec import session
 from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, NoDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.metrics import Stopwatch
+from specdec.sampling import Picker, Walk, new_sampling, sampler
 from specdec.session import Session
 from specdec.target import Target
 from specdec_kernels.gpu import KNOWN
@@ -40,6 +45,7 @@ MAX_NODES, NEW_TOKENS, ROUNDS = 64, 32, 2
 BETWEEN = "between"
 
 Round = dict[str, Counts]
+NewPicker = Callable[[Target], Picker]
 
 
 @contextmanager
@@ -62,11 +68,14 @@ def counted_rounds(calls: Calls) -> Iterator[list[Round]]:
         yield rounds
 
 
-def count_rounds(target: Target, drafter: Drafter) -> list[Round]:
+def count_rounds(
+    target: Target, drafter: Drafter, new_picker: NewPicker | None = None
+) -> list[Round]:
     """Decode a few rounds without running kernels; within `absent_gpu`."""
+    picker = new_picker(target) if new_picker else None
     with counted_calls(dry=True) as calls, counted_rounds(calls) as rounds:
         stream = Session(target, drafter, max_nodes=MAX_NODES).stream(
-            PROMPTS, max_new_tokens=NEW_TOKENS
+            PROMPTS, max_new_tokens=NEW_TOKENS, picker=picker
         )
         for _ in islice(stream, 1 + ROUNDS):
             pass
@@ -105,6 +114,26 @@ def drafters(target: Target) -> Iterator[tuple[str, int | None, Drafter]]:
         yield "mixed", width, MixedDrafter([redrafter(target, width), LookupDrafter()])
 
 
+def drawn(target: Target) -> Picker:
+    """Draw with settings alone."""
+    sampling = new_sampling(0, range(len(PROMPTS)), target.device, temperature=0.7, top_p=0.9)
+    return sampler(sampling, target)
+
+
+def processed(target: Target) -> Picker:
+    """Draw from what the library's processors make of each row."""
+    sampling = new_sampling(0, range(len(PROMPTS)), target.device, temperature=0.7)
+    processors = [RepetitionPenaltyLogitsProcessor(1.2), TemperatureLogitsWarper(0.7)]
+    return Walk(sampling, [LogitsProcessorList(processors) for _ in PROMPTS])
+
+
+def picks(target: Target) -> Iterator[tuple[str, Drafter, NewPicker]]:
+    """Make the ways to draw, of a chain and of a tree."""
+    for how, picker in (("drawn", drawn), ("drawn, processed", processed)):
+        yield f"plain, {how}", NoDrafter(), picker
+        yield f"mixed, {how}", MixedDrafter([redrafter(target, 4), LookupDrafter()]), picker
+
+
 def describe(counted: list[Round]) -> dict[str, dict[str, Any]]:
     """Write out the first round, which the others are like."""
     first, *others = [
@@ -137,6 +166,10 @@ def main() -> None:
                 "stages": describe(count_rounds(target, drafter)),
             }
             for method, width, drafter in drafters(target)
+        ]
+        runs += [
+            {"method": method, "beam_width": None, "stages": describe(count_rounds(target, *how))}
+            for method, *how in picks(target)
         ]
         deeper = describe(count_rounds(small_target(LAYERS + 1), NoDrafter()))
     result = {

@@ -19,6 +19,7 @@ from report_comparison import (
     categories_table,
     draw_speedups,
     efficiency_table,
+    medians_table,
     methods_table,
     readme_table,
     stages_table,
@@ -28,6 +29,7 @@ from report_dedup import dedup_table, draw_dedup
 from report_gpu import gpu_page
 from report_launches import launches_tables
 from report_ops import ops_page
+from report_sampling import batches_table, coupled_table, equality_table, speed_table
 from report_second import second_model_page
 from report_steps import kinds_table, steps_table
 from report_training import PICTURE, draw_training, sizes_table, training_table
@@ -49,6 +51,7 @@ def main() -> None:
     report_bytes()
     report_launches()
     report_compat()
+    report_sampling()
     measured = {"ops": ops_page(RESULTS, DOCS), "gpu": gpu_page(RESULTS / "gpu")}
     fill(DOCS / "benchmarks.md", measured)
 
@@ -66,6 +69,8 @@ def report_comparison() -> None:
             "machine": machine_line(spec_bench["float32"]["machine"]),
             "methods": methods_table(both),
             "categories": "\n\n".join(categories_table(d, spec_bench[d]) for d in DTYPES),
+            "qa": categories_table("bfloat16", load(RESULTS / "spec_bench_cpu_bfloat16_qa.json")),
+            "medians": medians_table(spec_bench["bfloat16"]),
             "efficiency": efficiency_table(both),
             "steps": steps_table(steps),
             "kinds": kinds_table(steps),
@@ -125,6 +130,17 @@ def report_compat() -> None:
     tried = RESULTS / "compat.json"
     if tried.exists():
         fill(DOCS / "proof.md", {"compat": compat_table(load(tried))})
+
+
+def report_sampling() -> None:
+    measured, compared = RESULTS / "sampling_cpu.json", RESULTS / "sampling_equality.json"
+    if measured.exists():
+        result = load(measured)
+        speeds = {"sampled": speed_table(result), "batches": batches_table(result)}
+        fill(DOCS / "benchmarks.md", speeds)
+        fill(DOCS / "sampling.md", {"coupled": coupled_table(result)})
+    if compared.exists():
+        fill(DOCS / "sampling.md", {"equality": equality_table(load(compared))})
 
 
 def report_architectures() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -31,7 +32,7 @@ LABELS = {
     "mixed": "our loop, ReDrafter and lookup",
 }
 TEXTS = {"float32": "one text for all methods", "bfloat16": "each method's own text"}
-STAGES = ("draft", "pack", "verify", "accept", "commit", "observe", "emit")
+STAGES = ("draft", "pack", "verify", "pick", "accept", "commit", "observe", "emit")
 
 Result = dict[str, Any]
 
@@ -154,7 +155,24 @@ def efficiency_table(results: dict[str, Result]) -> str:
     return table(header, rows)
 
 
+def medians_table(result: Result) -> str:
+    """Tell the median prompt, which no single long repeat lifts."""
+    methods = [method for method in methods_of(result) if method not in (PLAIN, TRANSFORMERS)]
+    rows = []
+    for method in methods:
+        row = [method]
+        for base in (PLAIN, TRANSFORMERS, "lookup"):
+            pairs = zip(runs_of(result, method), runs_of(result, base), strict=True)
+            speedups = [decode_speedup([ours], [theirs]) for ours, theirs in pairs]
+            row.append(number(median(s for s in speedups if s is not None)))
+        rows.append(row)
+    return table(["median prompt", "x plain", "x transformers", "x lookup"], rows)
+
+
 def stages_table(results: dict[str, Result]) -> str:
+    # Older files have the picks in `verify`.
+    runs = [run for result in results.values() for run in result["runs"]]
+    stages = [stage for stage in STAGES if any(stage in run["seconds"] for run in runs)]
     rows = []
     for dtype, result in results.items():
         for method in methods_of(result):
@@ -162,12 +180,12 @@ def stages_table(results: dict[str, Result]) -> str:
             rounds = sum(run.rounds or 0 for run in runs)
             if not rounds:  # the library's methods do not tell
                 continue
-            seconds = {s: sum(run.seconds.get(s, 0.0) for run in runs) for s in STAGES}
+            seconds = {s: sum(run.seconds.get(s, 0.0) for run in runs) for s in stages}
             wall = sum(run.decode_seconds for run in runs)
             own = wall - seconds["verify"] - seconds["draft"]
             rows.append(
                 [f"{dtype}, {method}", number(1e3 * wall / rounds)]
-                + [number(1e3 * seconds[stage] / rounds) for stage in STAGES]
+                + [number(1e3 * seconds[stage] / rounds) for stage in stages]
                 + [f"{own / wall:.1%}"]
             )
-    return table(["ms per round", "all", *STAGES, "loop's own share"], rows)
+    return table(["ms per round", "all", *stages, "loop's own share"], rows)

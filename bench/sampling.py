@@ -2,8 +2,8 @@
 
     python bench/sampling.py --json bench/results/sampling_cpu.json [--per-category 1]
 
-The default model in bfloat16, questions as in `specdec bench`, 64 new tokens. Methods take turns on the same prompts in one process;
-run nothing else meanwhile.
+The default model in bfloat16, questions as in `specdec bench`, 64 new tokens; batches of four and of eight take twice as
+many questions. Methods take turns on the same prompts in one process; run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     target = load_target(dtype=torch.bfloat16)
     drafters = {name: load_drafter(name, target) for name in DRAFTERS}
-    questions = read_questions(QUESTIONS, per_category=options.per_category)
-    prompts = [p.ids for p in chat_prompts(target.tokenizer, questions, turns=1)]
-    jobs = list(jobs_of(prompts))
+    jobs = list(jobs_of(target, options.per_category))
     rows: dict[tuple[str, int, str, bool], list[dict[str, Any]]] = {}
     for setting, batch, asked in track(jobs, description="texts"):
         for name, coupled in itertools.product(DRAFTERS, (True, False)):
@@ -65,7 +63,6 @@ def main() -> None:
     content = {
         "machine": describe_machine(target, "plain"),
         "new_tokens": NEW,
-        "questions": len(prompts),
         "rows": [
             {"setting": setting, "batch": batch, "drafter": name, "coupled": coupled, **pool(found)}
             for (setting, batch, name, coupled), found in rows.items()
@@ -74,9 +71,11 @@ def main() -> None:
     options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def jobs_of(prompts: list[list[int]]) -> Iterator[tuple[str, int, list[list[int]]]]:
+def jobs_of(target: Target, per_category: int) -> Iterator[tuple[str, int, list[list[int]]]]:
     """Give each setting's batches; batches of several rows have neighbours in the list of questions."""
     for batch in BATCHES:
+        questions = read_questions(QUESTIONS, per_category if batch == 1 else 2 * per_category)
+        prompts = [p.ids for p in chat_prompts(target.tokenizer, questions, turns=1)]
         for at in range(0, len(prompts) - batch + 1, batch):
             for setting in SETTINGS if batch == 1 else ("greedy", "T 0.7"):
                 yield setting, batch, prompts[at : at + batch]
@@ -122,6 +121,7 @@ def pool(found: list[dict[str, Any]]) -> dict[str, Any]:
         "new_tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "decode_tokens_per_second": (tokens - metrics_first(found)) / (seconds - prefill),
+        "rounds": metrics.rounds,
         "tokens_per_round": metrics.tokens_per_round,
         "nodes_per_round": metrics.nodes_per_round,
         "stage_seconds": metrics.seconds,

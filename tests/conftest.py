@@ -10,6 +10,9 @@ settings.load_profile("repeatable")
 
 # Tests ask no hub for anything; read when huggingface_hub is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Workers share the processors.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 # Without a GPU kernels run in Triton's interpreter; read when a kernel is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

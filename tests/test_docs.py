@@ -44,8 +44,17 @@ def test_the_kernels_of_the_readme_work():
     assert not names["out"].isnan().any()
 
 
-def test_the_pages_link_to_files_that_are_there():
+def anchors(page):
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_the_pages_link_to_what_is_there():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             if "://" not in link:
-                assert (page.parent / link).exists(), (page.name, link)
+                path, _, anchor = link.partition("#")
+                there = page.parent / path if path else page
+                assert there.exists(), (page.name, link)
+                assert not anchor or anchor in anchors(there), (page.name, link)

@@ -93,22 +93,15 @@ def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor
     Returns:
         `[4, ...]` int64, words from 0 to 2^32 - 1.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counters)
-    even, odd = torch.stack([c0, c2]), torch.stack([c1, c3])
-    halves = (2, *[1] * c0.ndim)
-    multipliers = torch.tensor(MULTIPLIERS, device=even.device).view(halves)
-    first = (seed & LOW, seed >> 32)
-    keys = torch.tensor(
-        [[k + i * step & LOW for k, step in zip(first, KEY_STEPS, strict=True)] for i in range(ROUNDS)],
-        device=even.device,
-    )  # fmt: skip
-    for key in keys.view(ROUNDS, *halves):
-        # Modulo 2^64 the product's bits are right, sign or not. What a shift puts above bit 31 is masked, and `odd` only
-        # goes where a mask follows.
-        product = (even * multipliers).flip(0)
-        even = ((product >> 32) ^ odd ^ key) & LOW
-        odd = product
-    return torch.stack([even[0], odd[0], even[1], odd[1]]) & LOW
+    c0, c1, c2, c3 = counters
+    k0, k1 = seed & LOW, seed >> 32
+    for _ in range(ROUNDS):
+        # Modulo 2^64 the products' bits are right, sign or not. What a shift puts above bit 31 is masked, and c1 and c3 only
+        # go where a mask follows.
+        first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (second >> 32 ^ c1 ^ k0) & LOW, second, (first >> 32 ^ c3 ^ k1) & LOW, first
+        k0, k1 = k0 + KEY_STEPS[0] & LOW, k1 + KEY_STEPS[1] & LOW
+    return torch.stack(torch.broadcast_tensors(c0, c1 & LOW, c2, c3 & LOW))
 
 
 def _words(seed: int, streams: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:

@@ -67,15 +67,16 @@ class AbsentGpuTensor(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({self.held!r}, {self.place})"
 
-    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+    def to(self, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
         """Convert or copy as `Tensor.to`; C++ would take a copy to the CPU for none."""
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type == "cpu":
-            copy: Tensor = torch.ops.aten._to_copy(
+            held: Tensor = torch.ops.aten._to_copy(
                 self, dtype=dtype, device=device, non_blocking=non_blocking
             )
-            return copy
-        return self if dtype in (None, self.dtype) else super().to(dtype)
+            return held
+        dtype = dtype or self.dtype
+        return self if dtype == self.dtype and not copy else super().to(dtype, copy=copy)
 
     def cpu(self, *args: Any) -> Tensor:
         """Copy to the host."""
