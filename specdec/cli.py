@@ -126,6 +126,7 @@ def generate(
         raise ValueError(
             f"compare: expected temperature 0, as greedy texts are compared, got {temperature}"
         )
+    _check_sampling(temperature, top_p, seed)
     session = _session(model, drafter, max_nodes, dtype, device, exact)
     target = session.target
     picker = _picker(target, temperature, top_p, seed)
@@ -160,6 +161,7 @@ def chat(
     seed: SeedOption = None,
 ) -> None:
     """Talk with the model; what was read stays cached. An empty line ends it."""
+    _check_sampling(temperature, top_p, seed)
     session = _session(model, drafter, max_nodes, dtype, device, exact)
     picker = _picker(session.target, temperature, top_p, seed)
     history: list[dict[str, str]] = []
@@ -265,13 +267,20 @@ def _session(
     return Session(target, drafter, max_nodes=max_nodes)
 
 
-def _picker(target: Target, temperature: float, top_p: float, seed: int | None) -> Picker:
-    if temperature == 0:
-        return Greedy()
-    if not temperature > 0:
+def _check_sampling(temperature: float, top_p: float, seed: int | None) -> None:
+    if not temperature >= 0:
         raise ValueError(f"temperature: expected at least 0, got {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p: expected above 0 to 1, got {top_p}")
+    if temperature == 0:
+        for name, value, unset in (("seed", seed, None), ("top_p", top_p, 1.0)):
+            if value != unset:
+                raise ValueError(f"{name}: expected none at temperature 0, got {value}")
+
+
+def _picker(target: Target, temperature: float, top_p: float, seed: int | None) -> Picker:
+    if temperature == 0:
+        return Greedy()
     settings = {"temperature": temperature, "top_p": top_p}
     return sampler(new_sampling(seed, [0], target.device, **settings), target)
 

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation import stopping_criteria as sc
-from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -28,24 +28,18 @@ from .cache import TreeCache
 from .drafters import Drafter, load_drafter
 from .loading import load_target
 from .processors import fused_settings, processors_of_rows
+from .request import check_inputs, check_options, check_request, take_ids, take_stop_strings
 from .sampling import Greedy, Picker, Recorded, Walk, new_sampling, sampler
-from .session import Session
+from .session import Session, check_texts
 from .state import Stops
 from .streaming import Columns
 from .target import Target
 
-# What changes more than the text.
-REFUSED = ("cache_implementation", "output_attentions", "output_hidden_states")
-# What the library does not tell methods of.
-LOST = ("assistant_model", "custom_generate", "synced_gpus", "negative_prompt_ids", "inputs_embeds")
-# What its preparation adds.
-PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
-
 
 def generate(
     model: PreTrainedModel | Target,
-    input_ids: Tensor | Sequence[Tensor],
-    drafter: Drafter | str = "best",
+    input_ids: Tensor | Sequence[Tensor | Sequence[int]],
+    drafter: Drafter | str | os.PathLike[str] = "best",
     *,
     streamer: BaseStreamer | None = None,
     seed: int | None = None,
@@ -61,8 +55,8 @@ def generate(
     Args:
         model: a Hugging Face causal language model in evaluation mode, or what `load_target` made of one; the
             latter saves the load-time checks of every call.
-        input_ids: `[B, L]` int64 on the model's device, or B tensors `[L_b]`.
-        drafter: a drafter, or a name as in `load_drafter`; never changes the text.
+        input_ids: `[B, L]` integers on the model's device, or B rows of any lengths, each a tensor or a list.
+        drafter: a drafter, or a name or folder as in `load_drafter`; never changes the text.
         streamer: gets the prompts and then each token as it is kept, as from the library.
         seed: of the noise, 0 to 2**64 - 1; None for one from torch's default generator.
         streams: one number per row, 0 to 2**32 - 1, which tell rows of one seed apart; None for 0, 1, 2, …
@@ -75,20 +69,20 @@ def generate(
         `[B * num_return_sequences, L + T]` int64, the input followed by up to T new tokens, or the library's output object.
 
     Raises:
-        ValueError: if an argument is out of range or cannot be honoured, or the model is not supported.
+        TypeError: if an argument is of another kind.
+        ValueError: if one is out of range or cannot be honoured, or the model is not supported.
     """
     target = model if isinstance(model, Target) else load_target(model)
-    ids = input_ids
-    if not isinstance(ids, Tensor):
+    ids, padding = take_ids(input_ids, target.device)
+    if padding is not None:
         if generate_kwargs.get("attention_mask") is not None:
             raise ValueError(
                 "attention_mask: expected none beside a list of unpadded rows, got one"
             )
-        ids, generate_kwargs["attention_mask"] = _stack(list(ids))
-    _check_inputs(target, ids, generate_kwargs.get("attention_mask"))
-    for name in LOST:
-        _refuse(name, generate_kwargs.get(name))
-    _take_stop_strings(target, generate_kwargs)
+        generate_kwargs["attention_mask"] = padding
+    check_inputs(target, ids, generate_kwargs.get("attention_mask"))
+    check_options(target, generate_kwargs)
+    take_stop_strings(target, generate_kwargs)
     return target.model.generate(
         ids,
         custom_generate=method,
@@ -112,7 +106,7 @@ def method(
     synced_gpus: bool = False,
     *,
     target: Target | None = None,
-    drafter: Drafter | str = "best",
+    drafter: Drafter | str | os.PathLike[str] = "best",
     token_streamer: BaseStreamer | None = None,
     seed: int | None = None,
     streams: Sequence[int] | None = None,
@@ -137,17 +131,25 @@ def method(
         model_kwargs: the mask, and what else was prepared.
 
     Raises:
+        TypeError: as in `generate`.
         ValueError: as in `generate`.
     """
     config = generation_config
     target = target or load_target(model)
     mask = model_kwargs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    _check_request(config, synced_gpus, mask, model_kwargs)
+    check_inputs(target, input_ids, mask)
+    mask = (torch.ones_like(input_ids) if mask is None else mask).bool()
+    check_request(config, synced_gpus, mask, model_kwargs, target)
     rows, width = input_ids.shape
     copies = config.num_return_sequences
-    prompts = [ids[keep.bool()] for ids, keep in zip(input_ids, mask, strict=True)]
-    padding = [width - len(prompt) for prompt in prompts]
+    prompts = [ids[keep] for ids, keep in zip(input_ids, mask, strict=True)]
+    texts = [prompt.tolist() for prompt in prompts]
+    if [] in texts:
+        raise ValueError(
+            f"attention_mask: expected a token in every row, got none in row {texts.index([])}"
+        )
+    check_texts(texts, target, "input_ids")
+    most = max(1, _longest(config, stopping_criteria) - width)
 
     recorded: list[list[Recorded]] | None = None
     if config.return_dict_in_generate and (config.output_scores or config.output_logits):
@@ -155,7 +157,12 @@ def method(
     sampling = None
     if config.do_sample:
         streams = _streams(streams, rows)
-        sampling = new_sampling(seed, streams, target.device, temperature=config.temperature)
+        temperature = 1.0 if config.temperature is None else config.temperature
+        sampling = new_sampling(seed, streams, target.device, temperature=temperature)
+    else:
+        for name, value in (("seed", seed), ("streams", streams)):
+            if value is not None:
+                raise ValueError(f"{name}: expected none without do_sample, got {value}")
     picker: Picker
     settings = fused_settings(logits_processor)
     if recorded is None and sampling is None and not logits_processor:
@@ -165,7 +172,7 @@ def method(
     else:
         picker = Walk(
             sampling,
-            processors_of_rows(logits_processor, [p[None] for p in prompts], padding),
+            processors_of_rows(logits_processor, input_ids, mask),
             torch.tensor(_ends(stopping_criteria), dtype=torch.int64, device=target.device),
             recorded,
         )
@@ -181,8 +188,8 @@ def method(
         token_streamer.put(input_ids.cpu())
     scores = None if recorded is None or not config.output_scores else recorded
     for emitted in session.stream(
-        [prompt.tolist() for prompt in prompts[::copies]],
-        max_new_tokens=_longest(config, stopping_criteria) - width,
+        texts[::copies],
+        max_new_tokens=most,
         eos_token_ids=_ends(stopping_criteria),
         picker=picker,
         stops=_stops(stopping_criteria, prompts, scores),
@@ -190,6 +197,7 @@ def method(
     ):
         columns.add(emitted)
     new = columns.end()
+    _warn_of_positions(target, texts, columns.tokens, most, _ends(stopping_criteria))
     sequences = torch.cat([input_ids, new.to(input_ids.device)], 1)
     if not config.return_dict_in_generate:
         return sequences
@@ -201,90 +209,18 @@ def method(
     )
 
 
-def _check_inputs(target: Target, ids: Tensor, mask: Tensor | None) -> None:
-    if ids.ndim != 2:
-        raise ValueError(f"input_ids: expected shape [B, L], got {list(ids.shape)}")
-    if ids.device != target.device:
-        raise ValueError(f"input_ids: expected device {target.device}, got {ids.device}")
-    if mask is not None and mask.shape != ids.shape:
-        raise ValueError(
-            f"attention_mask: expected shape {list(ids.shape)}, got {list(mask.shape)}"
-        )
-
-
-def _stack(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad rows of any lengths on the left."""
-    if not rows:
-        raise ValueError("input_ids: expected at least one row, got none")
-    devices = {row.device for row in rows}
-    if len(devices) > 1:
-        raise ValueError(
-            f"input_ids: expected all rows on one device, got {sorted(map(str, devices))}"
-        )
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
-    mask = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"
-    )
-    return ids, mask
-
-
-def _take_stop_strings(target: Target, options: dict[str, Any]) -> None:
-    """Make them a criterion: the library forgets the tokenizer that it needs for its own on the way to a method."""
-    tokenizer = options.pop("tokenizer", None) or target.tokenizer
-    strings = options.pop("stop_strings", None)
-    config = options.get("generation_config")
-    if config is not None and config.stop_strings is not None:
-        options["generation_config"] = config = copy.deepcopy(config)
-        strings, config.stop_strings = strings or config.stop_strings, None
-    if strings is None:
-        return
-    if tokenizer is None:
-        raise ValueError("tokenizer: expected one, for stop_strings, got none")
-    others = options.get("stopping_criteria") or []
-    options["stopping_criteria"] = StoppingCriteriaList(
-        [*others, sc.StopStringCriteria(tokenizer, strings)]
-    )
-
-
-def _check_request(
-    config: GenerationConfig, synced_gpus: bool, mask: Tensor, model_kwargs: dict[str, Any]
-) -> None:
-    """Raise ValueError for what cannot be honoured, by name."""
-    mode = config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise ValueError(f"generation_config: expected greedy search or sampling, got {mode.value}")
-    given = {"synced_gpus": synced_gpus, "use_cache": not config.use_cache}
-    given |= {name: getattr(config, name) for name in REFUSED}
-    given |= {name: value for name, value in model_kwargs.items() if name not in PREPARED}
-    for name, value in given.items():
-        _refuse(name, value)
-    past = model_kwargs.get("past_key_values")
-    if past is not None and not isinstance(past, TreeCache) and past.get_seq_length() > 0:
-        raise ValueError(
-            f"past_key_values: expected those of an earlier result of specdec, got {type(past).__name__}"
-        )
-    positions, expected = model_kwargs.get("position_ids"), mask.long().cumsum(-1) - 1
-    if positions is not None and not torch.equal(
-        positions.expand_as(expected)[mask.bool()], expected[mask.bool()]
-    ):
-        raise ValueError("position_ids: expected those of the mask, got others")
-
-
-def _refuse(name: str, value: Any) -> None:
-    if value is not None and value is not False:
-        raise ValueError(f"{name}: expected it to be left as it is, got {str(value)[:80]!r}")
-
-
 def _streams(streams: Sequence[int] | None, rows: int) -> Sequence[int]:
     if streams is None:
         return range(rows)
-    if len(streams) != rows:
-        raise ValueError(f"streams: expected one per row, {rows}, got {list(streams)}")
+    if not hasattr(streams, "__len__") or len(streams) != rows:
+        raise ValueError(f"streams: expected one per row, {rows}, got {streams}")
     return streams
 
 
-def _drafter(target: Target, drafter: Drafter | str) -> Drafter:
+def _drafter(target: Target, drafter: Drafter | str | os.PathLike[str]) -> Drafter:
     """Load a drafter by its name once per target."""
+    if isinstance(drafter, os.PathLike):
+        drafter = os.fspath(drafter)
     if not isinstance(drafter, str):
         return drafter
     if drafter not in target.drafters:
@@ -294,22 +230,36 @@ def _drafter(target: Target, drafter: Drafter | str) -> Drafter:
 
 
 def _longest(config: GenerationConfig, criteria: StoppingCriteriaList) -> int:
-    """Most columns of the result."""
-    lengths = [c.max_length for c in criteria if isinstance(c, sc.MaxLengthCriteria)]
-    longest: int = min([config.max_length, *lengths])
+    """Most columns of the result; a caller's criterion takes the place of the library's."""
+    lengths = [c.max_length for c in criteria if type(c) is sc.MaxLengthCriteria]
+    longest: int = min(lengths, default=config.max_length)
     return longest
 
 
 def _ends(criteria: StoppingCriteriaList) -> list[int]:
-    ids = [c.eos_token_id.tolist() for c in criteria if isinstance(c, sc.EosTokenCriteria)]
+    ids = [c.eos_token_id.tolist() for c in criteria if type(c) is sc.EosTokenCriteria]
     return sorted({token for tokens in ids for token in tokens})
+
+
+def _warn_of_positions(
+    target: Target, texts: list[list[int]], new: list[list[int]], most: int, ends: list[int]
+) -> None:
+    """Say which row ended where the model's positions do: the library goes on, into what the model has not learned."""
+    limit = target.position_limit
+    for row, (text, tokens) in enumerate(zip(texts, new, strict=True)):
+        if len(tokens) < most and len(text) + len(tokens) == limit and tokens[-1] not in ends:
+            warnings.warn(
+                f"max_new_tokens: expected at most {limit - len(text)}, as the model has {limit} positions, "
+                f"got {most}; row {row} ends there",
+                stacklevel=2,
+            )
 
 
 def _stops(
     criteria: StoppingCriteriaList, prompts: list[Tensor], scores: list[list[Recorded]] | None
 ) -> Stops | None:
     """Ask those criteria that we do not know, row by row and token by token."""
-    others = [c for c in criteria if not isinstance(c, sc.MaxLengthCriteria | sc.EosTokenCriteria)]
+    others = [c for c in criteria if type(c) not in (sc.MaxLengthCriteria, sc.EosTokenCriteria)]
     if not others:
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from transformers import PreTrainedModel
 
@@ -11,7 +13,7 @@ from .target import Target
 
 
 def load_target(
-    model: str | PreTrainedModel = DEFAULT_MODEL,
+    model: str | os.PathLike[str] | PreTrainedModel = DEFAULT_MODEL,
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -37,8 +39,8 @@ def load_target(
         ValueError: if the model is unknown, damaged or not supported, or `exact` is not possible here.
     """
     tokenizer = None
-    if isinstance(model, str):
-        model, tokenizer = load_model(model, dtype=dtype, device=device)
+    if isinstance(model, str | os.PathLike):
+        model, tokenizer = load_model(os.fspath(model), dtype=dtype, device=device)
         pack = pack is not False
     try:
         target = Target(model, tokenizer, exact=exact)

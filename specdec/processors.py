@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as lp
@@ -21,51 +22,99 @@ COUNTED = {
 FUSED = (lp.TemperatureLogitsWarper, lp.TopKLogitsWarper, lp.TopPLogitsWarper)
 
 
+class _Row(NamedTuple):
+    """A row of a batch, and what is left of it without padding."""
+
+    at: int
+    rows: int
+    """In the batch."""
+    ids: Tensor
+    """`[L]` int64."""
+    kept: Tensor
+    """`[L]` bool, False at padding."""
+    prompt: Tensor
+    """`[1, l]` int64, unpadded."""
+
+    def unpadded(self, columns: int) -> int:
+        """Count the row's own tokens among the first columns, which may reach beyond the input."""
+        return columns - int((~self.kept[:columns]).sum())
+
+
 def processors_of_rows(
-    processors: LogitsProcessorList, prompts: list[Tensor], padding: list[int]
+    processors: LogitsProcessorList, input_ids: Tensor, mask: Tensor
 ) -> list[LogitsProcessorList]:
     """Give each row what plain generation of it alone, unpadded, would have.
 
-    A processor of the caller's is the same object for all rows, and sees one row at a time.
+    A processor of the caller's own making is the same object for all rows, and sees one row at a time.
 
     Args:
         processors: as `model.generate` prepares them for a batch.
-        prompts: per row `[1, L]` int64, unpadded.
-        padding: per row, columns of padding in the batch.
+        input_ids: `[R, L]` int64, the batch.
+        mask: `[R, L]` bool, False at padding.
 
     Raises:
-        ValueError: for a processor that runs the model itself, by name.
+        ValueError: for a processor that runs the model itself, or was made for a batch of another size, by name.
     """
     for processor in processors:
         if isinstance(processor, lp.UnbatchedClassifierFreeGuidanceLogitsProcessor):
             raise ValueError(
                 "guidance_scale: expected None or 1, got a second pass of the model per token"
             )
-    return [
-        LogitsProcessorList(_of_row(p, row, prompt, pad) for p in processors)
-        for row, (prompt, pad) in enumerate(zip(prompts, padding, strict=True))
+    rows = [
+        _Row(at, len(mask), ids, kept, ids[kept][None])
+        for at, (ids, kept) in enumerate(zip(input_ids, mask, strict=True))
     ]
+    return [LogitsProcessorList(_of_row(p, row) for p in processors) for row in rows]
 
 
-def _of_row(processor: Any, row: int, prompt: Tensor, padding: int) -> Any:
+def _of_row(processor: Any, row: _Row) -> Any:
     if not of_library(processor):
         return processor
     if isinstance(processor, lp.PrefixConstrainedLogitsProcessor):
         allowed = processor._prefix_allowed_tokens_fn
-        return lp.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row, ids), 1)
+        return lp.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row.at, ids), 1)
     if isinstance(processor, lp.EncoderRepetitionPenaltyLogitsProcessor):
-        own = copy.copy(processor)
-        own.encoder_input_ids = prompt
-        return own
+        return _with_encoder_ids(processor, row)
     if isinstance(processor, lp.EncoderNoRepeatNGramLogitsProcessor):
-        return lp.EncoderNoRepeatNGramLogitsProcessor(processor.ngram_size, prompt)
+        return _with_encoder_ngrams(processor, row)
     own = copy.deepcopy(processor)  # some keep what they have seen
     if isinstance(own, lp.RepetitionPenaltyLogitsProcessor):
-        own.prompt_ignore_length = None  # it was padding
+        own.prompt_ignore_length = _ignored(own.prompt_ignore_length, row)
     for kind, name in COUNTED.items():
         if isinstance(own, kind):
-            setattr(own, name, getattr(own, name) - padding)
+            setattr(own, name, row.unpadded(getattr(own, name)))
     return own
+
+
+def _ignored(columns: int | Tensor | None, row: _Row) -> int | None:
+    """Count the tokens that a penalty leaves out; the library leaves out padding in the same way."""
+    if isinstance(columns, Tensor):
+        if len(columns) != row.rows:
+            raise ValueError(
+                f"prompt_ignore_length: expected one per row, {row.rows}, got {len(columns)}"
+            )
+        columns = int(columns[row.at])
+    return None if columns is None else row.unpadded(columns)
+
+
+def _with_encoder_ids(processor: Any, row: _Row) -> Any:
+    """Let the batch's input be the row's prompt; what else a caller gave stays."""
+    own, given = copy.copy(processor), processor.encoder_input_ids
+    theirs = given.repeat_interleave(max(1, row.rows // len(given)), 0)[row.at : row.at + 1]
+    own.encoder_input_ids = row.prompt if torch.equal(theirs, row.ids[None]) else theirs
+    return own
+
+
+def _with_encoder_ngrams(processor: Any, row: _Row) -> Any:
+    """Do so where they have become n-grams already."""
+    batch, alone = (
+        lp.EncoderNoRepeatNGramLogitsProcessor(processor.ngram_size, ids)
+        for ids in (row.ids, row.prompt)
+    )
+    theirs = processor.generated_ngrams[row.at * processor.batch_size // row.rows]
+    if theirs != batch.generated_ngrams[0]:
+        alone.generated_ngrams = [theirs]
+    return alone
 
 
 def of_library(processor: Any) -> bool:

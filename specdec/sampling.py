@@ -6,6 +6,7 @@ position and token. Whatever is drafted, and whatever is verified beside it, the
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -112,10 +113,17 @@ def new_sampling(
         settings: `temperature`, `top_k`, `top_p`.
 
     Raises:
+        TypeError: if one is not an integer.
         ValueError: if a number is out of range.
     """
-    if seed is None:
-        seed = int(torch.randint(1 << 62, ()))
+    try:
+        seed = int(torch.randint(1 << 62, ())) if seed is None else operator.index(seed)
+    except TypeError as error:
+        raise TypeError(f"seed: expected an integer, got {seed!r}") from error
+    try:
+        streams = [operator.index(stream) for stream in streams]
+    except TypeError as error:
+        raise TypeError(f"streams: expected integers, got {streams!r}") from error
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
     if not all(0 <= stream < 1 << 32 for stream in streams):
@@ -229,6 +237,7 @@ class EveryNode:
         return drawn.view_as(columns)
 
 
+@torch.no_grad()  # a kernel is refused where gradients are recorded
 def sampler(sampling: Sampling, target: Target) -> Picker:
     """Return what draws where nothing but its settings matters: all nodes at once where a kernel does it."""
     kernel = chooses_kernel(target.impl, target.embedding)

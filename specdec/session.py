@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ class Session:
     def __init__(
         self,
         target: Target,
-        drafter: Drafter | str = "best",
+        drafter: Drafter | str | os.PathLike[str] = "best",
         *,
         max_nodes: int | None = None,
         cache: TreeCache | None = None,
@@ -48,18 +49,23 @@ class Session:
 
         Args:
             target: from `load_target`.
-            drafter: a drafter, or a name as in `load_drafter`.
+            drafter: a drafter, or a name or folder as in `load_drafter`.
             max_nodes: most nodes verified per row and round, 1 to 256, the root included; None for 16, on a CPU fewer
                 in batches, whose rows share what a pass can hold.
             cache: of another session with this target and drafter, which ends with it.
 
         Raises:
-            ValueError: if the drafter cannot be loaded or `max_nodes` is out of range.
+            TypeError: if the drafter is something else.
+            ValueError: if it cannot be loaded or `max_nodes` is out of range.
         """
         check_max_nodes(max_nodes)
+        if isinstance(drafter, str | os.PathLike):
+            drafter = load_drafter(drafter, target)
+        if isinstance(drafter, type) or not hasattr(drafter, "draft"):
+            raise TypeError(f"drafter: expected a name, a folder or a drafter, got {drafter!r}")
         self.shares_pass = max_nodes is None and target.device.type == "cpu"
         self.target = target
-        self.drafter = load_drafter(drafter, target) if isinstance(drafter, str) else drafter
+        self.drafter: Drafter = drafter
         self.max_nodes = max_nodes or MAX_NODES
         self.cache = cache
         self._stream: object = None
@@ -126,7 +132,9 @@ class Session:
                 model's positions, or `max_new_tokens` or `copies` is below 1.
         """
         texts = [list(prompt) for prompt in prompts]
-        self._validate(texts, max_new_tokens)
+        check_texts(texts, self.target, "prompts")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         if not 0 <= stop_short < max_new_tokens:
             raise ValueError(f"stop_short: expected 0 to {max_new_tokens - 1}, got {stop_short}")
         if copies < 1:
@@ -240,31 +248,29 @@ class Session:
             return capacity
         return max(capacity, min(2 * capacity, self.target.position_limit))
 
-    def _validate(self, texts: list[list[int]], max_new_tokens: int) -> None:
-        if not texts:
-            raise ValueError("prompts: expected at least one, got none")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-        vocabulary = self.target.config.vocab_size
-        for row, ids in enumerate(texts):
-            if not ids:
-                raise ValueError(f"prompts: expected at least one token, got none in row {row}")
-            if len(ids) >= self.target.position_limit:
-                raise ValueError(
-                    f"prompts: expected fewer tokens than the model's {self.target.position_limit} "
-                    f"positions, got {len(ids)} in row {row}"
-                )
-            if min(ids) < 0 or max(ids) >= vocabulary:
-                raise ValueError(
-                    f"prompts: expected ids from 0 to {vocabulary - 1}, got "
-                    f"{min(ids)} to {max(ids)} in row {row}"
-                )
-
 
 def _shared(known: list[int], text: list[int], cached: int) -> int:
     """Count the cached tokens that a text begins with; its last one is always read again: its logits are wanted."""
     most = min(cached, len(known), len(text) - 1)
     return next((i for i in range(most) if known[i] != text[i]), most)
+
+
+def check_texts(texts: list[list[int]], target: Target, name: str) -> None:
+    """Raise ValueError unless a target can read these token ids; `name` is what the caller knows them by."""
+    if not texts:
+        raise ValueError(f"{name}: expected at least one, got none")
+    vocabulary, limit = target.config.vocab_size, target.position_limit
+    for row, ids in enumerate(texts):
+        if not ids:
+            raise ValueError(f"{name}: expected at least one token, got none in row {row}")
+        if len(ids) >= limit:
+            raise ValueError(
+                f"{name}: expected fewer tokens than the model's {limit} positions, got {len(ids)} in row {row}"
+            )
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise ValueError(
+                f"{name}: expected ids from 0 to {vocabulary - 1}, got {min(ids)} to {max(ids)} in row {row}"
+            )
 
 
 def check_max_nodes(max_nodes: int | None) -> None:

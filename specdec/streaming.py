@@ -36,14 +36,16 @@ class Columns:
         if self.streamer is not None:
             ready = min((len(self.tokens[row]) for row in self.going), default=self._longest)
             for at in range(self.streamed, ready):
-                self.streamer.put(torch.tensor(self._padded(at + 1)).T[at])
+                column = [ids[at] if at < len(ids) else self.pad for ids in self.tokens]
+                self.streamer.put(torch.tensor(column))
             self.streamed = max(self.streamed, ready)
 
     def end(self) -> Tensor:
         """Tell the streamer, and return all tokens, `[rows, T]` int64."""
         if self.streamer is not None:
             self.streamer.end()
-        return torch.tensor(self._padded(self._longest))
+        most = self._longest
+        return torch.tensor([ids + [self.pad] * (most - len(ids)) for ids in self.tokens])
 
     def recorded(self, said: list[list[Recorded]] | None, name: str) -> tuple[Tensor, ...]:
         """Return one field of what was said, per column `[rows, V]`; zeros where a row had ended."""
@@ -61,9 +63,6 @@ class Columns:
     @property
     def _longest(self) -> int:
         return max(map(len, self.tokens))
-
-    def _padded(self, length: int) -> list[list[int]]:
-        return [ids[:length] + [self.pad] * (length - len(ids)) for ids in self.tokens]
 
 
 class Detokenizer:

@@ -3,6 +3,7 @@
 import torch
 
 from attention_problems import FP16, FP32, make_problem, with_shared
+from coupled_problems import make_candidates
 from early_exit_steps import SHAPES, make_step
 from head_problems import make_head
 from pick_problems import make_logits
@@ -11,6 +12,7 @@ from specdec_kernels import (
     ancestor_matrix,
     beam_step,
     commit_kv,
+    coupled_log_probs,
     lm_head_beams,
     lm_head_topk,
     pack_bits,
@@ -92,6 +94,16 @@ def beams(batch, width, count, most):
         scores, log_probs = torch.zeros(batch, width), torch.zeros(batch, width, count)
         ids = torch.arange(batch * width * count).view_as(log_probs)
         beam_step(scores, log_probs, ids, most, impl="triton")
+
+    return call
+
+
+def couple(*shape):
+    def call():
+        log_probs, ids, streams, positions = make_candidates(*shape, 0)
+        key = {"seed": 1, "streams": streams, "positions": positions}
+        options = {"temperature": 0.7, "sharpness": 1.5, "impl": "triton"}
+        coupled_log_probs(log_probs, ids, **key, **options)
 
     return call
 
@@ -190,6 +202,11 @@ EDGES = {
         "W64-K64": beams(1, 64, 64, 64),
         "head-W1": head(1, 20, 5, 9, beams=True),
         "head-W33": head(33, 16, 300, 33, FP16, beams=True),
+    },
+    "coupled_log_probs": {
+        "W1-k1": couple(1, 1, 1),
+        "W5-k13": couple(3, 5, 13),
+        "W2-k1024": couple(1, 2, 1024),
     },
     "lm_head": {
         "R1-V1": head(1, 16, 1, 1),

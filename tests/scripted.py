@@ -17,11 +17,12 @@ class ScriptedDrafter(Drafter):
         self.texts, self.right, self.vocabulary = texts, right, vocabulary
         self.random = random.Random(seed)
         self.most_proposals = most_proposals
-        self.sizes = []
+        self.sizes, self.accepted = [], []
 
     def observe(self, state, tree, accepted, hidden):
         tree.check()
         self.sizes += tree.sizes.tolist()
+        self.accepted += accepted.lengths.tolist()
 
     def draft(self, state, budget):
         rows = []

@@ -1,8 +1,10 @@
 """Tiny random models of many families, made on the spot, and the library's own greedy text."""
 
 from functools import lru_cache
+from string import ascii_letters, digits
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -13,6 +15,7 @@ from transformers import (
     MistralConfig,
     Phi3Config,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -74,6 +77,15 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -
         options = {"attn_implementation": "eager"} if family == "gemma2" else {}
         model = AutoModelForCausalLM.from_config(CONFIGS[family](), **options)
         return model.to(dtype).eval()
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are single letters and digits."""
+    vocabulary = {letter: i for i, letter in enumerate((ascii_letters + digits)[:VOCABULARY])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="a")
 
 
 def random_prompt(length: int, seed: int) -> list[int]:

@@ -7,6 +7,7 @@ from .accept_tree import accept_tree
 from .ancestors import ancestor_matrix, pack_bits, unpack_bits
 from .beam_step import Beams, beam_step, lm_head_beams
 from .commit_kv import commit_kv
+from .coupled_log_probs import coupled_log_probs
 from .draft_step import DraftStepWeights, RecurrentDraftStep, draft_step
 from .early_exit import AdapterWeights, EarlyExitAdapter, HeadWeights, early_exit_step
 from .lm_head import LMHeadTopK, SureToken, TopTokens, lm_head_confidence, lm_head_topk
@@ -31,6 +32,7 @@ __all__ = [
     "beam_parents",
     "beam_step",
     "commit_kv",
+    "coupled_log_probs",
     "draft_step",
     "early_exit_step",
     "gumbel_noise",

@@ -25,6 +25,13 @@ def check_integers(**tensors: Tensor | None) -> None:
             raise TypeError(f"{name}: expected int64, got {x.dtype}")
 
 
+def check_float32(**tensors: Tensor) -> None:
+    """Raise TypeError unless all tensors are float32."""
+    for name, x in tensors.items():
+        if x.dtype != torch.float32:
+            raise TypeError(f"{name}: expected torch.float32 in a kernel, got {x.dtype}")
+
+
 def check_kernel_float(**tensors: Tensor | None) -> None:
     """Raise TypeError unless all tensors that are there have one dtype, and kernels for it exist."""
     given = {name: x for name, x in tensors.items() if x is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ BEST = "best"
 KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS, BEST)
 
 
-def load_drafter(name: str, target: Target, **settings: Any) -> Drafter:
+def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) -> Drafter:
     """Make a drafter from its name.
 
     Args:
@@ -38,6 +39,7 @@ def load_drafter(name: str, target: Target, **settings: Any) -> Drafter:
         ValueError: if a name is unknown, a checkpoint is damaged or was made for another target, a drafter that
             drafts alone is part of a union, or a setting is unknown or out of range.
     """
+    name = os.fspath(name)
     check_drafter_name(name)
     parts = _parts(best_drafter(target) if name == BEST else name)
     if settings and all(part in DRAFTERS for part in parts):

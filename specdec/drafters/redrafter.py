@@ -216,7 +216,9 @@ class ReDrafter(Drafter):
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Search beams behind each row's root (ReDrafter section 3.2)."""
         length = min(self.config.draft_length, budget.depth)
-        rank = partial(coupled, state=state) if state.sampling is not None else None
+        rank: Rank | None = None
+        if state.sampling is not None:
+            rank = partial(coupled, state=state, impl=self.target.impl)
         steps = self._search(state.roots, state.hidden[state.rows.ids], length, rank)
         if not steps:
             return Proposals.none(len(state.rows.host), state.text.device)

@@ -31,6 +31,12 @@ SPOILED = {
     "accept_tree": ("N65-ragged", "accept_tree.kernel", "_accept_tree_kernel", "words"),
     "beam_step": ("W5-K13-ragged", "beam_step.kernel", "_beam_step_kernel", "candidates"),
     "commit_kv": ("full-ragged-D80", "commit_kv.kernel", "_commit_kv_kernel", "nodes"),
+    "coupled_log_probs": (
+        "W5-k13",
+        "coupled_log_probs.kernel",
+        "_coupled_log_probs_kernel",
+        "count",
+    ),
     "draft_step": ("R65-E33", "skinny_linear", "_skinny_linear_kernel", "features"),
     "early_exit": ("empty-and-full", "early_exit.kernel", "_exit_kernel", "tiles"),
     "lm_head": ("R65-V129-k3", "lm_head.kernel", "_head_tiles_kernel", "vocabulary"),

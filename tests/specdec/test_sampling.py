@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessor
 
 import specdec
 from every_drafter import DRAFTERS, lookup, mixed, plain
+from scripted import ScriptedDrafter
 from specdec.drafters import Drafter, Proposals
 from specdec.sampling import Sampling, Walk
 from specdec.session import Session
@@ -34,18 +35,16 @@ def target_of(seed=9):
     return Target(tiny_model("llama", seed=seed))
 
 
-def batch(prompts):
-    rows = [torch.tensor(p) for p in prompts]
-    return specdec.generation._stack(rows)
-
-
-def sample(prompts, drafter, *, count=14, new=True, **options):
-    ids, mask = batch(prompts)
+def sample(prompts, drafter, *, count=14, **options):
     options = {"do_sample": True, "seed": 5, "eos_token_id": NEVER, "pad_token_id": 0} | options
-    out = specdec.generate(
-        target_of(), ids, drafter, attention_mask=mask, max_new_tokens=count, **options
-    )
-    return out[:, ids.shape[1] :].tolist() if new else out
+    out = specdec.generate(target_of(), prompts, drafter, max_new_tokens=count, **options)
+    return out[:, max(map(len, prompts)) :].tolist()
+
+
+def scripted(prompts, texts, right=0.8):
+    """A drafter that knows how prompts go on, and is wrong now and then."""
+    known = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    return ScriptedDrafter(known, right=right, seed=2, most_proposals=24, vocabulary=VOCABULARY)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
@@ -57,6 +56,9 @@ def test_no_drafter_and_no_tree_changes_the_text(setting):
         assert sample(PROMPTS[:2], make(target), **setting) == expected, make.__name__
     for max_nodes in (1, 3, 64):
         assert sample(PROMPTS[:2], mixed(target), **setting, max_nodes=max_nodes) == expected
+    drafter = scripted(PROMPTS[:2], expected)
+    assert sample(PROMPTS[:2], drafter, **setting) == expected
+    assert max(drafter.accepted) >= 2
 
 
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
@@ -64,7 +66,7 @@ def test_no_drafter_and_no_tree_changes_the_text(setting):
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
 def test_a_batch_is_its_rows_run_one_by_one(make, rows, how):
     target = target_of()
-    options = {"do_sample": how == "sampled", "temperature": 0.8, "top_k": 0} if how == "sampled" else {"do_sample": False}  # fmt: skip
+    options = {"do_sample": how == "sampled", "temperature": 0.8, "top_k": 0} if how == "sampled" else {"do_sample": False, "seed": None}  # fmt: skip
     alone = [
         sample([p], plain(target), **options, **({"streams": [stream]} if how == "sampled" else {}))[0]
         for stream, p in enumerate(PROMPTS[:rows])
@@ -124,7 +126,11 @@ def test_what_is_drawn_from_is_the_librarys(setting):
         "pad_token_id": 0, **setting,
     }  # fmt: skip
     ids = torch.tensor([prompt])
-    ours = specdec.generate(target, ids, mixed(target), max_new_tokens=6, seed=1, **options)
+    (text,) = sample([prompt], plain(target), count=6, seed=1, **setting)
+    drafter = scripted([prompt], [text], right=1.0)
+    ours = specdec.generate(target, ids, drafter, max_new_tokens=6, seed=1, **options)
+    assert ours.sequences[0, len(prompt) :].tolist() == text
+    assert max(drafter.accepted) >= 2
     for at, scores in enumerate(ours.scores):
         so_far = ours.sequences[:, : len(prompt) + at]
         theirs = target.model.generate(
@@ -133,6 +139,12 @@ def test_what_is_drawn_from_is_the_librarys(setting):
         if "no_repeat_ngram_size" not in setting and "repetition_penalty" not in setting:
             assert scores.isfinite().any()
         torch.testing.assert_close(scores, theirs.scores[0])
+
+
+def test_a_temperature_of_none_is_1_as_in_the_library():
+    target, options = target_of(), {"top_k": 0}
+    expected = sample(PROMPTS[:2], plain(target), temperature=1.0, **options)
+    assert sample(PROMPTS[:2], lookup(target), temperature=None, **options) == expected
 
 
 def test_the_seed_is_torchs_where_none_is_given():

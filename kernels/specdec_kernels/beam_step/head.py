@@ -10,11 +10,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..checks import check_shape
+from ..checks import check_float32, check_shape
 from ..dispatch import Impl, register
 from ..lm_head.ops import MOST_TOKENS, check_head
 from ..lm_head.reference import lm_head_topk_reference
-from .ops import check_float32
 from .reference import Beams, beam_step_reference
 
 MOST_BEAMS = 64

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..checks import check_integers, check_shape
+from ..checks import check_float32, check_integers, check_shape
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import Beams, beam_step_reference
 
@@ -48,13 +47,6 @@ def beam_step(
             f"ids: expected at most {MOST_CANDIDATES} candidates in a kernel, got shape {list(ids.shape)}"
         )
     return Beams(*_beam_step(scores, log_probs, ids, width))
-
-
-def check_float32(**tensors: Tensor) -> None:
-    """Raise TypeError unless all tensors are float32."""
-    for name, x in tensors.items():
-        if x.dtype != torch.float32:
-            raise TypeError(f"{name}: expected torch.float32 in a kernel, got {x.dtype}")
 
 
 def _launch(

@@ -7,16 +7,27 @@ import triton.language as tl
 
 
 @triton.jit
+def _words(seed, stream, position, blocks):
+    # Scalars as words of blocks' shape.
+    zero = blocks * 0
+    return tl.philox(seed, blocks, zero + position.to(tl.uint32), zero + stream.to(tl.uint32), zero)
+
+
+@triton.jit
 def noise_bits(seed, stream, position, first, BLOCK: tl.constexpr):
     """Compute the words of tokens `first` to `first + BLOCK - 1`, uint32; both multiples of 4."""
     blocks = (first // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
-    # Scalars as words of blocks' shape.
-    zero = blocks * 0
-    a, b, c, d = tl.philox(
-        seed, blocks, zero + position.to(tl.uint32), zero + stream.to(tl.uint32), zero
-    )
+    a, b, c, d = _words(seed, stream, position, blocks)
     # Joined last dimensions vary fastest: [i, j, k] becomes 4 i + 2 j + k.
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])
+
+
+@triton.jit
+def token_bits(seed, stream, position, ids):
+    """Compute the words of any tokens, uint32: of each one's block the word that is its own."""
+    a, b, c, d = _words(seed, stream, position, (ids >> 2).to(tl.uint32))
+    even, upper = (ids & 1) == 0, (ids & 2) != 0
+    return tl.where(upper, tl.where(even, c, d), tl.where(even, a, b))
 
 
 @triton.jit

@@ -96,13 +96,16 @@ def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor
     c0, c1, c2, c3 = counters
     k0, k1 = seed & LOW, seed >> 32
     for _ in range(ROUNDS):
-        # Modulo 2^64 the products' bits are right, sign or not. What a shift puts above bit 31 is masked, and c1 and c3 only
-        # go where a mask follows.
-        first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = (second >> 32 ^ c1 ^ k0) & LOW, second, (first >> 32 ^ c3 ^ k1) & LOW, first
+        # c m may overflow, and compilers take it that signed numbers never do; c (m - 2^32) cannot. Their lower halves are
+        # equal, and c more is the upper half.
+        first, second = c0 * (MULTIPLIERS[0] - 2**32), c2 * (MULTIPLIERS[1] - 2**32)
+        upper = (first >> 32) + c0, (second >> 32) + c2
+        c0, c1, c2, c3 = upper[1] ^ c1 ^ k0, second & LOW, upper[0] ^ c3 ^ k1, first & LOW
         k0, k1 = k0 + KEY_STEPS[0] & LOW, k1 + KEY_STEPS[1] & LOW
-    return torch.stack(torch.broadcast_tensors(c0, c1 & LOW, c2, c3 & LOW))
+    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3))
 
 
 def _words(seed: int, streams: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
-    return philox(seed, (blocks, positions & LOW, streams & LOW, torch.zeros_like(blocks)))
+    # Not even blocks go unmasked: Inductor's C++ would take an `arange` times a number for indices, in 32 bits.
+    last = torch.zeros_like(blocks)
+    return philox(seed, (blocks & LOW, positions & LOW, streams & LOW, last))

@@ -1,0 +1,245 @@
+"""What can be asked of `specdec.generate`: ways in, going on, and inputs that are refused by name."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BatchEncoding, DynamicCache, GenerationConfig
+
+import specdec
+from specdec.drafters import LookupDrafter
+from specdec.session import Session
+from specdec.target import Target
+from tiny import POSITIONS, VOCABULARY, letters, library_greedy, random_prompt, tiny_model
+
+NEVER = [VOCABULARY + 1]
+RECIPE = Path(__file__).parents[2] / "docs" / "recipe"
+PROMPTS = [random_prompt(4, 21) * 2, random_prompt(11, 22), random_prompt(3, 23) * 4]
+
+
+@functools.cache
+def target_of(seed=6):
+    return Target(tiny_model("llama", seed=seed))
+
+
+def library(prompt, count):
+    return library_greedy(tiny_model("llama", seed=6), prompt, count)
+
+
+def test_a_later_call_goes_on_where_an_earlier_one_ended(monkeypatch):
+    target, read = target_of(), []
+    prefill = target.prefill
+    monkeypatch.setattr(
+        target, "prefill", lambda ids, *rest: read.append(ids.shape[1]) or prefill(ids, *rest)
+    )
+    options = {"max_new_tokens": 8, "eos_token_id": NEVER, "return_dict_in_generate": True}
+    first = specdec.generate(target, torch.tensor([PROMPTS[1]]), "lookup", **options)
+    longer = torch.cat([first.sequences, torch.tensor([PROMPTS[2]])], 1)
+    again = specdec.generate(
+        target, longer, "lookup", past_key_values=first.past_key_values, **options
+    )
+    assert read == [len(PROMPTS[1]), len(PROMPTS[2]) + 1]
+    tokens = again.sequences[0, longer.shape[1] :].tolist()
+    assert tokens == library(longer[0].tolist(), 8)
+    # Another drafter has read nothing yet: it begins anew, and the text is the same.
+    other = specdec.generate(
+        target, longer, "none", past_key_values=again.past_key_values, **options
+    )
+    assert torch.equal(other.sequences, again.sequences)
+    assert read[-1] == longer.shape[1]
+
+
+def test_the_library_can_call_the_method():
+    model, ids = tiny_model("llama", seed=6), torch.tensor([PROMPTS[1]])
+    options = {"max_new_tokens": 9, "eos_token_id": NEVER}
+    expected = library(PROMPTS[1], 9)
+    out = model.generate(
+        ids, custom_generate=specdec.method, drafter="lookup", target=target_of(), **options
+    )
+    assert out[0, ids.shape[1] :].tolist() == expected
+    bound = functools.partial(specdec.method, drafter="lookup")
+    out = model.generate(ids, custom_generate=bound, **options)
+    assert out[0, ids.shape[1] :].tolist() == expected
+
+
+def test_a_recipe_in_a_folder_runs():
+    model, ids = tiny_model("llama", seed=6), torch.tensor([PROMPTS[1]])
+    out = model.generate(
+        ids, custom_generate=str(RECIPE), trust_remote_code=True, drafter="lookup", max_new_tokens=9,
+        eos_token_id=NEVER,
+    )  # fmt: skip
+    assert out[0, ids.shape[1] :].tolist() == library(PROMPTS[1], 9)
+
+
+def test_rows_may_be_lists_and_drafters_and_models_may_be_paths(tmp_path):
+    target, expected = target_of(), [library(p, 6) for p in PROMPTS]
+    width = max(map(len, PROMPTS))
+    options = {"max_new_tokens": 6, "eos_token_id": NEVER, "pad_token_id": 0}
+    for rows in (
+        PROMPTS,
+        tuple(map(torch.tensor, PROMPTS)),
+        [torch.tensor(p).int() for p in PROMPTS],
+    ):
+        out = specdec.generate(target, rows, Path("lookup"), **options)
+        assert out[:, width:].tolist() == expected
+    assert isinstance(Session(target, Path("lookup")).drafter, LookupDrafter)
+    letters().save_pretrained(tmp_path)
+    target.model.save_pretrained(tmp_path)
+    loaded = specdec.load_target(tmp_path, dtype=torch.float64)
+    assert Session(loaded, "none").generate([PROMPTS[0]], max_new_tokens=6).tokens == expected[:1]
+
+
+def test_stop_strings_may_stand_in_any_configuration():
+    model, prompt = tiny_model("llama", seed=6), PROMPTS[1]
+    text = library(prompt, 9)
+    cases = {
+        "argument": {"stop_strings": letters().decode(text[2:4])},
+        "configuration": {"generation_config": GenerationConfig(stop_strings=letters().decode(text[3:5]))},
+        "model": {},
+    }  # fmt: skip
+    model.generation_config.stop_strings = [letters().decode(text[4:6])]
+    try:
+        for count, (name, options) in enumerate(cases.items(), 4):
+            out = specdec.generate(
+                target_of(), [prompt], "lookup", tokenizer=letters(), max_new_tokens=9, eos_token_id=NEVER,
+                **options,
+            )  # fmt: skip
+            assert out[0, len(prompt) :].tolist() == text[:count], name
+        assert model.generation_config.stop_strings == [letters().decode(text[4:6])]
+        with pytest.raises(ValueError, match="tokenizer: expected one, for stop_strings, got none"):
+            specdec.generate(target_of(), [prompt], "none")
+    finally:
+        model.generation_config.stop_strings = None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("cache_implementation", "paged"), ("token_healing", True)]
+)
+def test_what_goes_round_a_method_is_refused_wherever_it_stands(name, value, monkeypatch):
+    target = target_of()
+    monkeypatch.setattr(
+        target.model, "generate", lambda *_, **__: pytest.fail("the library was asked")
+    )
+    config = GenerationConfig(**{name: value})
+    for options in ({name: value}, {"generation_config": config}):
+        with pytest.raises(ValueError, match=f"{name}: expected it to be left as it is, got"):
+            specdec.generate(target, PROMPTS[:1], "none", **options)
+    monkeypatch.setattr(target.model.generation_config, name, value)
+    with pytest.raises(ValueError, match=f"{name}: expected it to be left as it is, got"):
+        specdec.generate(target, PROMPTS[:1], "none")
+
+
+def test_a_model_that_came_with_the_librarys_old_window_cache_is_not_refused(monkeypatch):
+    target = target_of()
+    monkeypatch.setattr(target.model.generation_config, "cache_implementation", "hybrid")
+    out = specdec.generate(target, PROMPTS[:1], "none", max_new_tokens=6, eos_token_id=NEVER)
+    assert out[0, len(PROMPTS[0]) :].tolist() == library(PROMPTS[0], 6)
+
+
+def test_a_row_that_ends_with_the_positions_is_named(recwarn):
+    prompts = [random_prompt(POSITIONS - 3, 5), random_prompt(POSITIONS - 20, 6)]
+    options = {"eos_token_id": NEVER, "pad_token_id": 0}
+    out = specdec.generate(target_of(), prompts, "lookup", max_new_tokens=9, **options)
+    text = library(prompts[0], 3)
+    assert out[0, POSITIONS - 3 :].tolist() == text + 6 * [0]
+    found = [str(w.message) for w in recwarn if "max_new_tokens: expected" in str(w.message)]
+    assert found == [
+        f"max_new_tokens: expected at most 3, as the model has {POSITIONS} positions, got 9; row 0 ends there"
+    ]
+    # Not where a text ends by itself, nor where it was not to be longer.
+    recwarn.clear()
+    specdec.generate(
+        target_of(), prompts[:1], "none", max_new_tokens=9, eos_token_id=text[2], pad_token_id=0
+    )
+    specdec.generate(target_of(), prompts[:1], "none", max_new_tokens=3, **options)
+    assert not [w for w in recwarn if "max_new_tokens: expected" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2, "do_sample": True}, "generation_config: .* got beam_sample"),
+        ({"cache_implementation": "static"}, "cache_implementation: .* got 'static'"),
+        ({"use_cache": False}, "use_cache: expected True, got False"),
+        ({"position_ids": torch.tensor([[3, 4]])}, "position_ids: expected those of the mask"),
+        ({"custom_generate": "somewhere"}, "custom_generate"),
+        ({"do_sample": True, "seed": -1}, r"seed: expected 0 to 2\*\*64 - 1, got -1"),
+        ({"do_sample": True, "seed": "a"}, "seed: expected an integer, got 'a'"),
+        ({"do_sample": True, "seed": 1.5}, "seed: expected an integer, got 1.5"),
+        ({"seed": 5}, "seed: expected none without do_sample, got 5"),
+        ({"streams": [1]}, r"streams: expected none without do_sample, got \[1\]"),
+        ({"do_sample": True, "streams": [1, 2]}, r"streams: expected one per row, 1, got \[1, 2\]"),
+        ({"do_sample": True, "streams": 1}, "streams: expected one per row, 1, got 1"),
+        ({"do_sample": True, "streams": [0.5]}, r"streams: expected integers, got \[0.5\]"),
+        ({"do_sample": True, "streams": [1 << 32]}, "streams: expected numbers from 0"),
+        ({"stop_strings": ["a"]}, "tokenizer"),
+        ({"max_nodes": 257}, "max_nodes: expected 1 to 256, got 257"),
+        ({"drafter": "unknown"}, "drafter: expected one of"),
+        ({"drafter": Path("/nowhere")}, "drafter: expected one of .* got '/nowhere'"),
+        ({"drafter": None}, "drafter: expected a name, a folder or a drafter, got None"),
+        ({"drafter": LookupDrafter}, "drafter: expected a name, a folder or a drafter, got <class"),
+        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask: expected shape \[1, 2\], got \[1, 3\]"),
+        ({"attention_mask": [[1, 1]]}, "attention_mask: expected a tensor, got list"),
+        ({"attention_mask": torch.zeros(1, 2)}, "attention_mask: expected a token in every row, got none in row 0"),
+        ({"nonsense": 3}, "nonsense"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_refused_by_name(options, message):
+    given = {"drafter": "none", "max_new_tokens": 4, **options}
+    with pytest.raises((TypeError, ValueError), match=message):
+        specdec.generate(target_of(), torch.tensor([[3, 4]]), **given)
+
+
+IDS = torch.tensor([[3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (IDS.to("meta"), "expected device cpu, got meta"),
+        ([IDS[0], IDS[0].to("meta")], "expected all rows on one device, got ['cpu', 'meta']"),
+        (IDS[0], "expected shape [B, L], got [2]"),
+        (IDS[:, :0], "expected at least one token, got shape [1, 0]"),
+        (IDS.float(), "expected integers, got torch.float32"),
+        (IDS + VOCABULARY - 4, f"expected ids from 0 to {VOCABULARY - 1}, got {VOCABULARY - 1} to {VOCABULARY} in row 0"),
+        (torch.full((1, POSITIONS), 5), f"expected fewer tokens than the model's {POSITIONS} positions, got {POSITIONS} in row 0"),
+        ([], "expected at least one row, got none"),
+        ([3, 4], "expected a list of rows, got 3 as row 0"),
+        ([[3], []], "expected at least one token, got none in row 1"),
+        ([[3], [0.5]], "expected integers, got torch.float32"),
+        (["What is"], "expected integers, got 'What is' in row 0"),
+        ("What is", "expected a tensor or a list of rows, got str"),
+        (None, "expected a tensor or a list of rows, got NoneType"),
+        ({"input_ids": IDS}, "expected a tensor or a list of rows, got dict; unpack it"),
+        (BatchEncoding({"input_ids": IDS}), "got BatchEncoding; unpack it: generate(model, **inputs)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_bad_input_ids_are_named(ids, message):
+    with pytest.raises((TypeError, ValueError), match="^input_ids: .*" + re.escape(message)):
+        specdec.generate(target_of(), ids, "none", max_new_tokens=4)
+
+
+def test_a_mask_beside_rows_is_refused():
+    with pytest.raises(ValueError, match="attention_mask: expected none beside a list"):
+        specdec.generate(target_of(), [IDS[0]], "none", attention_mask=torch.ones(1, 2))
+
+
+def test_a_cache_of_another_kind_or_target_is_refused():
+    target, ids = target_of(), torch.tensor([[3, 4, 5]])
+    past = DynamicCache()
+    target.model(ids[:, :2], past_key_values=past)
+    with pytest.raises(ValueError, match="past_key_values: .* got DynamicCache"):
+        specdec.generate(target, ids, "none", max_new_tokens=4, past_key_values=past)
+    # A plain model becomes a new target at every call.
+    options = {"max_new_tokens": 4, "eos_token_id": NEVER, "return_dict_in_generate": True}
+    first = specdec.generate(target.model, ids, "none", **options)
+    options["past_key_values"] = first.past_key_values
+    for model in (target.model, target):
+        with pytest.raises(
+            ValueError, match="past_key_values: .* another target's; .* load_target"
+        ):
+            specdec.generate(model, first.sequences, "none", **options)
