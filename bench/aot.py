@@ -6,11 +6,9 @@ python bench/aot.py --covering --json F  the few that `make test` checks
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import os
-import pkgutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -22,12 +20,12 @@ os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted is not compiled
 
 import triton
 import typer
+from gpu_cases import OPS, cases_of
 from pages import DOCS, fill
 from rich.progress import track
 
-from specdec_kernels.testing import cases
 from specdec_kernels.testing.aot import compile_launches
-from specdec_kernels.testing.case import ARCHS, Case, Inputs
+from specdec_kernels.testing.case import ARCHS, Inputs
 
 
 class Job(NamedTuple):
@@ -38,21 +36,16 @@ class Job(NamedTuple):
     arch: str
 
 
-def cases_of(op: str) -> list[Case]:
-    module = importlib.import_module(f"{cases.__name__}.{op}")
-    return module.CASES
-
-
 def jobs(covering: bool) -> Iterator[Job]:
-    for op in sorted(module.name for module in pkgutil.iter_modules(cases.__path__)):
-        for case in cases_of(op):
+    for op in OPS:
+        for case in cases_of(op, dry=False):
             for arch in case.covering if covering else ARCHS:
                 yield Job(op, case.name, arch)
 
 
 def run(job: Job) -> list[dict[str, object]]:
     """Compile one job; an error is a result too, so that one case hides no other."""
-    (case,) = (case for case in cases_of(job.op) if case.name == job.case)
+    (case,) = (case for case in cases_of(job.op, dry=False) if case.name == job.case)
     try:
         compiled = compile_launches(job.arch, case.prepare(Inputs(random=False)))
         return [{**job._asdict(), **asdict(kernel)} for kernel in compiled]

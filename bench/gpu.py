@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -18,14 +19,14 @@ from typing import Any
 
 import torch
 from gpu_run import ROOT, Run, ended, execute
+from report_gpu import progress, report
 
 BENCH = Path(__file__).parent
 FOLDER = BENCH / "results/gpu"
 SECONDS = 570.0
-# How long each part may take; what one leaves, the next ones have, and what no part has goes to the one that it tells
-# most for.
+# How long each part may take; what one leaves, the next ones have, and what no part has goes to the first of these that runs.
 BOXES = {"tests": 190.0, "times": 200.0, "sweep": 90.0, "decoding": 75.0}
-SPARE = "times"
+SPARE = ("decoding", "times")
 # For a part to end by itself before it is stopped: it looks at the clock between cases.
 GRACE = 12.0
 
@@ -50,50 +51,73 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.json"):
         old.unlink()
-
-    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"PYTHONPATH": os.pathsep.join(paths)}
-    if options.dry:
-        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     parts = [p for p in options.parts if p != "decoding" or options.model]
     if not parts:
         parser.error("decoding: expected --model, got none")
-    identity = datetime.now(UTC).isoformat()
+    # What runs is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     began = time.monotonic()
-    worked = True
-    for part, until in schedule(parts).items():
-        extra: list[Any] = []
-        if part == "decoding":
-            extra = ["--model", *options.model]
-            extra += ["--gguf-wheel", options.gguf_wheel] if options.gguf_wheel else []
-        started = time.monotonic()
-        hard = Run(identity, folder, began + until, options.dry)
-        soft = Run(identity, folder, began + until - GRACE, options.dry)
-        print(f"{part}: at most {hard.ends - started:.0f} s", flush=True)
-        command = [sys.executable, BENCH / f"gpu_{part}.py", *soft.options(), *extra]
-        code, output = execute(hard, command, **environment)
-        print(f"{part}: {ended(code)} after {time.monotonic() - started:.0f} s", flush=True)
-        if code:
-            worked = False
-            print(output[-2000:])
-    if "tests" in parts:
-        checked = hard.earlier("tests")
-        worked &= checked["complete"] and all(row["ok"] is not False for row in checked["rows"])
+    with tempfile.TemporaryDirectory(prefix="gpu-") as scratch:
+        model: list[Any] = ["--scratch", scratch, "--model", *options.model]
+        model += ["--gguf-wheel", options.gguf_wheel] if options.gguf_wheel else []
+        worked = run_parts(parts, folder, options.dry, model if "decoding" in parts else [])
     print_report(folder)
     print(f"results: {folder}, {time.monotonic() - began:.0f} s in all")
     return 0 if worked else 1
 
 
+def run_parts(parts: list[str], folder: Path, dry: bool, model: list[Any]) -> bool:
+    """Run one part after the other, and tell whether all of them worked."""
+    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(paths)}
+    if dry:
+        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    extra = {"decoding": model, "tests": ["--decoding", *model] if model else []}
+    identity = datetime.now(UTC).isoformat()
+    began = time.monotonic()
+    worked = True
+    for part, until in schedule(parts).items():
+        started = time.monotonic()
+        hard = Run(identity, folder, began + until, dry)
+        soft = Run(identity, folder, began + until - GRACE, dry)
+        print(f"{part}: at most {hard.ends - started:.0f} s", flush=True)
+        command = [sys.executable, BENCH / f"gpu_{part}.py", *soft.options(), *extra.get(part, [])]
+        code, output = execute(hard, command, group=True, **environment)
+        content = hard.earlier(part)
+        took = f"{time.monotonic() - started:.0f} s"
+        print(f"{part}: {ended(code)} after {took}, {progress(content)}", flush=True)
+        if wrong := faults(part, code, content):
+            worked = False
+            print(f"{part}: failed: {', '.join(wrong)}")
+        if code != 0:
+            print(output[-2000:])
+    return worked
+
+
 def schedule(parts: list[str]) -> dict[str, float]:
     """Say by which second each part must have ended."""
     boxes = {part: BOXES[part] for part in parts}
-    boxes[SPARE if SPARE in boxes else parts[-1]] += SECONDS - sum(boxes.values())
+    boxes[next((p for p in SPARE if p in boxes), parts[-1])] += SECONDS - sum(boxes.values())
     return dict(zip(parts, accumulate(boxes.values()), strict=True))
 
 
-def print_report(folder: Path) -> None:
-    from report_gpu import report
+def faults(part: str, code: int | None, content: dict[str, Any]) -> list[str]:
+    """Say what is wrong with a part; that its time was too short for all cases is no fault, but of the tests."""
+    wrong = [] if code == 0 else [ended(code)]
+    rows = content["rows"]
+    if not rows:
+        wrong.append("no results")
+    if part == "tests":
+        wrong += [f"{row['kind']} {row['op']}" for row in rows if row["ok"] is False]
+        wrong += [] if content["complete"] else ["not complete"]
+    elif part == "decoding":
+        wrong += [row["method"] for row in rows if not row["lossless"]]
+    else:
+        wrong += [f"{row['op']} {row['case']}" for row in rows if "error" in row]
+    return wrong
 
+
+def print_report(folder: Path) -> None:
     for name, text in report(folder).items():
         print(f"\n{name}\n\n{text}")
 

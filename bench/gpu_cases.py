@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import specdec_kernels
 from specdec_kernels._ops import ops
@@ -41,6 +42,21 @@ class Call(NamedTuple):
         names = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
         return [self.arguments[name] for name in names]
 
+    def repeatable(self) -> Callable[..., list[Tensor]]:
+        """Return a function that makes the call, in one way or another, each time from what is there now.
+
+        It returns what the call returns and what it writes to.
+        """
+        written = self.written()
+        before = [x.clone() for x in written]
+
+        def again(way: Callable[[], Any] = self.run) -> list[Tensor]:
+            for x, saved in zip(written, before, strict=True):
+                x.copy_(saved)
+            return [x for x in tree_leaves((way(), written)) if isinstance(x, Tensor)]
+
+        return again
+
 
 def module_of(op: str) -> ModuleType:
     return importlib.import_module(f"{cases.__name__}.{op}")
@@ -51,7 +67,7 @@ def cases_of(op: str, dry: bool, grid: bool = False) -> list[Case]:
     module = module_of(op)
     if dry:
         return module.SMALL
-    return [*(getattr(module, "GRID", []) if grid else []), *module.CASES]
+    return list(dict.fromkeys([*(getattr(module, "GRID", []) if grid else []), *module.CASES]))
 
 
 def take_apart(op: str, case: Case, device: str) -> Call | None:

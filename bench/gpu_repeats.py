@@ -16,7 +16,6 @@ import torch
 from gpu_cases import OPS, cases_of, take_apart
 from gpu_run import results_of, run_options
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from specdec_kernels.testing.poison import poisoned_empty
 
@@ -31,7 +30,7 @@ def main() -> None:
     options = run_options(parser)
     run = options.run
     few = run.dry or options.small
-    part = "small" if options.small else f"repeats_{'_'.join(options.op)}"
+    part = f"{'small' if options.small else 'repeats'}_{'_'.join(options.op)}"
     with results_of(run, part) as results:
         for op in options.op:
             for case in cases_of(op, few):
@@ -50,16 +49,12 @@ def repeat(op: str, case: Any, device: str, launches: int) -> dict[str, Any]:
     call = take_apart(op, case, device)
     if call is None:
         return {"skipped": "calls launchers of its own"}
-    written = call.written()
-    before = [x.clone() for x in written]
+    again = call.repeatable()
     first: list[Tensor] = []
     differing = torch.zeros((), dtype=torch.int64, device=device)
     for i in range(launches):
-        for x, saved in zip(written, before, strict=True):
-            x.copy_(saved)
         with poisoned_empty() if i % 2 else nullcontext():
-            results = [x for x in tree_leaves(call.run()) if isinstance(x, Tensor)]
-        found = [bits(x) for x in (*results, *written)]
+            found = [bits(x) for x in again()]
         if i == 0:
             first = [x.clone() for x in found]
         else:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,7 +34,7 @@ class Run:
     folder: Path
     """Results."""
     ends: float
-    """When this part is to stop by itself, on `time.monotonic`'s clock."""
+    """When this part is to stop by itself, on `time.monotonic`'s clock, which all processes share."""
     dry: bool
     """Small shapes in the interpreter: everything is tried, nothing is measured."""
 
@@ -48,8 +50,7 @@ class Run:
 
     def options(self) -> list[str]:
         """Write out as another process of this part takes it."""
-        options = ["--results", str(self.folder), "--run-id", self.id]
-        options += ["--seconds", f"{max(1.0, self.ends - time.monotonic()):.0f}"]
+        options = ["--results", str(self.folder), "--run-id", self.id, "--ends", str(self.ends)]
         return [*options, "--dry"] if self.dry else options
 
     def earlier(self, part: str) -> dict[str, Any]:
@@ -63,11 +64,10 @@ def run_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse a part's options; `options.run` is the run."""
     parser.add_argument("--run-id", default=datetime.now(UTC).isoformat())
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=1e6)
+    parser.add_argument("--ends", type=float, default=float("inf"))
     parser.add_argument("--dry", action="store_true")
     options = parser.parse_args()
-    ends = time.monotonic() + options.seconds
-    options.run = Run(options.run_id, options.results, ends, options.dry)
+    options.run = Run(options.run_id, options.results, options.ends, options.dry)
     if options.dry:
         from specdec_kernels.testing.interpreter import teach_bfloat16
 
@@ -75,8 +75,17 @@ def run_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def execute(run: Run, command: list[Any], **environment: str) -> tuple[int | None, str]:
-    """Run a command, with all that it starts, until the part's end.
+def execute(
+    run: Run, command: list[Any], *, group: bool = False, **environment: str
+) -> tuple[int | None, str]:
+    """Run a command until the part's end.
+
+    Args:
+        run: when to stop it.
+        command: its words.
+        group: give it a process group: whatever it has started, and that in turn, is stopped when it ends, too. What is
+            executed within stays in this group.
+        environment: variables.
 
     Returns:
         Its exit code, None if it was stopped, and what it printed.
@@ -84,23 +93,26 @@ def execute(run: Run, command: list[Any], **environment: str) -> tuple[int | Non
     left = run.ends - time.monotonic()
     if left < 1:
         return None, "not begun"
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=left)
-        return process.returncode, output
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        return None, output
+    # A file, for a pipe stays open as long as anything holds it that the command has left running.
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0 if group else None,
+        )
+        try:
+            code: int | None = process.wait(None if math.isinf(left) else left)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
+            process.wait()
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
 
 
 def ended(code: int | None) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpu_targets import TARGETS, judge
 from pages import number, table
 
 PARTS = ("tests", "times", "sweep", "decoding")
@@ -20,17 +21,44 @@ def gpu_page(folder: Path) -> str:
 
 
 def report(folder: Path) -> dict[str, str]:
-    """Return a table per part; what did not run says so."""
-    tables = {"tests": checks, "times": times, "sweep": sweeps, "decoding": texts}
+    """Return a table per part, and one of the targets; what did not run says so."""
     contents = {part: read(folder, part) for part in PARTS}
+    tables = {"tests": checks, "times": times, "sweep": sweeps, "decoding": texts}
     told = {part: make(contents[part]) for part, make in tables.items()}
+    for part, content in contents.items():
+        if content:
+            told[part] += f"\n\n{progress(content)}."
     first = next((c for c in contents.values() if c), None)
-    return {"machine": machine(first), **told} if first else told
+    machines = {"machine": machine(first)} if first else {}
+    return {**machines, "targets": targets(contents["times"]), **told}
 
 
 def read(folder: Path, part: str) -> dict[str, Any]:
     file = folder / f"{part}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def progress(content: dict[str, Any]) -> str:
+    """Say how much of a part was done in its time."""
+    return f"{content.get('done', len(content['rows']))} of {content.get('planned', '?')} cases"
+
+
+def targets(content: dict[str, Any]) -> str:
+    """Tell which of the targets are met, each by its worst case."""
+    if not content:
+        return NOT_MEASURED
+    empty = content.get("limits", {}).get("empty_microseconds")
+    rows = []
+    for target in TARGETS:
+        found = judge(target, content)
+        worst = "-"
+        if found.worst:
+            worst = f"{found.worst[0]:.3g}{target.unit} ({found.worst[1]})"
+        bound = f"{'≥' if target.least else '≤'} {target.bound:g}{target.unit}"
+        cases = f"{found.measured} of {found.cases}"
+        rows.append([f"{', '.join(target.ops)}, {target.name}", bound, cases, worst, found.result])
+    told = table(["target", "bound", "cases", "worst", "result"], rows)
+    return told if empty is None else f"{told}\n\nA graph of one empty launch: {empty:.3g} µs."
 
 
 def machine(content: dict[str, Any]) -> str:
@@ -74,28 +102,34 @@ def times(content: dict[str, Any]) -> str:
             why = row.get("error") or row.get("skipped", "")
             rows.append([f"{row['op']} {row['case']}", "-", "-", "-", "-", why[:80], "-"])
             continue
-        others = {n: t for n, t in row["times"].items() if n != "kernel" and "error" not in t}
-        shown = ", ".join(f"{n} {microseconds(t)}" for n, t in others.items())
-        speedups = row.get("speedups")
-        least = min(speedups.values()) if speedups else None
+        others = [f"{n} {microseconds(t)}" for n, t in row["times"].items() if n != "kernel"]
+        least = min(row.get("speedups", {}).values(), default=None)
+        floors = row["floors_microseconds"]
+        bound = max(floors, key=lambda name: floors[name])
         rows.append(
             [
                 f"{row['op']} {row['case']}",
                 microseconds(row["times"]["kernel"]),
-                f"{row['floor_microseconds']:.3g} ({row['bound']})",
+                f"{floors[bound]:.3g} ({bound})",
                 f"{row['over_floor']:.2f}",
                 f"{row['share_of_copy']:.0%}",
-                shown,
+                ", ".join(others),
                 number(least),
             ]
         )
     header = ["case", "kernel, µs", "floor, µs", "over floor", "of copy", "others, µs", "speed-up"]
-    note = "*: with the host's launches. Speed-up: over the fastest other, only where all tests passed."
+    note = (
+        "*: with the host's launches. In brackets: how far the results are from the kernel's. Speed-up: over the "
+        "fastest other that gives the same results and is timed in the same way, only for an op that passed all checks."
+    )
     return f"{facts}.\n\n{table(header, rows)}\n\n{note}"
 
 
 def microseconds(times: dict[str, Any]) -> str:
-    return f"{times['median_microseconds']:.4g}" + ("" if times["graph"] else "*")
+    if "error" in times:
+        return f"error {times['error'].splitlines()[0][:60]}"
+    told = f"{times['median_microseconds']:.4g}" + ("" if times["graph"] else "*")
+    return f"{told} ({times['distance']:.1g})" if "distance" in times else told
 
 
 def sweeps(content: dict[str, Any]) -> str:
@@ -131,9 +165,6 @@ def texts(content: dict[str, Any]) -> str:
     staged = content.get("device_stages", {})
     rows = []
     for row in content["rows"]:
-        stages = staged.get(row["method"], {})
-        total = sum(stages.values()) or 1.0
-        shares = ", ".join(f"{n} {s / total:.0%}" for n, s in stages.items() if s > 0.01 * total)
         rows.append(
             [
                 row["method"],
@@ -144,8 +175,20 @@ def texts(content: dict[str, Any]) -> str:
                 f"{row['identical']}/{row['answers']}",
                 str(row["ties"]),
                 str(row["errors"]),
-                shares or "-",
+                shares(row["stage_seconds"]),
+                shares(staged.get(row["method"], {})),
             ]
         )
     header = ["method", "tokens/s", "x transformers", "x plain", "tokens/round", "identical"]
-    return table([*header, "ties", "errors", "device time per stage"], rows)
+    told = table([*header, "ties", "errors", "wall time per stage", "device time per stage"], rows)
+    note = "Wall time: of all texts, as the host sees it. Device time: of what runs on the GPU for one text, under a profiler."
+    return f"{told}\n\n{note}"
+
+
+def shares(stages: dict[str, float]) -> str:
+    """Write out all stages' time, and what takes more than a hundredth of it."""
+    total = sum(stages.values())
+    if not total:
+        return "-"
+    parts = ", ".join(f"{n} {s / total:.0%}" for n, s in stages.items() if s > 0.01 * total)
+    return f"{total * 1e3:.3g} ms: {parts}"

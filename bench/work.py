@@ -29,15 +29,29 @@ def work_of(call: Call, results: Any) -> Work:
     return Work(size + _bytes(results), flops, factors)
 
 
-def floor_microseconds(size: int, flops: int, bandwidth: float, rate: float) -> tuple[float, str]:
-    """Return the time that the GPU's memory, its arithmetic or a launch asks for, and which of them."""
-    floors = {
-        "memory": size / bandwidth * 1e6,
-        "compute": flops / rate * 1e6,
-        "launch": LAUNCH_MICROSECONDS,
-    }
-    bound = max(floors, key=lambda name: floors[name])
-    return floors[bound], bound
+def floors_of(size: int, flops: int, bandwidth: float, rate: float) -> dict[str, float]:
+    """Return the microseconds that the GPU's memory, its arithmetic and a launch ask for."""
+    memory, compute = size / bandwidth * 1e6, flops / rate * 1e6
+    return {"memory": memory, "compute": compute, "launch": LAUNCH_MICROSECONDS}
+
+
+def sizes_of(call: Call) -> dict[str, int]:
+    """Return the sizes that the targets ask about."""
+    given = call.arguments
+    if call.name == "tree_attention":
+        (batch, nodes, heads, _), (_, kv_heads, slots, _) = given["q"].shape, given["k_cache"].shape
+        # In our cases a cache has no slots to spare.
+        sizes = {"nodes": nodes, "prefix": slots - nodes, "rows": nodes * heads // kv_heads}
+        return {"batch": batch, **sizes}
+    if call.name in ("lm_head_topk", "lm_head_beams"):
+        return {"head_bytes": _bytes(given["weight"])}
+    if call.name == "draft_step":
+        weights, embedding = given["weights"], given["embedding"]
+        width = len(weights.state_in)  # of what the head reads
+        head = len(embedding) * width * embedding.itemsize
+        return {"head_bytes": head, "weight_bytes": _bytes(tuple(weights))}
+    first = {"pack_tree": "roots", "accept_tree": "tokens", "commit_kv": "path"}.get(call.name)
+    return {"batch": len(given[first])} if first else {}
 
 
 Counted = tuple[int, int, torch.dtype]

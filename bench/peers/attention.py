@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def attention_peers(
     if q.shape[1] == 1:  # in our cases every row then sees all of its cache
         sdpa = partial(F.scaled_dot_product_attention, heads_first, k, v, enable_gqa=True)
         peers["sdpa"] = lambda: lambda: sdpa().transpose(1, 2)
-    if len(q) == 1:
+    if len(q) == 1 and find_spec("flashinfer"):
         peers["flashinfer"] = lambda: _flashinfer(q[0], k[0], v[0], mask()[0] == 0)
     return own, peers
 

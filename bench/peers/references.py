@@ -10,7 +10,7 @@ import torch
 from gpu_cases import Call
 
 from .attention import attention_peers
-from .head import head_peers
+from .head import PLAIN, head_peer
 
 Peer = Callable[[], Any]
 
@@ -26,16 +26,15 @@ def peers_of(call: Call, backend: str) -> dict[str, Callable[[], Peer]]:
     own: dict[str, Callable[[], Peer]] = {}
     if call.name == "tree_attention":
         ready, own = attention_peers(call.arguments, backend)
-    elif call.name == "lm_head_topk":
-        own = head_peers(**call.arguments)
-    return {
-        "eager": lambda: partial(call.run, "reference", **ready),
-        "compiled": lambda: _compiled({**call.arguments, **ready}, call.function, backend),
-        **own,
-    }
+    elif call.name in PLAIN:
+        # The reference's order among equals takes PyTorch a sort of the vocabulary.
+        plain = head_peer(call.name, call.arguments)
+        own = {"topk": lambda: plain, "topk compiled": lambda: _compiled(plain, backend)}
+    reference = partial(call.function, **{**call.arguments, **ready}, impl="reference")
+    return {"eager": lambda: reference, "compiled": lambda: _compiled(reference, backend), **own}
 
 
-def _compiled(arguments: dict[str, Any], function: Callable[..., Any], backend: str) -> Peer:
+def _compiled(peer: partial[Any], backend: str) -> Peer:
     torch._dynamo.reset()  # shapes of other cases count against a limit of recompilations
-    compiled = torch.compile(partial(function, impl="reference"), dynamic=False, backend=backend)
-    return partial(compiled, **arguments)
+    compiled = torch.compile(peer.func, dynamic=False, backend=backend)
+    return partial(compiled, *peer.args, **peer.keywords)

@@ -36,9 +36,6 @@ def _prepare_head(
 
 
 CASES = [
-    Case("B8-W10-K10", _prepare(8, 10, 10, 10), ARCHS),
-    Case("B1-W64-K64", _prepare(1, 64, 64, 64)),
-    Case("B8-W1-K4", _prepare(8, 1, 4, 4)),
     Case(
         "llama3-8b-head-B2-W10-bfloat16",
         _prepare_head(2, 10, 4096, 128256, torch.bfloat16),
@@ -46,6 +43,9 @@ CASES = [
     ),
     Case("gemma2-2b-head-B1-W64-bfloat16", _prepare_head(1, 64, 2304, 256000, torch.bfloat16)),
     Case("vicuna-7b-head-B8-W5-float16", _prepare_head(8, 5, 4096, 32000, torch.float16)),
+    Case("B8-W10-K10", _prepare(8, 10, 10, 10), ARCHS),
+    Case("B1-W64-K64", _prepare(1, 64, 64, 64)),
+    Case("B8-W1-K4", _prepare(8, 1, 4, 4)),
     Case("smollm2-head-B1-W4-float32", _prepare_head(1, 4, 576, 49152, torch.float32)),
 ]
 

@@ -54,15 +54,15 @@ def _prepare(
 
 
 CASES = [
+    Case("llama3-8b-B1-W10-bfloat16", _prepare(1, 10, 4096, 128256, torch.bfloat16)),
+    Case("llama3-8b-B8-W8-float16", _prepare(8, 8, 4096, 128256, torch.float16)),
+    Case("vicuna-7b-B1-W5-float16", _prepare(1, 5, 4096, 32000, torch.float16)),
+    Case("gemma-7b-B4-W8-bfloat16", _prepare(4, 8, 3072, 256000, torch.bfloat16)),
     # Two launches: the cell and the only block.
     Case("smollm2-B1-W8-bfloat16", _prepare(1, 8, 576, 49152, torch.bfloat16, blocks=1), ARCHS),
     Case("smollm2-B8-W8-float32", _prepare(8, 8, 576, 49152, torch.float32)),
     Case("smollm2-B8-W8-X576-bfloat16", _prepare(8, 8, 576, 49152, torch.bfloat16, exit_dim=576)),
     Case("smollm2-B1-W8-no-rnn-bfloat16", _prepare(1, 8, 576, 49152, torch.bfloat16, rnn=False)),
-    Case("llama3-8b-B1-W10-bfloat16", _prepare(1, 10, 4096, 128256, torch.bfloat16)),
-    Case("llama3-8b-B8-W8-float16", _prepare(8, 8, 4096, 128256, torch.float16)),
-    Case("vicuna-7b-B1-W5-float16", _prepare(1, 5, 4096, 32000, torch.float16)),
-    Case("gemma-7b-B4-W8-bfloat16", _prepare(4, 8, 3072, 256000, torch.bfloat16)),
 ]
 
 SMALL = [Case("B1-W3-float32", _prepare(1, 3, 32, 50, torch.float32))]

@@ -31,12 +31,12 @@ def _prepare(
 
 CASES = [
     Case("llama3-8b-R16-k10-bfloat16", _prepare(16, 4096, 128256, 10, torch.bfloat16), ARCHS),
-    Case("smollm2-R4-k1-float32", _prepare(4, 576, 49152, 1, torch.float32), ("sm_80",)),
     Case("llama3-8b-R1-k1-bfloat16", _prepare(1, 4096, 128256, 1, torch.bfloat16)),
     Case("llama3-8b-R80-k10-bfloat16", _prepare(80, 4096, 128256, 10, torch.bfloat16)),
     Case("llama3-8b-R16-k64-bfloat16", _prepare(16, 4096, 128256, 64, torch.bfloat16)),
-    Case("vicuna-7b-R20-k10-float16", _prepare(20, 4096, 32000, 10, torch.float16)),
     Case("gemma2-2b-R40-k10-bfloat16", _prepare(40, 2304, 256000, 10, torch.bfloat16, 30.0)),
+    Case("vicuna-7b-R20-k10-float16", _prepare(20, 4096, 32000, 10, torch.float16)),
+    Case("smollm2-R4-k1-float32", _prepare(4, 576, 49152, 1, torch.float32), ("sm_80",)),
     Case("smollm2-R20-k4-float32", _prepare(20, 576, 49152, 4, torch.float32)),
     Case("smollm2-R64-k4-float32", _prepare(64, 576, 49152, 4, torch.float32)),
     Case("smollm2-R16-k4-bfloat16", _prepare(16, 576, 49152, 4, torch.bfloat16)),

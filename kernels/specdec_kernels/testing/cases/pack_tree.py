@@ -27,9 +27,9 @@ def _prepare(
             for x in (roots, drafted.flatten(1), beam_parents(drafted), scores.flatten(1))
         ]
         valid = torch.ones_like(tensors[1], dtype=torch.bool)
-        return lambda: pack_tree(
-            *tensors, valid=valid, capacity=capacity, max_depth=length, impl="triton"
-        )
+        # With a width the reference does not ask the device for it.
+        options = {"capacity": capacity, "width": capacity, "max_depth": length}
+        return lambda: pack_tree(*tensors, valid=valid, **options, impl="triton")
 
     return prepare
 

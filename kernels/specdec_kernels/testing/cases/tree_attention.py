@@ -46,6 +46,8 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LLAMA3, VICUNA, SMOLLM2, GEMMA = (32, 8, 128), (32, 32, 128), (9, 3, 64), (8, 4, 256)
 GEMMA2: dict[str, Any] = {"softcap": 50.0, "window": 4096, "scale": 256**-0.5}
 
+VICUNA_B32 = Case("vicuna-7b-B32-N8-P2000-float16", _prepare((32, 8, *VICUNA), 2000, FP16))
+
 CASES = [
     Case("llama3-8b-B1-N64-P8000-bfloat16", _prepare((1, 64, *LLAMA3), 8000, BF16)),
     Case("smollm2-B1-N1-P200-bfloat16", _prepare((1, 1, *SMOLLM2), 200, BF16), ("sm_90",)),
@@ -55,7 +57,7 @@ CASES = [
     Case("llama3-8b-B8-N64-P4000-shared-2048-bfloat16",
          _prepare((8, 64, *LLAMA3), 4000, BF16, shared=2048), ARCHS),
     Case("vicuna-7b-B1-N64-P2000-float16", _prepare((1, 64, *VICUNA), 2000, FP16)),
-    Case("vicuna-7b-B32-N8-P2000-float16", _prepare((32, 8, *VICUNA), 2000, FP16)),
+    VICUNA_B32,
     Case("llama3-8b-B1-N16-P2000-float32", _prepare((1, 16, *LLAMA3), 2000, FP32)),
     Case("llama3-8b-B1-N16-P2000-fixed-bfloat16",
          _prepare((1, 16, *LLAMA3), 2000, BF16, split_policy="fixed")),
@@ -84,16 +86,18 @@ def _grid(batch: int, nodes: int, prefix: int) -> Case:
 
 
 GRID = [
-    *(_grid(batch, 64, prefix) for batch, prefix in ((8, 8192), (1, 8192))),
-    *(_grid(batch, 1, prefix) for batch, prefix in ((1, 8192), (8, 8192))),
-    *(_grid(batch, 16, prefix) for batch, prefix in ((8, 8192), (1, 8192), (32, 2048), (1, 32768))),
-    *(_grid(batch, 64, prefix) for batch, prefix in ((32, 2048), (1, 32768), (8, 2048), (1, 2048))),
-    *(_grid(batch, 16, prefix) for batch, prefix in ((8, 2048), (1, 2048), (32, 8192), (8, 32768))),
+    *(_grid(*shape) for shape in ((32, 16, 8192), (1, 1, 8192), (8, 64, 8192))),
+    VICUNA_B32,
+    *(_grid(*shape) for shape in ((1, 16, 2048), (8, 16, 32768), (8, 1, 8192), (1, 64, 2048))),
+    *(_grid(*shape) for shape in ((1, 16, 32768), (32, 64, 2048), (1, 64, 32768), (8, 16, 2048))),
+    *(_grid(batch, 16, prefix) for batch, prefix in ((1, 8192), (8, 8192), (32, 2048))),
+    *(_grid(batch, 64, prefix) for batch, prefix in ((1, 8192), (8, 2048))),
     *(_grid(batch, 1, prefix) for batch, prefix in ((32, 2048), (1, 32768))),
-    *(_grid(batch, 64, prefix) for batch, prefix in ((32, 8192), (8, 32768), (32, 32768))),
-    *(_grid(batch, 16, prefix) for batch, prefix in ((32, 32768),)),
+    *(_grid(batch, 64, prefix) for batch, prefix in ((32, 8192), (8, 32768))),
+    *(_grid(32, nodes, 32768) for nodes in (16, 64)),
 ]
-"""Verification of trees over short and long prefixes, in small and large batches: what tells most comes first."""
+"""Verification of trees over short and long prefixes, in small and large batches. First come those that say most of the
+targets of `bench/gpu_targets.py`; last those whose models' own way (K and V repeated) takes tens of gigabytes."""
 
 COUNTED = [
     Case("llama3-8b-B1-N64-P1024-bfloat16", _prepare((1, 64, *LLAMA3), 1024, BF16)),
