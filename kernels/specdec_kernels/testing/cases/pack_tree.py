@@ -28,8 +28,14 @@ def _prepare(
         ]
         valid = torch.ones_like(tensors[1], dtype=torch.bool)
         # With a width the reference does not ask the device for it.
-        options = {"capacity": capacity, "width": capacity, "max_depth": length}
-        return lambda: pack_tree(*tensors, valid=valid, **options, impl="triton")
+        return lambda: pack_tree(
+            *tensors,
+            valid=valid,
+            capacity=capacity,
+            width=capacity,
+            max_depth=length,
+            impl="triton",
+        )
 
     return prepare
 
