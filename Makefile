@@ -15,7 +15,8 @@ demo: .venv/installed
 	$(BIN)/specdec generate --compare
 
 test: .venv/installed-tilelens
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

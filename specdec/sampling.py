@@ -19,6 +19,7 @@ from transformers.generation.logits_process import PrefixConstrainedLogitsProces
 from specdec_kernels import pick_tokens
 from specdec_kernels.dispatch import chooses_kernel
 
+from .late_flag import flag_on
 from .processors import of_library
 from .state import State
 from .target import Target
@@ -159,7 +160,7 @@ class Walk:
 
     def pick(self, state: State, tree: TokenTree, logits: Tensor, offset: int = 0) -> Tensor:
         """Pick after the nodes that the text comes to; writes these tokens into the state's text."""
-        watched = self._watched(logits)
+        watched, ended = self._watched(logits), flag_on(logits.device)
         batch, nodes = tree.tokens.shape
         picked = torch.full_like(tree.tokens, UNKNOWN)
         places = torch.arange(batch, device=logits.device)  # of the rows that go on
@@ -196,6 +197,9 @@ class Walk:
                 at, walking = children.long().argmax(1), walking[found]
             else:
                 at, walking = torch.where(found, children.long().argmax(1), at), found
+                ended.post(~walking.any())
+                if ended.seen():
+                    break  # late: steps after the end have picked nothing
         return picked
 
     def _watched(self, logits: Tensor) -> bool:

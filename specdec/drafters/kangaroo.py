@@ -18,10 +18,10 @@ from torch import Tensor
 from specdec_kernels import EarlyExitAdapter
 
 from ..cache import TreeCache
+from ..late_flag import flag_on
 from ..packed_linear import pack_linears
 from ..state import State
 from ..target import Shallow, Tap, Target
-from .late_flag import flag_on
 from .protocol import Budget, Drafter, Proposals
 from .redrafter import check_draft_vocabulary
 

@@ -22,7 +22,9 @@ def pytest_runtest_call(item):
 def run_bench(folder, *options, **environment):
     command = [sys.executable, "-m", "pytest", "bench/bench_ops.py", "--dry", "-k", "accept_tree"]
     command += ["-p", "no:cacheprovider", "--benchmark-json", str(folder / "ops_cpu.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    # Within a worker nothing would be timed.
+    inherited = {name: x for name, x in os.environ.items() if "XDIST" not in name}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
         [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -159,6 +159,7 @@ def test_an_unknown_model_and_an_unsupported_one_are_named(capsys, tmp_path):
 
 
 @pytest.mark.model
+@pytest.mark.alone
 def test_the_first_token_comes_within_ten_seconds_of_the_command():
     embedded_model_path()  # warm
     program = subprocess.Popen(

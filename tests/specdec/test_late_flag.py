@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+import specdec
+from scripted import ScriptedDrafter
+from specdec import sampling
 from specdec.drafters import kangaroo as module
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
-from specdec.drafters.late_flag import LateFlag, WaitedFlag, flag_on
+from specdec.late_flag import LateFlag, WaitedFlag, flag_on
 from specdec.session import Session
 from specdec.target import Target
-from tiny import random_prompt, tiny_model
+from tiny import VOCABULARY, random_prompt, tiny_model
 
 GAMMA = 3
 RAGGED = [random_prompt(length, length) for length in (1, 19, 5, 11)]
@@ -99,6 +102,22 @@ def test_widths_do_not_depend_on_when_a_flag_is_seen(monkeypatch):
             decode(1.5, RAGGED)
         widths.append(shapes)
     assert widths[0] == widths[1]
+
+
+@pytest.mark.parametrize("looks", [0, 1, 3, 99])
+def test_a_walk_may_learn_late_that_it_has_ended(looks, monkeypatch):
+    options = {"do_sample": True, "seed": 3, "repetition_penalty": 1.3, "max_new_tokens": 12}
+    options |= {"eos_token_id": [7], "pad_token_id": 7}
+    target = Target(tiny_model("llama"))
+    expected = specdec.generate(target, RAGGED, "none", **options)
+    widest = max(map(len, RAGGED))
+    texts = [ids + new[widest:] for ids, new in zip(RAGGED, expected.tolist(), strict=True)]
+    monkeypatch.setattr(sampling.Walk, "_watched", lambda *_: False)
+    monkeypatch.setattr(sampling, "flag_on", lambda device: FlagThatTakes(looks))
+    drafter = ScriptedDrafter(texts, right=0.8, seed=2, most_proposals=20, vocabulary=VOCABULARY)
+    found = specdec.generate(target, RAGGED, drafter, max_nodes=16, **options)
+    assert torch.equal(found, expected)
+    assert max(drafter.accepted) >= 2
 
 
 def test_a_gpus_flag_is_known_when_its_copy_is_complete(monkeypatch):

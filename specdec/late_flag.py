@@ -1,6 +1,6 @@
 """Flags on the device, and when the host learns of them.
 
-A drafter that may stop early posts a flag per step and asks whether one has come true. On a CPU asking is free. On a GPU it would
+What may stop early, a draft or a walk, posts a flag per step and asks whether one has come true. On a CPU asking is free. On a GPU it would
 hold the host up until all that is launched has run, so there the answer may be late: a copy is on its way, and what
 has not arrived yet counts as false.
 """
