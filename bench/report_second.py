@@ -11,9 +11,20 @@ from report_training import sizes_table, training_table
 def second_model_page(result: dict[str, Any]) -> str:
     """Tell what a file of `bench/second_model.py` holds; times only where it has them."""
     parts = [sizes_table(result["training"]), training_table(result["training"])]
+    if all("seconds_of_last_run" in report for report in result["training"].values()):
+        parts.append(times_line(result["training"]))
     parts += [vocabulary_line(result), comparison_table(result["methods"])]
     machine = result["machine"]
     return "\n\n".join([*parts, f"{machine['dtype']}; {machine_line(machine)}"])
+
+
+def times_line(training: dict[str, dict[str, Any]]) -> str:
+    """Tell how long the trainings took, what the target says of the text left out: both read it from files."""
+    took = [
+        f"{name} {report['seconds_of_last_run'] / 60:.1f} minutes on {report['threads']} threads"
+        for name, report in training.items()
+    ]
+    return f"Trained in: {', '.join(took)}."
 
 
 def vocabulary_line(result: dict[str, Any]) -> str:

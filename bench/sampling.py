@@ -74,7 +74,8 @@ def main() -> None:
 def jobs_of(target: Target, per_category: int) -> Iterator[tuple[str, int, list[list[int]]]]:
     """Give each setting's batches; batches of several rows have neighbours in the list of questions."""
     for batch in BATCHES:
-        questions = read_questions(QUESTIONS, per_category if batch == 1 else 2 * per_category)
+        each = per_category if batch == 1 else 2 * per_category
+        questions = read_questions(QUESTIONS, per_category=each)
         prompts = [p.ids for p in chat_prompts(target.tokenizer, questions, turns=1)]
         for at in range(0, len(prompts) - batch + 1, batch):
             for setting in SETTINGS if batch == 1 else ("greedy", "T 0.7"):

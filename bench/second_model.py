@@ -41,7 +41,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--drafters", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--no-times", action="store_true", help="Others use this machine too.")
+    parser.add_argument(
+        "--no-times",
+        action="store_true",
+        help="Others use this machine too, or did while the drafters were trained.",
+    )
     options = parser.parse_args()
     target = load_target(MODEL)
     held = drop_draft_vocabulary(target, options.drafters)
@@ -62,7 +66,7 @@ def main() -> None:
         "model": MODEL,
         "machine": found.machine,
         "training": {
-            folder.name: without_times(json.loads((folder / REPORT).read_text()))
+            folder.name: training(folder, times=not options.no_times)
             for folder in (redrafter, kangaroo)
         },
         "vocabulary": {
@@ -134,8 +138,9 @@ def figures(found: Benchmark, method: str, *, times: bool) -> dict[str, Any]:
     return told
 
 
-def without_times(report: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in report.items() if not name.startswith("seconds")}
+def training(folder: Path, *, times: bool) -> dict[str, Any]:
+    report = json.loads((folder / REPORT).read_text())
+    return {name: x for name, x in report.items() if times or not name.startswith("seconds")}
 
 
 if __name__ == "__main__":

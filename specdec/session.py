@@ -20,9 +20,9 @@ from .target import Target
 
 MAX_NODES = 16
 LARGEST_TREE = 256
-# A CPU multiplies so many rows of a bfloat16 pass in twice the time of one (docs/benchmarks.md): nodes beyond that cost
-# more than they are likely to bring. A root and its likeliest child always have their place.
-PASS_NODES, LEAST_NODES = 32, 2
+# On a CPU each node of a pass costs time (docs/benchmarks.md), and several rows already share the weights' way through memory. Of 8 to
+# 64 nodes per pass 8 wrote fastest in batches of four and of eight. A root and its likeliest child always have their place.
+PASS_NODES, LEAST_NODES = 8, 2
 
 
 @dataclass(slots=True)

@@ -79,8 +79,9 @@ def check_seed(seed: int) -> None:
 
 def gumbel(bits: Tensor) -> Tensor:
     """Turn words of 32 bits into noise; the half keeps it finite at bits of 0, where it is highest: 33 log 2."""
-    v = ((bits.float() + 0.5) * 2**-32).clamp(max=MOST)
-    return -torch.log(-torch.log1p(-v))
+    # In place: on a CPU new memory costs as much as a step does.
+    v = bits.float().add_(0.5).mul_(2**-32).clamp_(max=MOST)
+    return v.neg_().log1p_().neg_().log_().neg_()
 
 
 def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
@@ -99,8 +100,9 @@ def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor
         # c m may overflow, and compilers take it that signed numbers never do; c (m - 2^32) cannot. Their lower halves are
         # equal, and c more is the upper half.
         first, second = c0 * (MULTIPLIERS[0] - 2**32), c2 * (MULTIPLIERS[1] - 2**32)
-        upper = (first >> 32) + c0, (second >> 32) + c2
-        c0, c1, c2, c3 = upper[1] ^ c1 ^ k0, second & LOW, upper[0] ^ c3 ^ k1, first & LOW
+        upper0, upper2 = (first >> 32).add_(c0), (second >> 32).add_(c2)
+        c0, c2 = (upper2 ^ c1).bitwise_xor_(k0), (upper0 ^ c3).bitwise_xor_(k1)
+        c1, c3 = second.bitwise_and_(LOW), first.bitwise_and_(LOW)
         k0, k1 = k0 + KEY_STEPS[0] & LOW, k1 + KEY_STEPS[1] & LOW
     return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3))
 
