@@ -23,7 +23,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every op's tests, then its times; on two cores about twelve minutes, less with BENCH_FLAGS='-k tree_attention'. Run nothing
+# Every op's tests, then its times; on two cores about eight minutes, less with BENCH_FLAGS='-k tree_attention'. Run nothing
 # else meanwhile. JSON=file keeps a run beside the one of docs/benchmarks.md.
 DEVICE ?= $(shell $(BIN)/python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 JSON ?= bench/results/ops_$(DEVICE).json
@@ -65,7 +65,7 @@ aot: .venv/installed-dev
 	$(BIN)/python bench/aot.py
 
 # The core tests and the compiler's checks again, with the oldest and the newest versions that are meant to work; then the
-# table of docs/proof.md. About 20 minutes on two cores. Only packages that differ are installed beside the others, so
+# table of docs/proof.md. Half an hour on two cores. Only packages that differ are installed beside the others, so
 # torch stays.
 compat: .compat/oldest/installed .compat/newest/installed
 	status=0; for name in oldest newest; do \
