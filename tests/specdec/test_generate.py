@@ -54,7 +54,7 @@ def ours(prompts, drafter, side="left", **options):
     """Our tokens for a batch of them, without padding behind a row's end."""
     ids, mask = padded(prompts, side)
     options = {"pad_token_id": 0, "eos_token_id": NEVER} | options
-    out = specdec.generate(target_of(), ids, drafter, attention_mask=mask, **options)
+    out = specdec.generate(target_of(), ids, drafter, max_nodes=16, attention_mask=mask, **options)
     assert torch.equal(out[:, : ids.shape[1]], ids)
     return out[:, ids.shape[1] :].tolist()
 
@@ -289,7 +289,7 @@ def test_scores_and_logits_of_the_kept_tokens_are_the_librarys():
     target = target_of()
     texts = [library(p, max_new_tokens=11, repetition_penalty=1.3) for p in PROMPTS]
     drafter = scripted(PROMPTS, texts)
-    out = specdec.generate(target, ids, drafter, attention_mask=mask, **options)
+    out = specdec.generate(target, ids, drafter, max_nodes=16, attention_mask=mask, **options)
     assert max(drafter.accepted) >= 2
     assert isinstance(out, GenerateDecoderOnlyOutput)
     assert len(out.scores) == len(out.logits) == 11

@@ -208,7 +208,7 @@ def agreeing(exit_layer=2, deep=0.0, seed=0, **settings):
 def test_everything_is_accepted_where_the_adapter_is_right(batch):
     model, drafter = agreeing()
     prompts = [random_prompt(5 + row, row) for row in range(batch)]
-    written = Session(drafter.target, drafter).generate(prompts, max_new_tokens=25)
+    written = Session(drafter.target, drafter, max_nodes=16).generate(prompts, max_new_tokens=25)
     assert written.tokens == [library_greedy(model, p, 25) for p in prompts]
     assert written.metrics.gains == [6] * 4 * batch
     assert written.metrics.nodes_per_round == 6

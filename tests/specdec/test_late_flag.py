@@ -60,7 +60,7 @@ def decode(eta, prompts, *, exact=False):
         return extend(*args, **options)
 
     drafter.draft, target.extend = recorded, counted
-    generation = Session(target, drafter).generate(prompts, max_new_tokens=12)
+    generation = Session(target, drafter, max_nodes=16).generate(prompts, max_new_tokens=12)
     return generation.tokens, drafts, generation.metrics.nodes_per_round, passes
 
 

@@ -36,7 +36,13 @@ def target_of(seed=9):
 
 
 def sample(prompts, drafter, *, count=14, **options):
-    options = {"do_sample": True, "seed": 5, "eos_token_id": NEVER, "pad_token_id": 0} | options
+    options = {
+        "do_sample": True,
+        "seed": 5,
+        "eos_token_id": NEVER,
+        "pad_token_id": 0,
+        "max_nodes": 16,
+    } | options
     out = specdec.generate(target_of(), prompts, drafter, max_new_tokens=count, **options)
     return out[:, max(map(len, prompts)) :].tolist()
 
