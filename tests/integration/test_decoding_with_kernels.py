@@ -38,7 +38,7 @@ def write(family, make, device):
         drafter = make(target)
     prompts = [random_prompt(5, 0), random_prompt(11, 1) * 2]  # something to look up
     with counted_calls() as calls:
-        tokens = Session(target, drafter).generate(prompts, max_new_tokens=NEW).tokens
+        tokens = Session(target, drafter, max_nodes=16).generate(prompts, max_new_tokens=NEW).tokens
     return tokens, set(calls.counts.ops)
 
 

@@ -50,7 +50,7 @@ def test_they_are_small_and_in_bfloat16():
 
 @pytest.mark.parametrize("name", AT_LEAST)
 def test_text_is_the_librarys_and_rounds_are_few(target, name):
-    session = Session(target, load_drafter(name, target))
+    session = Session(target, load_drafter(name, target), max_nodes=16)
     eos = end_tokens(target.model.generation_config)
     gains, model64 = [], None
     for question in QUESTIONS:
@@ -101,7 +101,7 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
 def test_exact_bfloat16_text_is_the_plain_loops_to_the_bit(exact, name, settings):
     target, prompts, eos, plain = exact
-    session = Session(target, load_drafter(name, target, **settings))
+    session = Session(target, load_drafter(name, target, **settings), max_nodes=16)
     written = session.generate(prompts, max_new_tokens=24, eos_token_ids=eos)
     assert written.tokens == plain
     alone = session.generate(prompts[:1], max_new_tokens=24, eos_token_ids=eos)
@@ -116,7 +116,9 @@ def test_any_exit_layer_gives_the_plain_loops_text(exact, exit_layer):
     )
     torch.manual_seed(exit_layer)
     drafter = KangarooDrafter(target, config, config.new_adapter())
-    written = Session(target, drafter).generate(prompts, max_new_tokens=24, eos_token_ids=eos)
+    written = Session(target, drafter, max_nodes=16).generate(
+        prompts, max_new_tokens=24, eos_token_ids=eos
+    )
     assert written.tokens == plain
 
 

@@ -86,7 +86,9 @@ def test_text_is_the_librarys_with_every_rotation(rope_type):
     else:
         assert target.position_limit == POSITIONS
     for drafter in DRAFTERS:
-        written = Session(target, drafter(target)).generate(prompts, max_new_tokens=24)
+        written = Session(target, drafter(target), max_nodes=16).generate(
+            prompts, max_new_tokens=24
+        )
         assert written.tokens == expected, drafter.__name__
 
 
@@ -98,7 +100,9 @@ def test_learned_positions_end_the_text_where_their_table_ends(model_type):
     prompts = [random_prompt(length, length) for length in (POSITIONS - 5, POSITIONS - 20)]
     expected = [library_greedy(model, p, POSITIONS - len(p)) for p in prompts]
     for drafter in DRAFTERS:
-        written = Session(target, drafter(target)).generate(prompts, max_new_tokens=40)
+        written = Session(target, drafter(target), max_nodes=16).generate(
+            prompts, max_new_tokens=40
+        )
         assert written.tokens == expected, drafter.__name__
 
 
@@ -113,7 +117,7 @@ def test_embeddings_narrower_than_layers_are_projected():
         ReDrafterModel(ReDrafterConfig(24, exit_dim=48, least=0, least_step=0), VOCABULARY),
     )
     for written_by in (every_drafter.plain(target), every_drafter.lookup(target), drafter):
-        written = Session(target, written_by).generate(prompts, max_new_tokens=12)
+        written = Session(target, written_by, max_nodes=16).generate(prompts, max_new_tokens=12)
         assert written.tokens == expected
     with pytest.raises(
         ValueError, match="expected a head as wide as the layers, 64, got one of 24"
@@ -140,5 +144,7 @@ def test_grouped_products_of_experts_are_verified_too(model_type):
     prompts = [random_prompt(length, length) for length in (3, 14)]
     expected = [library_greedy(model, prompt, 12) for prompt in prompts]
     for drafter in DRAFTERS:
-        written = Session(target, drafter(target)).generate(prompts, max_new_tokens=12)
+        written = Session(target, drafter(target), max_nodes=16).generate(
+            prompts, max_new_tokens=12
+        )
         assert written.tokens == expected, drafter.__name__

@@ -98,7 +98,9 @@ def test_exactly_as_many_tokens_as_allowed(limit):
     expected = [library_greedy(model, p, limit) for p in prompts]
     texts = [p + library_greedy(model, p, limit + 20) for p in prompts]
     for drafter in (NoDrafter(), scripted(texts, 1.0)):
-        written = Session(Target(model), drafter).generate(prompts, max_new_tokens=limit)
+        written = Session(Target(model), drafter, max_nodes=16).generate(
+            prompts, max_new_tokens=limit
+        )
         assert written.tokens == expected
 
 
@@ -108,7 +110,7 @@ def test_text_ends_with_the_models_positions():
     expected = [library_greedy(model, p, POSITIONS - len(p)) for p in prompts]
     texts = [p + library_greedy(model, p, 40) for p in prompts]
     drafter = scripted(texts, 1.0)
-    written = Session(Target(model), drafter).generate(prompts, max_new_tokens=40)
+    written = Session(Target(model), drafter, max_nodes=16).generate(prompts, max_new_tokens=40)
     assert written.tokens == expected
     assert list(map(len, written.tokens)) == [1, 9]
 
