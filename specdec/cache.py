@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -152,8 +153,19 @@ class TreeCache(Cache):
         self.shared: Shared | None = None
         self.texts: list[list[int]] = []
         """What the rows hold, from the first token on, and perhaps tokens that are not cached yet."""
-        self.made_for: tuple[object, object] = (None, None)
-        """The target and the drafter that have read the texts."""
+        self.made_for: tuple[object, object, int] = (None, None, 0)
+        """The target and the drafter that have read the texts, and the target's `changes` then."""
+        self.stream: object = None
+        """The latest that writes into it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TreeCache:
+        """Copy keys, values and texts; the target and the drafter are the same."""
+        copied = copy.copy(self)
+        memo[id(self)] = copied
+        shared = {id(x): x for x in (*self.made_for[:2], self.stream)}
+        for name, value in vars(self).items():
+            setattr(copied, name, copy.deepcopy(value, shared))
+        return copied
 
     def share_prompts(self, copies: int) -> None:
         """Let every first of `copies` rows, into which a prompt was read, be the beginning of them all.

@@ -35,8 +35,8 @@ class DecoderParts(NamedTuple):
     embed_tokens: nn.Module
     project_in: nn.Module | None
     """From the width of embeddings to that of the layers (OPT)."""
-    positions: Tensor | None
-    """`[P, E]`, learned embeddings of the P positions there are; None where layers see to positions."""
+    positions: nn.Embedding | None
+    """Learned; None where layers see to positions."""
     layers: nn.ModuleList
     layer_types: list[str | None]
     """Of each layer, one of `LAYER_TYPES`."""
@@ -45,6 +45,14 @@ class DecoderParts(NamedTuple):
     norm: nn.Module | None
     project_out: nn.Module | None
     head: nn.Module
+
+    @property
+    def position_table(self) -> Tensor | None:
+        """`[P, E]`, the learned embeddings of the P positions there are."""
+        if self.positions is None:
+            return None
+        # OPT's first two rows are for padding.
+        return self.positions.weight.detach()[getattr(self.positions, "offset", 0) :]
 
 
 def find_parts(model: PreTrainedModel) -> DecoderParts:
@@ -95,7 +103,7 @@ def find_parts(model: PreTrainedModel) -> DecoderParts:
         decoder=decoder,
         embed_tokens=embed_tokens,
         project_in=first(("project_in",)),
-        positions=_position_table(name, first(POSITIONS)),
+        positions=_learned_positions(name, first(POSITIONS)),
         layers=layers,
         layer_types=types,
         rotary=first(("rotary_emb",)),
@@ -113,15 +121,12 @@ def _embedding(model: PreTrainedModel) -> nn.Module | None:
     return embedding if isinstance(getattr(embedding, "weight", None), Tensor) else None
 
 
-def _position_table(name: str, module: Any) -> Tensor | None:
-    if module is None:
-        return None
-    if not isinstance(module, nn.Embedding):
+def _learned_positions(name: str, module: Any) -> nn.Embedding | None:
+    if module is not None and not isinstance(module, nn.Embedding):
         raise ValueError(
             f"model: {name} is not supported: expected learned positions, got {type(module).__name__}"
         )
-    table = module.weight.detach()
-    return table[getattr(module, "offset", 0) :]  # OPT's first two rows are for padding
+    return module
 
 
 def position_limit(parts: DecoderParts) -> int:
@@ -131,8 +136,8 @@ def position_limit(parts: DecoderParts) -> int:
     """
     config: Any = parts.decoder.config
     limit: int = config.max_position_embeddings
-    if parts.positions is not None:
-        limit = min(limit, len(parts.positions))
+    if parts.position_table is not None:
+        limit = min(limit, len(parts.position_table))
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
         if parameters.get("rope_type") == "longrope":

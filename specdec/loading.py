@@ -8,7 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from .certificate import certify, certify_exact, own_logits
+from .locks import lock_of
+from .model_state import ModelState, check_mode
 from .models import DEFAULT_MODEL, load_model
+from .packed_linear import repack
 from .target import Target
 
 
@@ -56,3 +59,25 @@ def load_target(
     if exact:
         certify_exact(target)
     return target
+
+
+def follow_changes(target: Target) -> None:
+    """Notice what was done to a model since it was last used; called before every text.
+
+    Weights, adapters and threads are followed: layers are packed again, and keys of before are not used any more.
+
+    Raises:
+        ValueError: if the model is in training mode, was moved to another dtype or device or got other modules, or
+            autocast is on; with `exact`, if passes have ceased to give the same bits alone and together.
+    """
+    with lock_of(target.model):
+        check_mode(target.model)
+        now = ModelState.of(target.model)
+        if now == target.state:
+            return
+        target.state.check(now, target.model)
+        if now.weights != target.state.weights:
+            repack(target.model)
+        target.state, target.changes = now, target.changes + 1
+        if target.exact:
+            certify_exact(target)

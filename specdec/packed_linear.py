@@ -7,9 +7,12 @@ decides whether they are used.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
+DTYPES = (torch.float32, torch.bfloat16)
 # Rows that the layout is made for: the width of a typical tree.
 ROWS = 16
 
@@ -18,40 +21,82 @@ ROWS = 16
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
+class _Held(threading.local):
+    """The product that a thread has computed last, and whose parts are still to be taken."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None
+        self.parts: dict[int, Tensor] = {}
+
+
 class SharedProduct:
     """One product for sibling layers: whoever is called first computes it, the others take their part.
 
     A part is handed out once, so an input that comes again is multiplied again. Between the calls of the siblings of
-    one block their input must stay as it is, which it does in every block that the library has.
+    one block their input must stay as it is, which it does in every block that the library has. A copy packs anew when
+    it is first used.
     """
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Pack the layers' weights as one."""
-        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-        self.packed = _pack(torch.cat([layer.weight.detach() for layer in layers]))
-        self.bias = torch.cat(biases) if biases else None
-        self.sizes = [layer.out_features for layer in layers]
-        self.input: Tensor | None = None
-        self.parts: dict[int, Tensor] = {}
+        self.__setstate__(layers)
+        self.pack()
+
+    def __getstate__(self) -> list[nn.Linear]:
+        """Leave the packed weights out of copies: they are torch's own layout, and the copy's weights may change."""
+        return self.layers
+
+    def __setstate__(self, layers: list[nn.Linear]) -> None:
+        self.layers = layers
+        self.packed: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.packed_from: object = None
+        self.held = _Held()
+
+    def pack(self) -> None:
+        """Pack the weights as they are now, or nothing where they have become ones that cannot be packed."""
+        self.packed_from = self._weights()
+        self.packed = None
+        self.sizes = [layer.out_features for layer in self.layers]
+        if all(_plain(layer) for layer in self.layers) and _alike(self.layers):
+            biases = [layer.bias.detach() for layer in self.layers if layer.bias is not None]
+            self.packed = _pack(torch.cat([layer.weight.detach() for layer in self.layers]))
+            self.bias = torch.cat(biases) if biases else None
 
     def take(self, x: Tensor, place: int) -> Tensor:
         """Return the product of `x [..., in_features]` with the layer at `place`."""
-        if self.input is not x or place not in self.parts:
+        held = self.held
+        if held.input is not x or place not in held.parts:
+            if self._weights() != self.packed_from:
+                self.pack()
+            if self.packed is None:
+                layer = self.layers[place]
+                return nn.functional.linear(x, layer.weight, layer.bias)
             product: Tensor = torch.ops.mkldnn._linear_pointwise(
                 x, self.packed, self.bias, "none", [], ""
             )
-            self.input, self.parts = x, dict(enumerate(product.split(self.sizes, -1)))
-        part = self.parts.pop(place)
-        if not self.parts:
-            self.input = None
+            held.input, held.parts = x, dict(enumerate(product.split(self.sizes, -1)))
+        part = held.parts.pop(place)
+        if not held.parts:
+            held.input = None
         return part
+
+    def _weights(self) -> list[tuple[int, int]]:
+        """Tell the weights apart from later ones: where they lie, and how often they were written to."""
+        return [
+            (w.data_ptr(), 0 if w.is_inference() else w._version)
+            for layer in self.layers
+            for w in (layer.weight, layer.bias)
+            if w is not None
+        ]
 
 
 class PackedLinear(nn.Linear):
     """A linear layer that multiplies with a packed copy of its weight.
 
-    `weight` and `bias` stay as they are, so state dicts do not change; a weight changed later is not seen. Where
-    gradients are recorded the plain product is taken, since the packed one has none.
+    `weight` and `bias` stay as they are, so state dicts do not change. Weights that are written to or replaced are
+    packed again at the next call; of writes past autograd (`.data`, inference tensors) `repack` has to be told.
+    Where gradients are recorded or autocast is on, the plain product is taken: the packed one knows neither.
     """
 
     product: SharedProduct
@@ -59,14 +104,36 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply to `[..., in_features]`."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         return self.product.take(input, self.place)
+
+
+def repack(model: nn.Module) -> None:
+    """Pack every packed layer again, from the weights that are there now."""
+    for product in {m.product for m in model.modules() if isinstance(m, PackedLinear)}:
+        product.pack()
 
 
 def _pack(weight: Tensor) -> Tensor:
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
     return packed
+
+
+def _plain(layer: nn.Linear) -> bool:
+    """Tell whether a layer is a product with its own plain weight on the CPU, and nothing else.
+
+    Quantised weights are subclasses of tensors; parametrisations are subclasses of layers; offloading takes the place
+    of `forward`, and hooks that run before it may write weights.
+    """
+    return (
+        type(layer) in (nn.Linear, PackedLinear)
+        and all(type(p) is nn.Parameter for p in (layer.weight, layer.bias) if p is not None)
+        and "forward" not in vars(layer)
+        and not layer._forward_pre_hooks
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype in DTYPES
+    )
 
 
 @torch.no_grad()
@@ -88,20 +155,13 @@ def pack_linears(model: nn.Module) -> int:
     """Pack every plain linear layer of a CPU model in place.
 
     Args:
-        model: float32 or bfloat16; layers of other dtypes, on other devices or of other classes stay as they are.
+        model: float32 or bfloat16; layers of other dtypes or classes, with weights of other classes, on other devices,
+            with hooks before them or a `forward` of their own stay as they are.
 
     Returns:
         The number of layers packed, 0 where torch has no such operators.
     """
-    dtypes = {dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)}
-
-    def packable(layer: nn.Linear) -> bool:
-        return (
-            type(layer) is nn.Linear
-            and layer.weight.device.type == "cpu"
-            and layer.weight.dtype in dtypes
-        )
-
+    dtypes = {dtype for dtype in DTYPES if can_pack(dtype)}
     packed = 0
     for module in list(model.modules()):
         children = {name: x for name, x in module.named_children() if isinstance(x, nn.Linear)}
@@ -109,7 +169,8 @@ def pack_linears(model: nn.Module) -> int:
         grouped = {name for group in groups for name in group}
         for names in [*groups, *((name,) for name in children if name not in grouped)]:
             layers = [children[name] for name in names]
-            if not all(packable(layer) for layer in layers) or not _alike(layers):
+            packable = (type(x) is nn.Linear and _plain(x) and x.weight.dtype in dtypes for x in layers)
+            if not all(packable) or not _alike(layers):
                 continue
             product = SharedProduct(layers)
             for place, layer in enumerate(layers):

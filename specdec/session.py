@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,8 @@ from transformers import GenerationConfig
 from .cache import Rows, TreeCache
 from .decode import decode
 from .drafters import Drafter, load_drafter
+from .loading import follow_changes
+from .locks import lock_of
 from .metrics import Metrics, Stopwatch
 from .sampling import Greedy, Picker
 from .state import Emitted, State, Stops
@@ -68,7 +72,7 @@ class Session:
         self.drafter: Drafter = drafter
         self.max_nodes = max_nodes or MAX_NODES
         self.cache = cache
-        self._stream: object = None
+        self._latest: object = None
 
     def generate(
         self,
@@ -124,8 +128,8 @@ class Session:
             metrics: added to as the text is written.
 
         Returns:
-            Per round, what each unfinished row gained. A stream that is continued after a newer one began raises
-            RuntimeError: they share one cache.
+            Per round, what each unfinished row gained. A stream that is continued after a newer one began, or while
+            another thread uses the session, raises RuntimeError: they share one cache.
 
         Raises:
             ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
@@ -160,18 +164,18 @@ class Session:
         metrics: Metrics,
         **ends: Any,
     ) -> Iterator[list[Emitted]]:
-        self._stream = this = object()
+        this = object()
+        follow_changes(self.target)
         clock = Stopwatch(metrics.seconds)
         texts = [list(prompt) for prompt in prompts for _ in range(copies)]
         limits = [min(most, self.target.position_limit - len(text)) for text in texts]
         capacity = max(len(text) + limit for text, limit in zip(texts, limits, strict=True))
-        with clock("prefill"), torch.inference_mode():
-            cache = (
-                self._reuse_cache(texts, capacity)
-                if copies == 1
-                else self._new_cache(texts, capacity)
-            )
-            known = cache.host_lengths[0]
+        cache = self._reusable_cache(texts) if copies == 1 else None
+        if cache is None:
+            cache = self._new_cache(texts, capacity)
+        with _alone(cache), clock("prefill"), torch.inference_mode():
+            self._latest = cache.stream = this
+            known = self._roll_back(cache, texts, capacity)
             columns = capacity + self.max_nodes + 1
             padded = torch.tensor([ids + [0] * (columns - len(ids)) for ids in texts])
             text = padded.to(self.target.device)
@@ -186,8 +190,8 @@ class Session:
             if copies > 1:
                 cache.share_prompts(copies)
                 prefilled = prefilled.repeat(copies)
-        state = State(cache, text, limits=limits, sampling=picker.sampling, **ends)
-        cache.texts = texts
+            state = State(cache, text, limits=limits, sampling=picker.sampling, **ends)
+            cache.texts = texts
         rounds = decode(
             self.target,
             self.drafter,
@@ -197,41 +201,46 @@ class Session:
             nodes_of_rows=self._nodes_of_rows,
             clock=clock,
         )
-        for emitted in rounds:
-            for e in emitted:
-                texts[e.row] += e.tokens
-            metrics.count(emitted)
+        while state.rows.host:
+            with _alone(cache):
+                if not self._latest is cache.stream is this:
+                    raise RuntimeError(
+                        "stream: expected the latest of its session and cache, got one that a newer one ended"
+                    )
+                emitted = next(rounds)
+                for e in emitted:
+                    texts[e.row] += e.tokens
+                metrics.count(emitted)
             yield emitted
-            if self._stream is not this:
-                raise RuntimeError(
-                    "stream: expected the session's latest, got one that a newer one ended"
-                )
 
     def _nodes_of_rows(self, rows: int) -> int:
         if not self.shares_pass or rows == 1:
             return self.max_nodes
         return min(self.max_nodes, max(LEAST_NODES, PASS_NODES // rows))
 
-    def _reuse_cache(self, texts: list[list[int]], capacity: int) -> TreeCache:
-        """Keep the cached tokens that prompts share with the session's texts, or begin anew."""
+    def _reusable_cache(self, texts: list[list[int]]) -> TreeCache | None:
+        """Return the session's cache if this target, as it is now, and this drafter have read its texts."""
         cache = self.cache
-        if (
-            cache is not None
-            and len(texts) == len(cache.texts)
-            and cache.made_for == (self.target, self.drafter)
-            and cache.shared is None
-        ):
-            shared = min(
+        reader = (self.target, self.drafter, self.target.changes)
+        if cache is None or cache.made_for != reader or cache.shared is not None:
+            return None
+        return cache if len(texts) == len(cache.texts) else None
+
+    def _roll_back(self, cache: TreeCache, texts: list[list[int]], capacity: int) -> int:
+        """Keep the cached tokens that every text begins with, make room, and count them."""
+        shared = min(
+            (
                 _shared(known, text, length)
-                for known, text, length in zip(cache.texts, texts, cache.host_lengths, strict=True)
-            )
-            if capacity > cache.capacity or self.max_nodes > cache.tree_capacity:
-                cache.grow(self._roomy(texts, capacity), self.max_nodes)
-            cache.set_lengths([shared] * len(texts))
-            # All that still holds should prefill be interrupted.
-            cache.texts = [known[:shared] for known in cache.texts]
-            return cache
-        return self._new_cache(texts, capacity)
+                for known, text, length in zip(cache.texts, texts, cache.host_lengths, strict=False)
+            ),
+            default=0,
+        )
+        if capacity > cache.capacity or self.max_nodes > cache.tree_capacity:
+            cache.grow(self._roomy(texts, capacity), self.max_nodes)
+        cache.set_lengths([shared] * len(texts))
+        # All that still holds should prefill be interrupted.
+        cache.texts = [known[:shared] for known in cache.texts]
+        return shared
 
     def _new_cache(self, texts: list[list[int]], capacity: int) -> TreeCache:
         self.cache = self.target.new_cache(
@@ -239,7 +248,7 @@ class Session:
             capacity=self._roomy(texts, capacity),
             tree_capacity=self.max_nodes,
         )
-        self.cache.made_for = (self.target, self.drafter)
+        self.cache.made_for = (self.target, self.drafter, self.target.changes)
         return self.cache
 
     def _roomy(self, texts: list[list[int]], capacity: int) -> int:
@@ -247,6 +256,18 @@ class Session:
         if len(texts) > 1:
             return capacity
         return max(capacity, min(2 * capacity, self.target.position_limit))
+
+
+@contextmanager
+def _alone(cache: TreeCache) -> Iterator[None]:
+    """Let nothing else write into a cache meanwhile: neither another thread nor a callback of this one."""
+    lock = lock_of(cache, threading.Lock)
+    if not lock.acquire(blocking=False):
+        raise RuntimeError("session: expected one call at a time, got one while another is writing")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _shared(known: list[int], text: list[int], cached: int) -> int:

@@ -21,6 +21,8 @@ from specdec_kernels.dispatch import Impl
 from .attention import ATTENTION
 from .cache import Rows, TreeCache
 from .decoder_parts import find_parts, position_limit
+from .locks import lock_of
+from .model_state import ModelState, check_mode, check_placement
 from .packed_linear import PackedLinear, pack_linears
 from .tree import TokenTree
 
@@ -75,17 +77,19 @@ class Target:
                 result does not depend on what is verified beside it.
 
         Raises:
-            ValueError: if the model lacks a part or has one that is not known, is in training mode, or `exact` is
-                asked of a device without float64.
+            ValueError: if the model lacks a part or has one that is not known, is in training mode, offloaded or
+                spread over devices, or `exact` is asked of a device without float64.
         """
+        check_placement(model)
         parts = find_parts(model)
-        if model.training:
-            raise ValueError(
-                "model: expected evaluation mode (call model.eval()), got training mode"
-            )
+        check_mode(model)
         if exact and model.device.type == "mps":
             raise ValueError("exact: expected a device with float64, got mps")
         self.model, self.parts, self.tokenizer = model, parts, tokenizer
+        self.state = ModelState.of(model)
+        """The model as it was looked at last."""
+        self.changes = 0
+        """How often its weights, adapters or threads have changed since; keys of another count are stale."""
         self.config: Any = parts.decoder.config
         self.exact = exact
         self.drafters: dict[str, Any] = {}
@@ -95,8 +99,6 @@ class Target:
         self.position_limit = position_limit(parts)
         self.impl: Impl = "reference" if self.dtype == torch.float64 else "auto"
         """What computes beside the model; float64 has no kernel."""
-        self.embedding: Tensor = parts.embed_tokens.weight  # type: ignore[assignment]
-        """`[V, E]`; with `embed_scale` what `embed` looks up, for those who pick rows by index."""
         scale = getattr(
             parts.embed_tokens, "embed_scale", None
         )  # Gemma: rounded to the weights' dtype
@@ -105,12 +107,19 @@ class Target:
         self.embed_scale: float | None = getattr(
             self.config, "embedding_multiplier", scale
         )  # Granite
+        """What embeddings are multiplied with."""
         options = inspect.signature(parts.layers[0].forward).parameters
         self._cache_option = "layer_past" if "layer_past" in options else "past_key_values"
         rotary: Any = parts.rotary
         self._rotary_by_type = (
             rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
         )
+
+    @property
+    def embedding(self) -> Tensor:
+        """`[V, E]`; with `embed_scale` what `embed` looks up, for those who pick rows by index."""
+        weight: Tensor = self.parts.embed_tokens.weight  # type: ignore[assignment]
+        return weight
 
     def prepare(self) -> int:
         """Pack the linear layers of a CPU model; the plain loop and every drafter gain alike.
@@ -156,11 +165,15 @@ class Target:
         """
         now = cache.current
         assert now is not None
+        if self.model.training:  # a text that was begun before
+            check_mode(self.model)
         layers, types = self.parts.layers[first:end], self.layer_types[first:end]
         if first == 0:
             hidden = self._place(hidden, now.positions)
         rotations = self._rotations(hidden, now.positions, types)
         with self._tree_attention():
+            for at in range(first, first + len(layers)):
+                now.windows.pop(at, None)  # of an earlier run of this pass
             for layer, kind in zip(layers, types, strict=True):
                 hidden = layer(
                     hidden,
@@ -171,6 +184,15 @@ class Target:
                     position_embeddings=rotations[kind if self._rotary_by_type else None],
                     tree_pass=now,
                 )
+                if not isinstance(hidden, Tensor):
+                    raise NotImplementedError(
+                        f"layers: expected each to return its hidden states alone, got a {type(hidden).__name__}"
+                    )
+        if missed := set(range(first, first + len(layers))) - now.windows.keys():
+            raise RuntimeError(
+                f"pass: expected every layer to attend through specdec, got another attention in layer {min(missed)}; "
+                "something changed the model's attention meanwhile"
+            )
         return hidden
 
     def head(self, hidden: Tensor) -> Verified:
@@ -336,16 +358,19 @@ class Target:
         """Turn embeddings into what the first layer reads."""
         parts = self.parts
         hidden: Tensor = embedded if parts.project_in is None else parts.project_in(embedded)
-        if parts.positions is not None:
-            hidden = hidden + nn.functional.embedding(positions, parts.positions)
+        if (table := parts.position_table) is not None:
+            hidden = hidden + nn.functional.embedding(positions, table)
         return hidden
 
     @contextmanager
     def _tree_attention(self) -> Iterator[None]:
-        """Let the layers attend through us for the length of a pass; not for several threads at once."""
-        before = self.config._attn_implementation
-        self.config._attn_implementation = ATTENTION
-        try:
-            yield
-        finally:
-            self.config._attn_implementation = before
+        """Let the layers attend through us for the length of a pass; passes of other threads wait."""
+        with lock_of(self.model):
+            before = self.config._attn_implementation
+            try:
+                self.config._attn_implementation = ATTENTION
+                yield
+            finally:
+                # What somebody else has chosen meanwhile stays.
+                if self.config._attn_implementation == ATTENTION:
+                    self.config._attn_implementation = before
