@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .certificate import certify, certify_exact, own_logits
+from .independence import certify_independence, refuse_known
 from .locks import lock_of
 from .model_state import ModelState, check_mode
 from .models import DEFAULT_MODEL, load_model
@@ -45,12 +46,14 @@ def load_target(
     if isinstance(model, str | os.PathLike):
         model, tokenizer = load_model(os.fspath(model), dtype=dtype, device=device)
         pack = pack is not False
+    refuse_known(model)
     try:
         target = Target(model, tokenizer, exact=exact)
         own = own_logits(model)
         if pack:
             target.prepare()
         certify(target, own)
+        certify_independence(target)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         # Layers that want something else than ours fail in their own ways.
         own_words = isinstance(error, NotImplementedError)

@@ -74,7 +74,9 @@ def check_mode(model: nn.Module) -> None:
         )
     device = next(model.parameters()).device.type
     if torch.is_autocast_enabled(device):
-        raise ValueError("autocast: expected it to be off, as a model's dtype is its own, got it on")
+        raise ValueError(
+            "autocast: expected it to be off, as a model's dtype is its own, got it on"
+        )
 
 
 def check_placement(model: nn.Module) -> None:

@@ -169,7 +169,9 @@ def pack_linears(model: nn.Module) -> int:
         grouped = {name for group in groups for name in group}
         for names in [*groups, *((name,) for name in children if name not in grouped)]:
             layers = [children[name] for name in names]
-            packable = (type(x) is nn.Linear and _plain(x) and x.weight.dtype in dtypes for x in layers)
+            packable = (
+                type(x) is nn.Linear and _plain(x) and x.weight.dtype in dtypes for x in layers
+            )
             if not all(packable) or not _alike(layers):
                 continue
             product = SharedProduct(layers)

@@ -1,0 +1,182 @@
+"""The second half of the certificate: what a layer says of a token must not depend on what else is in the pass.
+
+The model's own forward cannot show that: it has no neighbours that are no ancestors. One scale of activations for a
+whole pass, experts with a limited capacity, offsets counted from the end of a pass: each makes tokens depend on what
+a drafter proposes, so that text would depend on it.
+
+Layers are tried one by one on the same inputs, as differences within the dtype's rounding grow from layer to layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from specdec_kernels import ancestor_matrix, pack_bits
+
+from .cache import Rows, TreeCache
+from .target import Target
+from .tree import TokenTree
+
+# Tokens whose results are compared; then others that are there beside them. Numbers below are places in this list.
+TRIED, OTHERS = range(3), range(3, 19)
+LENGTHS = (9, 7, 5)
+"""Of the prompts before them."""
+
+
+class Company(NamedTuple):
+    """Which tokens are in a pass."""
+
+    name: str
+    parents: list[int]
+    """Of the tree that every row has."""
+    rows: list[Sequence[int]]
+    """Per row the tokens at its nodes."""
+    prompts: list[int]
+    """Per row the prompt before it."""
+
+
+TREE = [-1, 0, 1, *[0] * 13]
+AMONG_OTHERS = [*TRIED, *OTHERS[:13]]
+COMPANIES = (
+    Company("a chain of 2", [-1, 0], [TRIED[:2]], [0]),
+    Company("a chain of 5", [-1, 0, 1, 2, 3], [AMONG_OTHERS[:5]], [0]),
+    Company("a chain of 16", list(range(-1, 15)), [AMONG_OTHERS], [0]),
+    Company("a tree of 5 nodes", [-1, 0, 1, 0, 0], [AMONG_OTHERS[:5]], [0]),
+    Company("a tree of 16 nodes", TREE, [AMONG_OTHERS], [0]),
+    Company("14 nodes alike", [-1, 0, 1, *[1] * 13], [[*TRIED, *[TRIED[-1]] * 13]], [0]),
+    Company("other rows", TREE, [AMONG_OTHERS, OTHERS, OTHERS[::-1]], [0, 1, 2]),
+)
+# The rounding of a pass as wide, but nothing beside a token that it could depend on: all are roots.
+COPIES = Company("15 copies of itself", [-1] * 16, [[TRIED[0]] * 16], [0])
+# In units of the dtype's eps: rounding that is always granted, and what no rounding comes near. Measured over families
+# and dtypes in docs/architectures.md.
+GRANTED = {torch.float64: 64, torch.float32: 64, torch.float16: 0.5, torch.bfloat16: 0.5}
+ROUGH = {torch.float64: 1024, torch.float32: 1024, torch.float16: 8, torch.bfloat16: 8}
+
+
+def refuse_known(model: nn.Module) -> None:
+    """Raise ValueError for settings that are known to let tokens depend on each other, by name."""
+    for name, config in getattr(model, "peft_config", {}).items():
+        if getattr(config, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"model: expected adapters that treat all tokens alike, got {name!r} with alora_invocation_tokens, "
+                "which is switched on by a place in the text"
+            )
+
+
+@torch.inference_mode()
+def certify_independence(target: Target) -> None:
+    """Compare tokens that pass each layer alone with the same tokens in company.
+
+    Raises:
+        ValueError: if results differ by more than twice what shapes of passes alone make of rounding on this model;
+            names the model and the company.
+    """
+    probe = _Probe(target)
+    eps = torch.finfo(target.dtype).eps
+    rounding = probe.distance(COPIES)
+    if not rounding <= ROUGH[target.dtype] * eps:
+        probe.refuse(COPIES, rounding, ROUGH[target.dtype] * eps)
+    limit = max(GRANTED[target.dtype] * eps, 2 * rounding)
+    for company in COMPANIES:
+        if not (distance := probe.distance(company)) <= limit:
+            probe.refuse(company, distance, limit)
+
+
+class _Probe:
+    """Tokens that pass the layers of a target in company, and have passed them alone."""
+
+    def __init__(self, target: Target) -> None:
+        """Let the tried tokens pass alone, one after another, and the others in a chain."""
+        self.target = target
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(
+            0, target.config.vocab_size, (len(LENGTHS), OTHERS.stop), generator=generator
+        ).to(target.device)
+        self.prefixes = self._new_cache(len(LENGTHS))
+        target.prefill(ids[:, : max(LENGTHS)], list(LENGTHS), self.prefixes)
+
+        cache, tokens = self._cache([0]), ids[:1]
+        first = Rows.first(1, target.device)
+        seen = []
+        for text in (*(tokens[:, at : at + 1] for at in TRIED), tokens[:, OTHERS.start :]):
+            tree = TokenTree.chain(text)
+            cache.open(tree.ancestors, tree.depth, first)
+            seen.append(self._pass(cache, embedded=target.embed(text)))
+            cache.set_lengths([cache.host_lengths[0] + 1])
+        inputs, outputs = zip(*seen, strict=True)
+        self.inputs = [torch.cat(parts, 1)[0] for parts in zip(*inputs, strict=True)]
+        """What each layer and the head were given, `[19, E]`."""
+        self.alone = [torch.cat(parts, 1)[0] for parts in zip(*outputs, strict=True)]
+        """What came out, `[19, E]`; of the head `[19, V]`."""
+
+    def distance(self, company: Company) -> float:
+        """Return how far, relatively, results of the tried tokens are from those alone.
+
+        In 16 bits a near-tie between experts may go either way, so a quarter of the results may be anywhere.
+        """
+        tokens = torch.tensor([list(row) for row in company.rows], device=self.target.device)
+        batch = len(tokens)
+        ancestors = ancestor_matrix(torch.tensor([company.parents], device=tokens.device))
+        cache = self._cache(company.prompts)
+        cache.open(
+            pack_bits(ancestors).expand(batch, -1, -1),
+            (ancestors.sum(-1) - 1).expand(batch, -1),
+            Rows.first(batch, tokens.device),
+        )
+        _, outputs = self._pass(cache, given=[layer[tokens] for layer in self.inputs])
+        tried = tokens < OTHERS.start  # [B, N]
+        distances = [
+            (torch.linalg.vector_norm(output[tried] - own[tokens[tried]], dim=-1).float())
+            / torch.linalg.vector_norm(own[tokens[tried]], dim=-1).float().clamp(min=1e-30)
+            for output, own in zip(outputs, self.alone, strict=True)
+        ]
+        ordered = torch.cat(distances).nan_to_num(torch.inf).sort().values
+        half = self.target.dtype.itemsize == 2
+        return float(ordered[len(ordered) * 3 // 4 if half else -1])
+
+    def refuse(self, company: Company, distance: float, limit: float) -> NoReturn:
+        """Raise the certificate's error."""
+        raise ValueError(
+            f"model: {type(self.target.model).__name__} is not supported: expected what a layer makes of a token not "
+            f"to depend on others in the pass, to {limit:.0e}, got a relative difference of {distance:.0e} between "
+            f"a token alone and with {company.name}"
+        )
+
+    def _pass(
+        self,
+        cache: TreeCache,
+        *,
+        embedded: Tensor | None = None,
+        given: list[Tensor] | None = None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run every layer and the head, on what comes out of the one before or on what is given."""
+        target, layers = self.target, len(self.target.layer_types)
+        inputs, outputs = [], []
+        for layer in range(layers + 1):
+            hidden = embedded if given is None else given[layer]
+            assert hidden is not None
+            inputs.append(hidden)
+            if layer < layers:
+                embedded = target.run_layers(hidden, cache, layer, layer + 1)
+            else:
+                embedded = target.head(hidden).logits
+            outputs.append(embedded)
+        return inputs, outputs
+
+    def _new_cache(self, rows: int) -> TreeCache:
+        return self.target.new_cache(
+            rows=rows, capacity=max(LENGTHS) + len(TRIED), tree_capacity=len(OTHERS)
+        )
+
+    def _cache(self, prompts: list[int]) -> TreeCache:
+        """Make a cache whose rows hold these prompts."""
+        assert self.prefixes.kv is not None
+        cache = self._new_cache(len(prompts))
+        cache.kv = self.prefixes.kv[:, :, prompts].contiguous()
+        cache.set_lengths([LENGTHS[prompt] for prompt in prompts])
+        return cache
