@@ -13,6 +13,7 @@ from specdec_kernels.dispatch import chooses_kernel
 from .cache import TreePass
 
 ATTENTION = "specdec_tree"
+MEANS = {"s_aux": "attention sinks", "attention_mask": "a mask of the layer's own"}
 # What layers pass on that changes nothing here. Anything else might: sinks, biases, indices of what to attend to.
 HARMLESS = {
     "dropout", "position_ids", "position_embeddings", "use_cache", "is_causal", "output_attentions"
@@ -34,14 +35,14 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attend as the library's attention interface asks: `[B, H, N, D]` queries in, `[B, N, H, D]` out."""
     if tree_pass is None:
-        raise RuntimeError(
-            f"attn_implementation={ATTENTION!r}: expected a pass of specdec.Target, got a plain forward or layers "
+        raise NotImplementedError(
+            "attention: expected a pass of specdec.Target, got a plain forward or layers "
             "that do not hand their options on"
         )
     options["attention_mask"] = attention_mask  # we pass none, so this is the layer's own
     if wanted := [x for x, value in options.items() if value is not None and x not in HARMLESS]:
         raise NotImplementedError(
-            f"attention: expected queries, keys and values alone, got {', '.join(wanted)} too"
+            f"attention: expected queries, keys and values alone, got {', '.join(MEANS.get(x, x) for x in wanted)} too"
         )
     q = query.transpose(1, 2)
     mask = None

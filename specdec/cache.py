@@ -241,7 +241,8 @@ class TreeCache(Cache):
         batch, heads, _, size = key_states.shape
         if value_states.shape != key_states.shape:
             raise NotImplementedError(
-                f"cache: expected values of the size of keys, {size}, got {value_states.shape[-1]}"
+                f"cache: expected values of the size of keys, {size}, got {value_states.shape[-1]}, "
+                "as latent attention has them"
             )
         layers, *shape = self.shape
         own = layer_idx < layers

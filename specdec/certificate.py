@@ -14,6 +14,7 @@ from specdec_kernels import pack_tree
 
 from .cache import Rows
 from .decoder_parts import LAYER_TYPES
+from .locks import lock_of
 from .target import Target
 from .tree import TokenTree
 
@@ -44,7 +45,8 @@ def own_logits(model: PreTrainedModel) -> list[Tensor]:
     """Run the model's own forward on the probe: per path `[PROMPT + len(path), V]` logits."""
     prompt = _prompt(model.config.get_text_config().vocab_size, 1, PROMPT)
     texts = (torch.cat([prompt, torch.tensor([path])], 1) for path in PATHS)
-    return [model(text.to(model.device), use_cache=False).logits[0] for text in texts]
+    with lock_of(model):  # a pass of another thread has the layers attend in another way
+        return [model(text.to(model.device), use_cache=False).logits[0] for text in texts]
 
 
 @torch.inference_mode()

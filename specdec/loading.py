@@ -55,9 +55,11 @@ def load_target(
         certify(target, own)
         certify_independence(target)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-        # Layers that want something else than ours fail in their own ways.
-        own_words = isinstance(error, NotImplementedError)
-        reason = str(error) if own_words else f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = str(error)
+        if not isinstance(error, NotImplementedError):
+            # Layers that want something else than ours fail in their own ways.
+            failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f"expected layers that can be run one by one, got a failure ({failure})"
         raise ValueError(f"model: {type(model).__name__} is not supported: {reason}") from error
     if exact:
         certify_exact(target)

@@ -96,15 +96,32 @@ def check_placement(model: nn.Module) -> None:
         )
 
 
+def check_plain(name: str, layer: Any, known: bool) -> None:
+    """Raise ValueError unless drafters may read a layer's weights beside it: no adapter, nothing quantised.
+
+    Args:
+        name: of the part.
+        layer: with a `weight`.
+        known: whether its class does nothing else with it.
+    """
+    weight = layer.weight
+    if not known or not is_plain(weight):
+        raise ValueError(
+            f"target: expected a plain {name} for a drafter with weights, got {type(layer).__name__} with "
+            f"{type(weight).__name__}; draft with lookup"
+        )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Tell a tensor that is nothing but its values from what wraps or quantises others."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
 def _written(parameter: Tensor) -> tuple[int, int]:
     """Tell where values lie and how often they were written to; inference tensors do not count."""
     version = 0 if parameter.is_inference() else parameter._version
     # What wraps other tensors lies nowhere itself.
-    return (parameter.data_ptr() if _is_plain(parameter) else id(parameter)), version
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter)
+    return (parameter.data_ptr() if is_plain(parameter) else id(parameter)), version
 
 
 @torch.no_grad()
@@ -113,7 +130,7 @@ def _samples(tensors: Iterable[Tensor]) -> list[bytes]:
     parts: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         size = tensor.numel()
-        if not size or not _is_plain(tensor) or not tensor.is_floating_point():
+        if not size or tensor.is_meta or not (is_plain(tensor) and tensor.is_floating_point()):
             continue
         if not tensor.is_contiguous():
             tensor, size = tensor[(0,) * (tensor.ndim - 1)], tensor.shape[-1]

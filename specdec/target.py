@@ -22,7 +22,7 @@ from .attention import ATTENTION
 from .cache import Rows, TreeCache
 from .decoder_parts import find_parts, position_limit
 from .locks import lock_of
-from .model_state import ModelState, check_mode, check_placement
+from .model_state import ModelState, check_mode, check_placement, check_plain
 from .packed_linear import PackedLinear, pack_linears
 from .tree import TokenTree
 
@@ -222,8 +222,12 @@ class Target:
 
         Returns:
             The head; its ids are the target's.
+
+        Raises:
+            ValueError: if the target's own is no plain linear layer with plain weights.
         """
         linear: Any = self.parts.head
+        check_plain("head", linear, type(linear) in (nn.Linear, PackedLinear))
         if vocabulary is not None:
             vocabulary = vocabulary.to(self.device)
             rows = nn.Linear(linear.in_features, len(vocabulary), linear.bias is not None)

@@ -71,21 +71,21 @@ WORKING = [
     "vaultgemma",
 ]  # fmt: skip
 STATEFUL = "layers of full or sliding attention, got"
-VALUES = "expected values of the size of keys"
+VALUES = "as latent attention has them"
 OPTION_LOST = "layers that do not hand their options on"
 # Each with the words it is refused with.
 REFUSED = {
     "bamba": STATEFUL,
     "bloom": "word_embeddings_layernorm",
-    "codegen": "must be Tensor, not tuple",
+    "codegen": "hidden states alone, got a tuple",
     "deepseek_v2": VALUES,
     "deepseek_v3": VALUES,
-    "doge": "got attention_mask too",
+    "doge": "got a mask of the layer's own too",
     "falcon": "alibi",
     "falcon_h1": STATEFUL,
-    "gpt_neo": "must be Tensor, not tuple",
-    "gpt_oss": "got s_aux too",
-    "gptj": "must be Tensor, not tuple",
+    "gpt_neo": "hidden states alone, got a tuple",
+    "gpt_oss": "got attention sinks too",
+    "gptj": "hidden states alone, got a tuple",
     "jamba": STATEFUL,
     "lfm2": "embedding_norm",
     "llama4_text": "got chunked_attention",

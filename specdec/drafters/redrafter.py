@@ -30,6 +30,7 @@ from specdec_kernels import (
 )
 from specdec_kernels.dispatch import chooses_kernel
 
+from ..model_state import check_plain
 from ..packed_linear import pack_linears
 from ..state import State
 from ..target import Target
@@ -186,9 +187,10 @@ class ReDrafter(Drafter):
             ValueError: if the model's width is not the target's, or its vocabulary.
         """
         self.config = config or model.config
-        width = target.embedding.shape[
-            1
-        ]  # what it reads beside hidden states, and what the head reads
+        embedding = target.parts.embed_tokens
+        check_plain("embedding", embedding, isinstance(embedding, nn.Embedding))
+        # What it reads beside hidden states, and what the head reads.
+        width = target.embedding.shape[1]
         if model.config.hidden_size != width:
             raise ValueError(
                 f"hidden_size: expected the target's {width}, got {model.config.hidden_size}"

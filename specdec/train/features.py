@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.target_facts import fingerprint
+from ..locks import lock_of
 from ..target import Target
 from ..whole_file import whole_file
 from .data import Conversation
@@ -175,7 +176,10 @@ def _read(
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
     real = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
     # Padding lies behind, so the causal mask alone keeps it out.
-    out = target.parts.decoder(ids.to(target.device), output_hidden_states=True, use_cache=False)
+    with lock_of(target.model):
+        out = target.parts.decoder(
+            ids.to(target.device), output_hidden_states=True, use_cache=False
+        )
     keep = real.bool()
     on_device = keep.to(target.device)
     hidden = out.hidden_states[-1][on_device]

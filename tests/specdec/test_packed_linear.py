@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+import every_drafter
+from specdec.loading import load_target
 from specdec.packed_linear import PackedLinear, can_pack, pack_linears
-from tiny import tiny_model
+from specdec.session import Session
+from tiny import library_greedy, random_prompt, tiny_model
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.float32), reason="torch has no packed linear layers on this machine"
@@ -66,6 +69,54 @@ def test_other_layers_stay_as_they_are():
     model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Embedding(3, 4))
     assert pack_linears(model) == 0
     assert not any(isinstance(m, PackedLinear) for m in model.modules())
+
+
+class Marked(torch.Tensor):
+    """Stands for weights that are quantised, sharded or else more than their values."""
+
+
+def marked(layer):
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Marked), requires_grad=False)
+
+
+def parametrised(layer):
+    nn.utils.parametrizations.weight_norm(layer)
+
+
+def hooked(layer):
+    layer.register_forward_pre_hook(lambda module, args: None)
+
+
+def overridden(layer):
+    layer.forward = lambda x: x
+
+
+def subclassed(layer):
+    layer.__class__ = type("OtherLinear", (nn.Linear,), {})
+
+
+@pytest.mark.parametrize("change", [marked, parametrised, hooked, overridden, subclassed])
+def test_layers_that_are_more_than_a_product_are_not_packed(change):
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q_proj", "k_proj", "v_proj", "o")})
+    change(model["k_proj"])
+    assert pack_linears(model) == 1
+    assert [name for name, m in model.items() if isinstance(m, PackedLinear)] == ["o"]
+
+
+def test_a_target_with_weights_of_another_class_decodes_and_keeps_them():
+    model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            marked(layer)
+    target = load_target(model, pack=True)
+    assert not target.packed
+    prompt = random_prompt(9, 1)
+    for drafter in ("lookup", "best"):
+        written = Session(target, drafter).generate([prompt], max_new_tokens=12).tokens[0]
+        assert written == library_greedy(model, prompt, 12)
+    for make in (every_drafter.projected_redrafter, every_drafter.kangaroo):
+        with pytest.raises(ValueError, match="expected a plain head .* got Linear with Marked"):
+            make(target)
 
 
 def test_machines_without_the_operators_are_told_apart(monkeypatch):
