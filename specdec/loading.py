@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from .certificate import certify, certify_exact, own_logits
 from .independence import certify_independence, refuse_known
 from .locks import lock_of
+from .memory import Needs, enough_memory, gigabytes
 from .model_state import ModelState, check_mode
 from .models import DEFAULT_MODEL, load_model
 from .packed_linear import repack
@@ -40,6 +41,7 @@ def load_target(
         The target, with its tokenizer where a name was given.
 
     Raises:
+        MemoryError: if there is not enough of it.
         ValueError: if the model is unknown, damaged or not supported, or `exact` is not possible here.
     """
     tokenizer = None
@@ -50,10 +52,13 @@ def load_target(
     try:
         target = Target(model, tokenizer, exact=exact)
         own = own_logits(model)
-        if pack:
-            target.prepare()
-        certify(target, own)
-        certify_independence(target)
+        with enough_memory(
+            lambda: _needed(target), "load it with pack=False or in a smaller dtype"
+        ):
+            if pack:
+                target.prepare()
+            certify(target, own)
+            certify_independence(target)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error)
         if not isinstance(error, NotImplementedError):
@@ -64,6 +69,13 @@ def load_target(
     if exact:
         certify_exact(target)
     return target
+
+
+def _needed(target: Target) -> str:
+    needs = Needs.of(target.model, target.dtype)
+    return (
+        f"{gigabytes(needs.packed)} for packed copies beside {gigabytes(needs.weights)} of weights"
+    )
 
 
 def follow_changes(target: Target) -> None:

@@ -17,6 +17,7 @@ from .decode import decode
 from .drafters import Drafter, load_drafter
 from .loading import follow_changes
 from .locks import lock_of
+from .memory import Needs, enough_memory, gigabytes
 from .metrics import Metrics, Stopwatch
 from .sampling import Greedy, Picker
 from .state import Emitted, State, Stops
@@ -132,6 +133,7 @@ class Session:
             another thread uses the session, raises RuntimeError: they share one cache.
 
         Raises:
+            MemoryError: while the text is written, if there is not enough of it.
             ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
                 model's positions, or `max_new_tokens` or `copies` is below 1.
         """
@@ -173,7 +175,7 @@ class Session:
         cache = self._reusable_cache(texts) if copies == 1 else None
         if cache is None:
             cache = self._new_cache(texts, capacity)
-        with _alone(cache), clock("prefill"), torch.inference_mode():
+        with self._alone(cache), clock("prefill"), torch.inference_mode():
             self._latest = cache.stream = this
             known = self._roll_back(cache, texts, capacity)
             columns = capacity + self.max_nodes + 1
@@ -202,7 +204,7 @@ class Session:
             clock=clock,
         )
         while state.rows.host:
-            with _alone(cache):
+            with self._alone(cache):
                 if not self._latest is cache.stream is this:
                     raise RuntimeError(
                         "stream: expected the latest of its session and cache, got one that a newer one ended"
@@ -217,6 +219,31 @@ class Session:
         if not self.shares_pass or rows == 1:
             return self.max_nodes
         return min(self.max_nodes, max(LEAST_NODES, PASS_NODES // rows))
+
+    @contextmanager
+    def _alone(self, cache: TreeCache) -> Iterator[None]:
+        """Let nothing else write into a cache meanwhile: neither another thread nor a callback of this one."""
+        lock = lock_of(cache, threading.Lock)
+        if not lock.acquire(blocking=False):
+            raise RuntimeError(
+                "session: expected one call at a time, got one while another is writing"
+            )
+        try:
+            with enough_memory(
+                lambda: self._needed(cache),
+                "write fewer rows or tokens at once, or load the model in a smaller dtype",
+            ):
+                yield
+        finally:
+            lock.release()
+
+    def _needed(self, cache: TreeCache) -> str:
+        target, rows = self.target, len(cache.host_lengths)
+        needs = Needs.of(target.model, target.dtype, exact=target.exact)
+        return (
+            f"{gigabytes(needs.cache * rows * cache.slots)} for keys and values of {rows} x {cache.slots} tokens beside "
+            f"{gigabytes(needs.weights + needs.packed * target.packed)} of weights"
+        )
 
     def _reusable_cache(self, texts: list[list[int]]) -> TreeCache | None:
         """Return the session's cache if this target, as it is now, and this drafter have read its texts."""
@@ -256,18 +283,6 @@ class Session:
         if len(texts) > 1:
             return capacity
         return max(capacity, min(2 * capacity, self.target.position_limit))
-
-
-@contextmanager
-def _alone(cache: TreeCache) -> Iterator[None]:
-    """Let nothing else write into a cache meanwhile: neither another thread nor a callback of this one."""
-    lock = lock_of(cache, threading.Lock)
-    if not lock.acquire(blocking=False):
-        raise RuntimeError("session: expected one call at a time, got one while another is writing")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _shared(known: list[int], text: list[int], cached: int) -> int:

@@ -1,0 +1,68 @@
+"""How much memory a model needs, beforehand and when there was not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+# What torch's allocators say where they have no class of error for it.
+SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
+
+
+class Needs(NamedTuple):
+    """Bytes that decoding with a model takes."""
+
+    weights: int
+    packed: int
+    """Copies of linear layers, if they are packed."""
+    cache: int
+    """Keys and values, per token and row."""
+
+    @classmethod
+    def of(cls, model: nn.Module, dtype: torch.dtype, *, exact: bool = False) -> Needs:
+        """Count what a model needs in a dtype; one on the meta device will do."""
+        config: Any = model.config
+        config = config.get_text_config()
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+        return cls(
+            weights=sum(p.numel() for p in model.parameters()) * dtype.itemsize,
+            packed=linear * dtype.itemsize,
+            cache=2
+            * config.num_hidden_layers
+            * kv_heads
+            * head_dim
+            * (8 if exact else dtype.itemsize),
+        )
+
+
+@contextmanager
+def enough_memory(needed: Callable[[], str], advice: str) -> Iterator[None]:
+    """Turn every kind of running out of memory into one.
+
+    Args:
+        needed: says what for, in words; called if there was not enough.
+        advice: what to change.
+
+    Raises:
+        MemoryError: of one line.
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            sign in str(error) for sign in SIGNS
+        ):
+            raise
+        raise MemoryError(f"memory: expected {needed()}, got less; {advice}") from error
+
+
+def gigabytes(size: float) -> str:
+    """Write a number of bytes for people."""
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,81 @@
+"""What a model needs is known beforehand, and running out of memory is one line that says what to change."""
+
+import copy
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from specdec.loading import load_target
+from specdec.memory import Needs, enough_memory
+from specdec.packed_linear import PackedLinear
+from specdec.session import Session
+from tiny import CONFIGS, random_prompt, tiny_model
+
+CPU = "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3", "gemma3"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_needs_are_what_is_allocated(family, exact):
+    model = copy.deepcopy(tiny_model(family, dtype=torch.float32))
+    with torch.device("meta"):
+        beforehand = AutoModelForCausalLM.from_config(CONFIGS[family]())
+    needs = Needs.of(beforehand, torch.float32, exact=exact)
+    target = load_target(model, pack=True, exact=exact)
+    assert needs.weights == sum(p.nbytes for p in model.parameters())
+    packed = {m.product for m in model.modules() if isinstance(m, PackedLinear)}
+    sizes = [sum(layer.weight.nbytes for layer in product.layers) for product in packed]
+    assert needs.packed == sum(sizes)
+    session = Session(target, "none")
+    session.generate([random_prompt(9, 1)], max_new_tokens=4)
+    cache = session.cache
+    assert cache.kv.nbytes == needs.cache * cache.slots
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(CPU),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB)"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+    ids=["cpu", "python", "cuda", "mps", "mmap"],
+)
+def test_every_kind_of_running_out_is_one_line(error):
+    with pytest.raises(MemoryError, match="memory: expected 3 GB, got less; buy some"), \
+            enough_memory(lambda: "3 GB", "buy some"):  # fmt: skip
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (RuntimeError("shapes differ"), OSError("no such file"), ValueError("memory")):
+        with pytest.raises(type(error), match=str(error)), enough_memory(lambda: "3 GB", "none"):
+            raise error
+
+
+def fails(*args, **options):
+    raise RuntimeError(CPU)
+
+
+def test_a_cache_that_does_not_fit_says_what_for(monkeypatch):
+    target = load_target(tiny_model("llama"))
+    session = Session(target, "none")
+    monkeypatch.setattr(target, "prefill", fails)
+    message = r"expected 0.00 GB for keys and values of 2 x \d+ tokens beside 0.00 GB of weights"
+    with pytest.raises(MemoryError, match=message):
+        session.generate([random_prompt(4, 1)] * 2, max_new_tokens=4)
+    monkeypatch.undo()
+    assert len(session.generate([random_prompt(4, 1)], max_new_tokens=4).tokens[0]) == 4
+
+
+def test_packed_copies_that_do_not_fit_say_so(monkeypatch):
+    monkeypatch.setattr("specdec.packed_linear.SharedProduct.pack", fails)
+    monkeypatch.setattr("specdec.packed_linear.can_pack", lambda dtype: True)
+    model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
+    with pytest.raises(MemoryError, match="for packed copies .* pack=False") as caught:
+        load_target(model, pack=True)
+    assert not re.search(r"\n", str(caught.value))
