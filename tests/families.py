@@ -5,7 +5,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
 
 import every_drafter
 from specdec import Session, load_target
@@ -104,6 +110,28 @@ REFUSED = {
     "stablelm": OPTION_LOST,
     "t5": "a decoder alone, got T5ForConditionalGeneration",
 }
+# Models that read pictures, whose text alone is written: what their vision is made of, and what their decoder.
+PATCHES = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+VISION_LANGUAGE = {
+    "gemma3": (PATCHES, {"layer_types": TYPES}),
+    "idefics3": (PATCHES, {"sliding_window": None}),
+    "llava": (PATCHES, {"sliding_window": None}),
+    "mistral3": (PATCHES, {}),
+    # Three positions per token; older releases want all three.
+    "qwen2_vl": (
+        {"depth": 1, "hidden_size": 64, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 3, 3],
+            }
+        },
+    ),
+}
 SOFT_CAPPED = ("gemma2", "vaultgemma")
 NEW = 8
 DRAFTERS = (
@@ -147,6 +175,18 @@ def tiny_of(
     # Older releases have one attention alone that knows of soft-caps.
     eager = {"attn_implementation": "eager"} if model_type in SOFT_CAPPED else {}
     return auto.from_config(config, **eager, **mixture).double().eval()
+
+
+def tiny_vision_of(model_type: str) -> PreTrainedModel:
+    """A tiny random vision-language model in float64, in evaluation mode."""
+    plain = AutoConfig.for_model(model_type)
+    vision, text = VISION_LANGUAGE[model_type]
+    parts = {"text_config": {**SHAPE, **text}, "vision_config": vision}
+    for name, options in parts.items():
+        parts[name] = {**options, "model_type": getattr(plain, name).model_type}
+    torch.manual_seed(0)
+    config = type(plain)(**parts, tie_word_embeddings=False)
+    return AutoModelForImageTextToText.from_config(config).double().eval()
 
 
 def _has_experts(auto, config):
