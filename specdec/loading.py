@@ -13,6 +13,7 @@ from .locks import lock_of
 from .model_state import ModelState, check_mode
 from .models import DEFAULT_MODEL, load_model
 from .packed_linear import repack
+from .releases import warn_of_newer_release
 from .target import Target
 
 
@@ -42,6 +43,7 @@ def load_target(
     Raises:
         ValueError: if the model is unknown, damaged or not supported, or `exact` is not possible here.
     """
+    warn_of_newer_release()
     tokenizer = None
     if isinstance(model, str | os.PathLike):
         model, tokenizer = load_model(os.fspath(model), dtype=dtype, device=device)
