@@ -285,5 +285,6 @@ def _stops(
 
 
 def _pad(config: GenerationConfig) -> int:
-    pad: Tensor | None = config._pad_token_tensor
-    return 0 if pad is None else int(pad.item())
+    """Return what stands behind a row's end, as the library does: without a token for it, the first that ends a text."""
+    ids = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+    return 0 if ids is None else int(torch.as_tensor(ids).flatten()[0])

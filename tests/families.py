@@ -123,15 +123,9 @@ VISION_LANGUAGE = {
     # Three positions per token.
     "qwen2_vl": (
         {"depth": 1, "hidden_size": 64, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
-        {
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [2, 3, 3],
-            }
-        },
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
     ),
-}
+}  # fmt: skip
 # The first release tried that runs them as we do, and what they are refused with before it.
 SINCE = {
     "codegen": ("5.24", "hidden states alone, got a tuple"),
