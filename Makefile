@@ -9,7 +9,7 @@ TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
 EXIT_LAYER := 5
 
-.PHONY: demo test check bench bench-report bench-decoding bytes launches aot compat gpu data train second-model
+.PHONY: demo test check pins bench bench-report bench-decoding bytes launches aot compat gpu data train second-model
 
 demo: .venv/installed
 	$(BIN)/specdec generate --compare
@@ -22,6 +22,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The newest of everything beside what constraints.txt and specdec/releases.py fix; then `make test`.
+pins: .compat/uv/installed
+	PYTHONPATH=$(CURDIR)/.compat/uv $(BIN)/python bench/pins.py
 
 # Every op's tests, then its times; on two cores about eight minutes, less with BENCH_FLAGS='-k tree_attention'. Run nothing
 # else meanwhile. JSON=file keeps a run beside the one of docs/benchmarks.md.
@@ -64,20 +68,31 @@ launches: .venv/installed-dev
 aot: .venv/installed-dev
 	$(BIN)/python bench/aot.py
 
-# The core tests and the compiler's checks again, with the oldest and the newest versions that are meant to work; then the
-# table of docs/proof.md. Half an hour on two cores. Only packages that differ are installed beside the others, so
-# torch stays.
-compat: .compat/oldest/installed .compat/newest/installed
-	status=0; for name in oldest newest; do \
-	  PYTHONPATH=$(CURDIR)/.compat/$$name $(BIN)/python bench/compat.py $$name || status=1; \
-	done; $(BIN)/python bench/report.py && exit $$status
+# The core tests, the commands of README.md and the compiler's checks again, with the oldest and the newest versions that are meant
+# to work, then with the newest of everything; then the table of docs/proof.md. Half an hour on two cores, less with
+# ENVIRONMENTS=unpinned. The first two have only the packages that differ, beside the others, so torch stays; the third is an
+# environment of its own.
+ENVIRONMENTS ?= oldest newest unpinned
+compat: $(ENVIRONMENTS:%=.compat/%/installed)
+	status=0; for name in $(ENVIRONMENTS); do \
+	  python=.compat/$$name/bin/python; test -e $$python || python=$(BIN)/python; \
+	  PYTHONPATH=$(CURDIR)/.compat/$$name $$python bench/compat.py $$name || status=1; \
+	done; $$python bench/report.py && exit $$status
 
 # The interpreter of Triton 3.6 does not know NumPy 2.4.
-.compat/oldest/installed: VERSIONS := triton==3.6.0 transformers==5.17.0 numpy==2.3.5
-.compat/newest/installed: VERSIONS := triton==3.9.0 transformers
+.compat/oldest/installed: PACKAGES := triton==3.6.0 transformers==5.17.0 numpy==2.3.5
+.compat/newest/installed: PACKAGES := triton==3.9.0 transformers
+.compat/uv/installed: PACKAGES := uv
 .compat/%/installed: .venv/installed-dev
 	rm -rf $(@D)
-	$(BIN)/python -m pip install --quiet --target $(@D) $(VERSIONS)
+	$(BIN)/python -m pip install --quiet --target $(@D) $(PACKAGES)
+	touch $@
+
+.compat/unpinned/installed: pyproject.toml constraints.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	grep -E '^(torch|triton)==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable '.[bench,dev]'
 	touch $@
 
 # What takes a GPU to know, within ten minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched.
@@ -123,16 +138,20 @@ $(SECOND_FOLDER)/kangaroo/training.json: $(SECOND_FOLDER)/text.jsonl $(SECOND_FO
 	$(BIN)/specdec train kangaroo $< --model $(SECOND) --out $(@D) --run $(SECOND_FOLDER)/run-kangaroo \
 	  --features $(SECOND_FOLDER)/features --exit-layer 6 --epochs 6 --held-out 8
 
+# What builds the project is pinned as well: newer versions of pip read the second name for that.
+.venv/%: export PIP_CONSTRAINT := constraints.txt
+.venv/%: export PIP_BUILD_CONSTRAINT := constraints.txt
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]'
 	touch $@
 
 # Counts bytes and proves bounds. What it declares for its web pages and for other compilers is not needed: 1.4 GB.
 .venv/installed-tilelens: .venv/installed-dev
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tilelens z3-solver anytree ml-dtypes
+	$(BIN)/python -m pip install --quiet --no-deps tilelens z3-solver anytree ml-dtypes
 	touch $@

@@ -3,7 +3,8 @@
     PYTHONPATH=.compat/oldest python bench/compat.py oldest
 
 The packages of an environment come first on PYTHONPATH. What came out is kept under the environment's name in
-bench/results/compat.json; the exit status is 1 if anything failed or spilled.
+bench/results/compat.json, with each package that is another than constraints.txt names; the exit status is 1 if anything failed or
+spilled.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree
 
 import typer
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "bench/results/compat.json"
 PACKAGES = ("torch", "triton", "transformers", "numpy")
-# What depends on the versions: kernels in the interpreter, what the compiler makes of them, the decoder on tiny models.
-# One process each, for two cores. What is plain torch in `tests/kernels` is the same in each environment.
+# What depends on the versions: kernels in the interpreter, what the compiler makes of them, the decoder on tiny models, and what
+# README.md tells people to run. One process each. What is plain torch in `tests/kernels` is the same in each environment.
 CORE = (
     (
         "tests/kernels/test_*_kernel.py",
@@ -36,6 +39,7 @@ CORE = (
         "tests/kernels/test_imports.py",
     ),
     ("tests/specdec",),
+    ("tests/integration/test_cli.py", "tests/test_docs.py"),
 )
 
 
@@ -54,17 +58,19 @@ def compile_covering(folder: Path) -> dict[str, Any]:
     }
 
 
-def run_tests(folder: Path) -> dict[str, int]:
-    """Run the core tests and count how they end."""
+def run_tests(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Run the core tests; count how they end, and name those that failed."""
     counts: Counter[str] = Counter()
-    with ThreadPoolExecutor() as pool:
+    broken = []
+    with ThreadPoolExecutor(2) as pool:
         parts = [(folder / f"{number}.xml", patterns) for number, patterns in enumerate(CORE)]
-        for part in pool.map(run_part, *zip(*parts, strict=True)):
-            counts.update(part)
-    return dict(counts)
+        for found, failed in pool.map(run_part, *zip(*parts, strict=True)):
+            counts.update(found)
+            broken += failed
+    return dict(counts), broken
 
 
-def run_part(results: Path, patterns: Iterable[str]) -> dict[str, int]:
+def run_part(results: Path, patterns: Iterable[str]) -> tuple[dict[str, int], list[str]]:
     files = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     command = ["-m", "pytest", "-q", "-m", "not model", f"--junitxml={results}"]
     run_python(*command, *files, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -73,7 +79,26 @@ def run_part(results: Path, patterns: Iterable[str]) -> dict[str, int]:
         int(suite.attrib[name]) for name in ("tests", "errors", "failures", "skipped")
     )
     failed = errors + failures
-    return {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
+    counts = {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
+    return counts, [
+        f"{case.attrib['classname']}::{case.attrib['name']}: {fault.attrib.get('message', '').splitlines()[0][:200]}"
+        for case in suite.iter("testcase")
+        for fault in case
+        if fault.tag in ("error", "failure")
+    ]
+
+
+def unlike_pins() -> dict[str, str]:
+    """Return the installed versions that differ from constraints.txt."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            with suppress(PackageNotFoundError):
+                installed = version(pin.name)
+                if (pin.marker is None or pin.marker.evaluate()) and installed not in pin.specifier:
+                    found[pin.name] = installed
+    return found
 
 
 def run_python(*command: str | Path, env: dict[str, str] | None = None) -> None:
@@ -92,15 +117,25 @@ def describe(versions: dict[str, str]) -> str:
 
 def main(name: str) -> None:
     versions = {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
-    print(f"== {name}: {describe(versions)}", flush=True)
+    others = unlike_pins()
+    print(f"== {name}: {describe(versions)}; unlike the pins: {describe(others)}", flush=True)
     with TemporaryDirectory() as folder:
-        kernels, tests = compile_covering(Path(folder)), run_tests(Path(folder))
-    keep(name, {"versions": versions, "kernels": kernels, "tests": tests})
+        kernels = compile_covering(Path(folder))
+        tests, broken = run_tests(Path(folder))
+    found = {
+        "versions": versions,
+        "unlike_pins": others,
+        "kernels": kernels,
+        "tests": tests,
+        "broken": broken,
+    }
+    keep(name, found)
     faults = [*kernels["failed"], *kernels["spilled"]]
     print(
         f"== {name}: {kernels['compiled']} kernels compiled, {summary(faults)}; {describe(tests)}"
     )
-    raise typer.Exit(bool(faults or tests["failed"]))
+    print(*broken, sep="\n")
+    raise typer.Exit(bool(faults or broken))
 
 
 def summary(faults: Sequence[object]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
-from specdec.cache import Rows
+from specdec.cache import CACHE_NAME, Rows
 from specdec.evaluate.benchmark import describe_machine
 from specdec.loading import load_target
 from specdec.models import load_model
@@ -76,10 +76,10 @@ def library_step(model: torch.nn.Module, ids: torch.Tensor) -> Callable[[], obje
     """One more token with the library's own cache, which is put back afterwards."""
     cache = DynamicCache()
     with torch.inference_mode():
-        model(ids, past_key_values=cache, use_cache=True)
+        model(ids, **{CACHE_NAME: cache}, use_cache=True)
 
     def step() -> None:
-        out = model(ids[:, :1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(ids[:, :1], **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
         out.logits[:, -1].float().argmax(-1)
         cache.crop(-1)
 

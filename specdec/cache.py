@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from specdec_kernels import commit_kv, tree_mask
 from specdec_kernels.dispatch import Impl, chooses_kernel
 
 from .tree import Accepted
+
+# The library's names for a cache; releases before 5.24 have the second alone.
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE_NAME = next(
+    name for name in CACHE_NAMES if name in {field.name for field in fields(CausalLMOutputWithPast)}
+)
+"""The one of the installed release; the other warns, if it is known at all."""
 
 
 class Rows(NamedTuple):

@@ -24,11 +24,19 @@ from transformers.generation import stopping_criteria as sc
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .cache import TreeCache
+from .cache import CACHE_NAME
 from .drafters import Drafter, load_drafter
 from .loading import load_target
 from .processors import fused_settings, processors_of_rows
-from .request import check_inputs, check_options, check_request, take_ids, take_stop_strings
+from .request import (
+    check_inputs,
+    check_options,
+    check_request,
+    find_cache,
+    take_cache,
+    take_ids,
+    take_stop_strings,
+)
 from .sampling import Greedy, Picker, Recorded, Walk, new_sampling, sampler
 from .session import Session, check_texts
 from .state import Stops
@@ -63,7 +71,8 @@ def generate(
         max_nodes: most nodes verified per row and round, 1 to 256; None as in `Session`.
         generate_kwargs: as the library's: `attention_mask` (0 at padding, on either side), `generation_config`,
             `logits_processor`, `stopping_criteria`, `max_new_tokens`, `do_sample`, `temperature`, … (docs/generate.md).
-            `past_key_values` of an earlier result, with `return_dict_in_generate`, goes on where its text ended.
+            `cache` of an earlier result, with `return_dict_in_generate`, goes on where its text ended; before
+            transformers 5.24 it is called `past_key_values`, and both names are taken.
 
     Returns:
         `[B * num_return_sequences, L + T]` int64, the input followed by up to T new tokens, or the library's output object.
@@ -82,6 +91,7 @@ def generate(
         generate_kwargs["attention_mask"] = padding
     check_inputs(target, ids, generate_kwargs.get("attention_mask"))
     check_options(target, generate_kwargs)
+    take_cache(target, generate_kwargs)
     take_stop_strings(target, generate_kwargs)
     return target.model.generate(
         ids,
@@ -139,7 +149,8 @@ def method(
     mask = model_kwargs.get("attention_mask")
     check_inputs(target, input_ids, mask)
     mask = (torch.ones_like(input_ids) if mask is None else mask).bool()
-    check_request(config, synced_gpus, mask, model_kwargs, target)
+    check_request(config, synced_gpus, mask, model_kwargs)
+    past = find_cache(model_kwargs, target)
     rows, width = input_ids.shape
     copies = config.num_return_sequences
     prompts = [ids[keep] for ids, keep in zip(input_ids, mask, strict=True)]
@@ -176,12 +187,11 @@ def method(
             torch.tensor(_ends(stopping_criteria), dtype=torch.int64, device=target.device),
             recorded,
         )
-    past = model_kwargs.get("past_key_values")
     session = Session(
         target,
         _drafter(target, drafter),
         max_nodes=max_nodes,
-        cache=past if isinstance(past, TreeCache) else None,
+        cache=past,
     )
     columns = Columns(rows, _pad(config), token_streamer)
     if token_streamer is not None:
@@ -205,7 +215,7 @@ def method(
         sequences=sequences,
         scores=columns.recorded(recorded, "scores") if config.output_scores else None,
         logits=columns.recorded(recorded, "logits") if config.output_logits else None,
-        past_key_values=session.cache,
+        **{CACHE_NAME: session.cache},
     )
 
 
@@ -275,5 +285,6 @@ def _stops(
 
 
 def _pad(config: GenerationConfig) -> int:
-    pad: Tensor | None = config._pad_token_tensor
-    return 0 if pad is None else int(pad.item())
+    """Return what stands behind a row's end, as the library does: without a token for it, the first that ends a text."""
+    ids = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+    return 0 if ids is None else int(torch.as_tensor(ids).flatten()[0])

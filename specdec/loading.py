@@ -14,6 +14,7 @@ from .memory import Needs, enough_memory, gigabytes
 from .model_state import ModelState, check_mode
 from .models import DEFAULT_MODEL, load_model
 from .packed_linear import repack
+from .releases import warn_of_newer_release
 from .target import Target
 
 
@@ -44,6 +45,7 @@ def load_target(
         MemoryError: if there is not enough of it.
         ValueError: if the model is unknown, damaged or not supported, or `exact` is not possible here.
     """
+    warn_of_newer_release()
     tokenizer = None
     if isinstance(model, str | os.PathLike):
         model, tokenizer = load_model(os.fspath(model), dtype=dtype, device=device)

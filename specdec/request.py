@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.generation import stopping_criteria as sc
 from transformers.generation.configuration_utils import GenerationMode
 
-from .cache import TreeCache
+from .cache import CACHE_NAME, CACHE_NAMES, TreeCache
 from .target import Target
 
 # Settings that change more than the text, or the prompt, or how an assistant ends.
@@ -32,8 +33,9 @@ LOST = (
     "negative_prompt_attention_mask",
     "inputs_embeds",
 )
-# What its preparation adds.
-PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+# What its preparation adds to text, beside empty values: bench/prepared.py records it for every family in the tests.
+PREPARED = {"use_cache": True, "logits_to_keep": 1}
+HONOURED = {"attention_mask", "position_ids", *CACHE_NAMES}
 
 
 def take_ids(
@@ -111,6 +113,51 @@ def check_options(target: Target, options: dict[str, Any]) -> None:
         _refuse(name, options.get(name))
     for name in REFUSED:
         _refuse(name, _setting(target, options, name))
+    # The rest is for the model's forward; what encoders of pictures know, the library takes out on the way.
+    settings = {"tokenizer", *inspect.signature(GenerationMixin.generate).parameters}
+    settings |= {name for name in options if hasattr(target.model.generation_config, name)}
+    _refuse_others({name: value for name, value in options.items() if name not in settings})
+
+
+def take_cache(target: Target, options: dict[str, Any]) -> None:
+    """Bring the cache of an earlier result under the library's name for it; raises as `find_cache`."""
+    given = {name: options.pop(name) for name in CACHE_NAMES if name in options}
+    given = {name: past for name, past in given.items() if past is not None}
+    if len(given) > 1:
+        raise ValueError(f"{', '.join(given)}: expected one of them, got both")
+    for name, past in given.items():
+        _check_cache(name, past, target)
+        options[CACHE_NAME] = past
+
+
+def find_cache(model_kwargs: dict[str, Any], target: Target) -> TreeCache | None:
+    """Return the cache of an earlier result, if one was given.
+
+    Raises:
+        ValueError: if a cache of another kind was given, or one for another target.
+    """
+    past = model_kwargs.get(CACHE_NAME)
+    if past is None or (
+        isinstance(past, DynamicCache)  # what the library prepares
+        and not getattr(past, "_is_user_defined", False)
+        and past.get_seq_length() == 0
+    ):
+        return None
+    _check_cache(CACHE_NAME, past, target)
+    found: TreeCache = past
+    return found
+
+
+def _check_cache(name: str, past: Any, target: Target) -> None:
+    if not isinstance(past, TreeCache):
+        raise ValueError(
+            f"{name}: expected that of an earlier result of specdec, got {type(past).__name__}"
+        )
+    if past.made_for[0] is not target:
+        raise ValueError(
+            f"{name}: expected that of an earlier result with this target, got another target's; "
+            "a plain model becomes a new one at every call: make it once with load_target, and pass that"
+        )
 
 
 def take_stop_strings(target: Target, options: dict[str, Any]) -> None:
@@ -144,7 +191,6 @@ def check_request(
     synced_gpus: bool,
     mask: Tensor,
     model_kwargs: dict[str, Any],
-    target: Target,
 ) -> None:
     """Raise ValueError for what cannot be honoured, by name."""
     mode = config.get_generation_mode()
@@ -154,30 +200,40 @@ def check_request(
         raise ValueError(f"use_cache: expected True, got {config.use_cache}")
     given: dict[str, Any] = {"synced_gpus": synced_gpus}
     given |= {name: getattr(config, name, None) for name in REFUSED}
-    given |= {name: value for name, value in model_kwargs.items() if name not in PREPARED}
     for name, value in given.items():
         _refuse(name, value)
-    _check_past(target, model_kwargs.get("past_key_values"))
-    positions, expected = model_kwargs.get("position_ids"), mask.long().cumsum(-1) - 1
-    if positions is not None and not torch.equal(
-        positions.expand_as(expected)[mask.bool()], expected[mask.bool()]
-    ):
+    _refuse_others(model_kwargs)
+    _check_positions(model_kwargs.get("position_ids"), mask)
+
+
+def _refuse_others(model_kwargs: dict[str, Any]) -> None:
+    """Refuse what a model's forward is to be given beside what is honoured or only prepared."""
+    for name, value in model_kwargs.items():
+        prepared = PREPARED.get(name)
+        if name not in HONOURED and not (type(value) is type(prepared) and value == prepared):
+            _refuse(name, value)
+
+
+def _check_positions(positions: Any, mask: Tensor) -> None:
+    """Take `[..., R or 1, L]` positions that all are those of the mask: models of pictures have several per token."""
+    if positions is None:
+        return
+    expected = mask.long().cumsum(-1) - 1
+    fits = (
+        isinstance(positions, Tensor)
+        and positions.ndim > 1
+        and positions.shape[-2:] in (mask.shape, mask[:1].shape)
+    )
+    if not fits or not (positions == expected).masked_select(mask.bool()).all():
         raise ValueError("position_ids: expected those of the mask, got others")
 
 
-def _check_past(target: Target, past: Any) -> None:
-    if isinstance(past, TreeCache):
-        if past.made_for[0] is not target:
-            raise ValueError(
-                "past_key_values: expected those of an earlier result with this target, got another target's; "
-                "a plain model becomes a new one at every call: make it once with load_target, and pass that"
-            )
-    elif past is not None and past.get_seq_length() > 0:
-        raise ValueError(
-            f"past_key_values: expected those of an earlier result of specdec, got {type(past).__name__}"
-        )
-
-
 def _refuse(name: str, value: Any) -> None:
-    if value is not None and value is not False:
+    if not _says_nothing(value):
         raise ValueError(f"{name}: expected it to be left as it is, got {str(value)[:80]!r}")
+
+
+def _says_nothing(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_says_nothing, value.values()))
+    return value is None or value is False or (isinstance(value, (Sequence, Set)) and not value)

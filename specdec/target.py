@@ -19,7 +19,7 @@ from specdec_kernels import LMHeadTopK
 from specdec_kernels.dispatch import Impl
 
 from .attention import ATTENTION
-from .cache import Rows, TreeCache
+from .cache import CACHE_NAME, CACHE_NAMES, Rows, TreeCache
 from .decoder_parts import find_parts, position_limit
 from .locks import lock_of
 from .model_state import ModelState, check_mode, check_placement, check_plain
@@ -109,7 +109,9 @@ class Target:
         )  # Granite
         """What embeddings are multiplied with."""
         options = inspect.signature(parts.layers[0].forward).parameters
-        self._cache_option = "layer_past" if "layer_past" in options else "past_key_values"
+        names = (*CACHE_NAMES, "layer_past")
+        # Layers that are wrapped may hide their options.
+        self._cache_option = next((name for name in names if name in options), CACHE_NAME)
         rotary: Any = parts.rotary
         self._rotary_by_type = (
             rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters

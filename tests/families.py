@@ -5,7 +5,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+import transformers
+from packaging.version import Version
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
 
 import every_drafter
 from specdec import Session, load_target
@@ -62,9 +70,9 @@ OPTIONS = {
     },
 }
 WORKING = [
-    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "cohere2", "cohere2_moe", "cwm",
+    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "cohere2_moe", "cwm",
     "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "gemma", "gemma2",
-    "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "granitemoe",
+    "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe",
     "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "jais2", "jetmoe", "llama", "minimax_m2",
     "ministral", "ministral3", "mistral", "mixtral", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi",
     "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "starcoder2",
@@ -77,7 +85,6 @@ OPTION_LOST = "layers that do not hand their options on"
 REFUSED = {
     "bamba": STATEFUL,
     "bloom": "word_embeddings_layernorm",
-    "codegen": "hidden states alone, got a tuple",
     "deepseek_v2": VALUES,
     "deepseek_v3": VALUES,
     "doge": "got a mask of the layer's own too",
@@ -85,7 +92,6 @@ REFUSED = {
     "falcon_h1": STATEFUL,
     "gpt_neo": "hidden states alone, got a tuple",
     "gpt_oss": "got attention sinks too",
-    "gptj": "hidden states alone, got a tuple",
     "jamba": STATEFUL,
     "lfm2": "embedding_norm",
     "llama4_text": "got chunked_attention",
@@ -103,6 +109,28 @@ REFUSED = {
     "rwkv": "ln_out",
     "stablelm": OPTION_LOST,
     "t5": "a decoder alone, got T5ForConditionalGeneration",
+}
+# Models that read pictures, whose text alone is written: what their vision is made of, and what their decoder.
+PATCHES = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+VISION_LANGUAGE = {
+    "gemma3": (PATCHES, {"layer_types": TYPES}),
+    "idefics3": (PATCHES, {"sliding_window": None}),
+    "llava": (PATCHES, {"sliding_window": None}),
+    "mistral3": (PATCHES, {}),
+    # Three positions per token.
+    "qwen2_vl": (
+        {"depth": 1, "hidden_size": 64, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+    ),
+}  # fmt: skip
+# The first release tried that runs them as we do, and what they are refused with before it.
+SINCE = {
+    "codegen": ("5.24", "hidden states alone, got a tuple"),
+    "gptj": ("5.24", "hidden states alone, got a tuple"),
+    "qwen2_vl": ("5.23", "too many indices"),
 }
 SOFT_CAPPED = ("gemma2", "vaultgemma")
 NEW = 8
@@ -149,8 +177,29 @@ def tiny_of(
     return auto.from_config(config, **eager, **mixture).double().eval()
 
 
+def tiny_vision_of(model_type: str) -> PreTrainedModel:
+    """A tiny random vision-language model in float64, in evaluation mode."""
+    plain = AutoConfig.for_model(model_type)
+    vision, text = VISION_LANGUAGE[model_type]
+    parts = {"text_config": {**SHAPE, **text}, "vision_config": vision}
+    for name, options in parts.items():
+        parts[name] = {**options, "model_type": getattr(plain, name).model_type}
+    torch.manual_seed(0)
+    config = type(plain)(**parts, tie_word_embeddings=False)
+    return AutoModelForImageTextToText.from_config(config).double().eval()
+
+
 def _has_experts(auto, config):
     return auto._model_mapping[type(config)]._can_set_experts_implementation()
+
+
+def check_works(verdict: Verdict) -> None:
+    """Raise AssertionError unless the family decodes, or is refused as releases that are too old for it are."""
+    release, reason = SINCE.get(verdict.model_type, ("0", ""))
+    if Version(transformers.__version__) >= Version(release):
+        assert verdict.works, verdict.reason
+    else:
+        assert not verdict.works and reason in verdict.reason, verdict.reason
 
 
 def judge(model: PreTrainedModel) -> Verdict:

@@ -8,7 +8,7 @@ import torch
 
 from specdec.session import Session
 from specdec.target import Target
-from tiny import library_greedy, random_prompt, tiny_model
+from tiny import letters, library_greedy, random_prompt, tiny_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +34,18 @@ def test_the_example_of_the_readme_works(capsys):
     exec(code, {})
     torch.set_num_threads(threads)
     assert len(capsys.readouterr().out) > 20
+
+
+def test_the_example_of_the_readme_writes_the_librarys_text_with_any_model(tmp_path, capsys):
+    model, tokenizer = tiny_model("llama", dtype=torch.float32), letters()
+    tokenizer.chat_template = "bcdebcde"  # none of them padding to the model
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    code, _ = snippets("README.md")
+    names = {}
+    exec(code.replace("smollm2-135m-instruct", str(tmp_path)), names)
+    text = library_greedy(model, names["ids"][0].tolist(), 64, eos=[2])
+    assert capsys.readouterr().out == tokenizer.decode(text) + "\n"
 
 
 def test_the_kernels_of_the_readme_work():

@@ -45,7 +45,13 @@ def test_tests_are_counted_by_how_they_end(compat, monkeypatch, tmp_path):
         (tmp_path / name).write_text(TESTS)
     monkeypatch.setattr(compat, "ROOT", tmp_path)
     monkeypatch.setattr(compat, "CORE", (("test_o*.py",), ("test_two.py",)))
-    assert compat.run_tests(tmp_path) == {"passed": 2, "failed": 4, "skipped": 2}
+    counts, broken = compat.run_tests(tmp_path)
+    assert counts == {"passed": 2, "failed": 4, "skipped": 2}
+    assert sorted(broken) == [
+        f"{name}::{found}"
+        for name in ("test_one", "test_two")
+        for found in ('test_errs: failed on setup with "RuntimeError"', "test_fails: assert False")
+    ]
 
 
 def test_faults_are_kept_and_told(compat, monkeypatch, tmp_path):

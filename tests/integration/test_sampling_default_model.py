@@ -9,6 +9,7 @@ from sampling_equality import DRAFTERS, SETTINGS, compare, shortest_prompts
 from transformers import TextIteratorStreamer, pipeline
 
 import specdec
+from specdec.cache import CACHE_NAME
 from specdec.loading import load_target
 
 pytestmark = pytest.mark.model
@@ -96,7 +97,7 @@ def test_a_conversation_goes_on_from_its_cache(monkeypatch):
     ]
     longer = chat(messages)
     again = specdec.generate(
-        target(), longer, "mixed", past_key_values=first.past_key_values, **options
+        target(), longer, "mixed", **{CACHE_NAME: first[CACHE_NAME]}, **options
     )
     assert read[0] == ids.shape[1]
     assert read[1] <= longer.shape[1] - ids.shape[1]

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import every_drafter
-from families import DRAFTERS, REFUSED, WORKING, judge, tiny_of
+from families import DRAFTERS, REFUSED, WORKING, check_works, judge, tiny_of
 from specdec import Session, load_target
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.target import Target
@@ -27,8 +27,7 @@ def known(model_type):
 
 @pytest.mark.parametrize("model_type", WORKING)
 def test_text_is_the_librarys_with_every_drafter(model_type):
-    verdict = judge(known(model_type))
-    assert verdict.works, verdict.reason
+    check_works(judge(known(model_type)))
 
 
 @pytest.mark.parametrize("model_type", REFUSED)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import specdec
+from specdec.cache import CACHE_NAME
 from specdec.loading import load_target
 from specdec.packed_linear import PackedLinear
 from specdec.session import Session
@@ -64,9 +65,9 @@ def test_a_copied_result_goes_on_like_the_first():
     drafter = specdec.load_drafter("lookup", target)
     out = specdec.generate(target, torch.tensor([PROMPT]), drafter, **options)
     texts = []
-    for past in (copy.deepcopy(out.past_key_values), out.past_key_values):
+    for past in (copy.deepcopy(out[CACHE_NAME]), out[CACHE_NAME]):
         assert past.made_for[0] is target
-        again = specdec.generate(target, out.sequences, drafter, past_key_values=past, **options)
+        again = specdec.generate(target, out.sequences, drafter, cache=past, **options)
         texts.append(again.sequences.tolist())
     assert texts[0] == texts[1]
     text = out.sequences[0].tolist()

@@ -9,6 +9,7 @@ import torch
 from transformers import BatchEncoding, DynamicCache, GenerationConfig
 
 import specdec
+from specdec.cache import CACHE_NAME, CACHE_NAMES, TreeCache
 from specdec.drafters import LookupDrafter
 from specdec.session import Session
 from specdec.target import Target
@@ -28,7 +29,8 @@ def library(prompt, count):
     return library_greedy(tiny_model("llama", seed=6), prompt, count)
 
 
-def test_a_later_call_goes_on_where_an_earlier_one_ended(monkeypatch):
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_later_call_goes_on_where_an_earlier_one_ended(name, monkeypatch):
     target, read = target_of(), []
     prefill = target.prefill
     monkeypatch.setattr(
@@ -37,18 +39,38 @@ def test_a_later_call_goes_on_where_an_earlier_one_ended(monkeypatch):
     options = {"max_new_tokens": 8, "eos_token_id": NEVER, "return_dict_in_generate": True}
     first = specdec.generate(target, torch.tensor([PROMPTS[1]]), "lookup", **options)
     longer = torch.cat([first.sequences, torch.tensor([PROMPTS[2]])], 1)
-    again = specdec.generate(
-        target, longer, "lookup", past_key_values=first.past_key_values, **options
-    )
+    again = specdec.generate(target, longer, "lookup", **{name: first[CACHE_NAME]}, **options)
     assert read == [len(PROMPTS[1]), len(PROMPTS[2]) + 1]
     tokens = again.sequences[0, longer.shape[1] :].tolist()
     assert tokens == library(longer[0].tolist(), 8)
     # Another drafter has read nothing yet: it begins anew, and the text is the same.
-    other = specdec.generate(
-        target, longer, "none", past_key_values=again.past_key_values, **options
-    )
+    other = specdec.generate(target, longer, "none", **{name: again[CACHE_NAME]}, **options)
     assert torch.equal(other.sequences, again.sequences)
     assert read[-1] == longer.shape[1]
+
+
+def test_a_result_has_its_cache_under_every_name_that_the_library_has_for_it():
+    options = {"max_new_tokens": 2, "eos_token_id": NEVER, "return_dict_in_generate": True}
+    ours = specdec.generate(target_of(), PROMPTS[:1], "none", **options)
+    theirs = target_of().model.generate(torch.tensor(PROMPTS[:1]), **options)
+    assert list(ours) == list(theirs)
+    names = [name for name in CACHE_NAMES if hasattr(theirs, name)]
+    assert CACHE_NAME in names
+    for name in names:
+        assert isinstance(getattr(ours, name), TreeCache)
+        assert ours[name] is ours[CACHE_NAME]
+
+
+def test_the_library_can_go_on_with_the_method():
+    model, target = tiny_model("llama", seed=6), target_of()
+    options = {"max_new_tokens": 8, "eos_token_id": NEVER, "return_dict_in_generate": True}
+    options |= {"custom_generate": specdec.method, "drafter": "lookup", "target": target}
+    first = model.generate(torch.tensor([PROMPTS[1]]), **options)
+    again = model.generate(first.sequences, **{CACHE_NAME: first[CACHE_NAME]}, **options)
+    assert again[CACHE_NAME] is first[CACHE_NAME]
+    assert again.sequences[0, first.sequences.shape[1] :].tolist() == library(
+        first.sequences[0].tolist(), 8
+    )
 
 
 def test_the_library_can_call_the_method():
@@ -228,18 +250,24 @@ def test_a_mask_beside_rows_is_refused():
         specdec.generate(target_of(), [IDS[0]], "none", attention_mask=torch.ones(1, 2))
 
 
-def test_a_cache_of_another_kind_or_target_is_refused():
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_of_another_kind_or_target_is_refused(name):
     target, ids = target_of(), torch.tensor([[3, 4, 5]])
-    past = DynamicCache()
-    target.model(ids[:, :2], past_key_values=past)
-    with pytest.raises(ValueError, match="past_key_values: .* got DynamicCache"):
-        specdec.generate(target, ids, "none", max_new_tokens=4, past_key_values=past)
-    # A plain model becomes a new target at every call.
     options = {"max_new_tokens": 4, "eos_token_id": NEVER, "return_dict_in_generate": True}
+    filled = DynamicCache()
+    target.model(ids[:, :2], **{CACHE_NAME: filled})
+    # What an empty one would hold afterwards, a caller may count on.
+    for past in (filled, DynamicCache()):
+        with pytest.raises(ValueError, match=f"{name}: .* got DynamicCache"):
+            specdec.generate(target, ids, "none", **{name: past}, **options)
+        with pytest.raises(ValueError, match=f"{CACHE_NAME}: .* got DynamicCache"):
+            target.model.generate(
+                ids, custom_generate=specdec.method, target=target, **{CACHE_NAME: past}, **options
+            )
+    # A plain model becomes a new target at every call.
     first = specdec.generate(target.model, ids, "none", **options)
-    options["past_key_values"] = first.past_key_values
     for model in (target.model, target):
-        with pytest.raises(
-            ValueError, match="past_key_values: .* another target's; .* load_target"
-        ):
-            specdec.generate(model, first.sequences, "none", **options)
+        with pytest.raises(ValueError, match=f"{name}: .* another target's; .* load_target"):
+            specdec.generate(model, first.sequences, "none", **{name: first[CACHE_NAME]}, **options)
+    with pytest.raises(ValueError, match="cache, past_key_values: expected one of them, got both"):
+        specdec.generate(target, ids, "none", **dict.fromkeys(CACHE_NAMES, first[CACHE_NAME]))

@@ -21,7 +21,7 @@ TABLE = (Path(__file__).parents[2] / "docs/generate.md").read_text().split("<!--
 CLAIMS = ("honoured", "refused", "without effect")
 ROWS = re.findall(rf"^\| (.*?) \| ({'|'.join(CLAIMS)})\b.* \|$", TABLE, re.MULTILINE)
 SETTINGS = {name: claim for names, claim in ROWS for name in re.findall(r"`(\w+)", names)}
-ELSEWHERE = {"past_key_values"}  # test_generate_requests.py
+ELSEWHERE = {"cache", "past_key_values"}  # test_generate_requests.py
 
 MODEL = tiny_model("llama", seed=6)
 IDS = torch.tensor([random_prompt(9, 31), random_prompt(9, 32)])

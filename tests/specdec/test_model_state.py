@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import specdec
+from specdec.cache import CACHE_NAME
 from specdec.drafters import LookupDrafter
 from specdec.loading import load_target
 from specdec.packed_linear import PackedLinear
@@ -119,9 +120,7 @@ def test_a_result_of_earlier_weights_goes_on_with_new_keys():
     drafter = LookupDrafter()
     out = specdec.generate(target, torch.tensor([PROMPT]), drafter, **options)
     in_place(model)
-    again = specdec.generate(
-        target, out.sequences, drafter, past_key_values=out.past_key_values, **options
-    )
+    again = specdec.generate(target, out.sequences, drafter, cache=out[CACHE_NAME], **options)
     text = out.sequences[0].tolist()
     assert again.sequences[0, len(text) :].tolist() == library_greedy(model, text, 6)
 
