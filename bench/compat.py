@@ -118,7 +118,7 @@ def describe(versions: dict[str, str]) -> str:
 def main(name: str) -> None:
     versions = {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
     others = unlike_pins()
-    print(f"== {name}: {describe(versions)}; unlike the pins: {describe(others)}", flush=True)
+    print(f"== {name}: {describe(versions)}; unlike the pins: {describe(others) or 'none'}", flush=True)
     with TemporaryDirectory() as folder:
         kernels = compile_covering(Path(folder))
         tests, broken = run_tests(Path(folder))
@@ -134,7 +134,8 @@ def main(name: str) -> None:
     print(
         f"== {name}: {kernels['compiled']} kernels compiled, {summary(faults)}; {describe(tests)}"
     )
-    print(*broken, sep="\n")
+    for failure in broken:
+        print(failure)
     raise typer.Exit(bool(faults or broken))
 
 
