@@ -193,7 +193,7 @@ def test_a_part_that_takes_too_long_is_stopped_with_all_it_started(whose, pipe, 
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # opens before anyone writes
         code, output = execute(run, command, group=True, PYTHONPATH=str(BENCH))
         os.set_blocking(reader, True)
-        with open(reader) as file:
+        with os.fdopen(reader) as file:
             said = file.read()
     assert said == "begun\n"
     assert (code, output) == ((None, "") if whose == "the-outer" else (0, "None\n"))
