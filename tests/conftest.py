@@ -62,6 +62,28 @@ def values_of(case):
     return set(enumerate(case.callspec._idlist))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.began = spent()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    item.user_properties.append(("processor_seconds", round(spent() - item.began, 2)))
+
+
+def spent():
+    """Processor time of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder that all workers of this run share, and no other run."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session")
 def device(request):
     """The device asked for; one that is not there is an error and no reason to skip."""
