@@ -9,14 +9,13 @@ TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
 EXIT_LAYER := 5
 
-.PHONY: demo test check pins bench bench-report bench-decoding bytes launches aot compat gpu data train second-model
+.PHONY: demo test test-all check pins bench bench-report bench-decoding bytes launches aot compat gpu data train second-model
 
 demo: .venv/installed
 	$(BIN)/specdec generate --compare
 
-test: .venv/installed-tilelens
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not alone'
-	$(BIN)/python -m pytest -m alone
+test test-all: .venv/installed-tilelens
+	$(BIN)/python -m pytest -n auto --dist worksteal $(if $(filter test-all,$@),--all)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

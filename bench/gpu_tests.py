@@ -116,8 +116,10 @@ def run_pytest(run: Run, words: list[Any]) -> Row:
             f"--junitxml={report}",
             *words,
         ]
-        if not run.dry and find_spec("xdist"):
-            command += ["-n", "2"]  # compiling takes most of the time
+        if not run.dry:
+            command.append("--all")
+            if find_spec("xdist"):
+                command += ["-n", "2"]  # compiling takes most of the time
         code, output = execute(run, command)
         counts = count(report) if report.exists() else {"passed": 0, "failed": []}
     passed = code == 0 and counts["passed"] > 0

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._inductor.utils import fresh_cache
 from torch.utils._pytree import tree_leaves
 
 
@@ -11,22 +10,24 @@ def check_op(op, *arguments):
     torch.library.opcheck(op, arguments)
 
 
-def check_compiles_whole(function, *variants):
-    """Compile without a graph break, statically and dynamically, and compare with eager results.
+def every_way(test):
+    """Parametrise a test of compilation: by `impl`, and by whether sizes are `dynamic`."""
+    ways = pytest.mark.parametrize("impl", ["triton", "reference"])
+    sizes = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    return pytest.mark.sampled(pytest.mark.slow(ways(sizes(test))))
 
-    Each variant is a tuple of arguments; the second and later ones have other sizes.
+
+def check_compiles_whole(function, *variants, dynamic):
+    """Compile without a graph break and compare with eager results.
+
+    Each variant is a tuple of arguments; the second and later ones have other sizes, for what is dynamic.
     """
-    for dynamic in (False, True):
-        torch._dynamo.reset()
-        with fresh_cache():  # the caches do not notice that a fake has changed
-            compiled = torch.compile(function, fullgraph=True, dynamic=dynamic)
-            for arguments in variants[: 2 if dynamic else 1]:
-                expected, found = (
-                    tree_leaves(function(*arguments)),
-                    tree_leaves(compiled(*arguments)),
-                )
-                for x, y in zip(expected, found, strict=True):
-                    torch.testing.assert_close(y, x, equal_nan=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic)
+    for arguments in variants if dynamic else variants[:1]:
+        expected, found = (tree_leaves(f(*arguments)) for f in (function, compiled))
+        for x, y in zip(expected, found, strict=True):
+            torch.testing.assert_close(y, x, equal_nan=True)
 
 
 def check_never_silent(call):

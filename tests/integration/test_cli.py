@@ -1,6 +1,7 @@
 """What a person sees: answers, tables, and one line for every mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,16 +159,21 @@ def test_an_unknown_model_and_an_unsupported_one_are_named(capsys, tmp_path):
     assert len(error.strip().splitlines()) == 1
 
 
+def processor_seconds(*command):
+    before = os.times()
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    after = os.times()
+    spent = after.children_user + after.children_system
+    return spent - before.children_user - before.children_system, done.stdout
+
+
 @pytest.mark.model
-@pytest.mark.alone
-def test_the_first_token_comes_within_ten_seconds_of_the_command():
+def test_the_first_token_takes_at_most_three_times_the_librarys_import():
     embedded_model_path()  # warm
-    program = subprocess.Popen(
-        [sys.executable, "-m", "specdec.cli", "generate", "--raw", "Once upon a time", "--max-new-tokens", "1"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        out, _ = program.communicate(timeout=10)
-    finally:
-        program.kill()
+    imported, _ = processor_seconds("-c", "from transformers import LlamaForCausalLM")
+    first, out = processor_seconds(
+        "-m", "specdec.cli", "generate", "--raw", "Once upon a time", "--max-new-tokens", "1"
+    )
     assert out.strip()
+    # Of the processor's time, for others may run beside it.
+    assert first < 3 * imported

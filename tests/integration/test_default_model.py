@@ -17,7 +17,7 @@ from specdec.session import Session, end_tokens
 
 DATA = Path(__file__).parents[1] / "data"
 QUESTIONS = read_questions(DATA / "questions.jsonl")
-pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
 def prompt_of(target, question):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import accept_tree, ancestor_matrix, pack_bits
 from specdec_kernels._ops import ops
 from specdec_kernels.testing.poison import poisoned_empty
@@ -71,12 +71,13 @@ def test_op_is_registered_as_torch_wants(kernel_device):
     check_op(ops.accept_tree, *(torch.stack([x, x], -1)[..., 0] for x in inputs))
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda *inputs: accept_tree(*inputs, impl=impl),
         make_tree("random", 2, 9, 5, kernel_device, vocabulary=10**9),
         make_tree("random", 3, 12, 5, kernel_device, vocabulary=10**9),
+        dynamic=dynamic,
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import beam_step, lm_head_topk
 from specdec_kernels._ops import ops
 from specdec_kernels.beam_step import lm_head_beams
@@ -185,17 +185,19 @@ def test_ops_are_registered_as_torch_wants(kernel_device):
     check_op(ops.lm_head_beams, rows[:, :8], weight[:, 8:], transposed, 4, *none, id_map)
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda *candidates: beam_step(*candidates, 4, impl=impl),
         make_candidates(2, 3, 4, 1, kernel_device),
         make_candidates(3, 4, 5, 1, kernel_device),
+        dynamic=dynamic,
     )
     check_compiles_whole(
         lambda *inputs: lm_head_beams(*inputs, 4, impl=impl),
         make_beams(2, 3, 16, 150, 0, kernel_device),
         make_beams(3, 4, 32, 160, 0, kernel_device),
+        dynamic=dynamic,
     )
 
 

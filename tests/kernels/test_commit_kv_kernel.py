@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import commit_kv
 from specdec_kernels._ops import ops
 
@@ -82,8 +82,8 @@ def test_op_is_registered_as_torch_wants(kernel_device):
     check_op(ops.commit_kv, kv.transpose(3, 4).contiguous().transpose(3, 4), *others)
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     def commit(kv, path, lengths, prefix_lens, cache_rows):
         kv = kv.clone()
         commit_kv(kv, path, lengths, prefix_lens=prefix_lens, cache_rows=cache_rows, impl=impl)
@@ -93,6 +93,7 @@ def test_compiles_whole(impl, kernel_device):
         commit,
         make_inputs(2, 12, 16, torch.float32, 3, kernel_device),
         make_inputs(3, 14, 16, torch.float32, 3, kernel_device),
+        dynamic=dynamic,
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from coupled_problems import make_candidates
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import coupled_log_probs
 from specdec_kernels._ops import ops
 
@@ -16,15 +16,18 @@ def test_op_is_registered_as_torch_wants(kernel_device):
     check_op(ops.coupled_log_probs, *rows[:2], -(2**62), *rows[2:], 0.7, 1.0)
 
 
-@pytest.mark.parametrize("impl", ["triton", pytest.param("reference", marks=pytest.mark.slow)])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     def couple(log_probs, ids, streams, positions):
         key = {"seed": 2**64 - 5, "streams": streams, "positions": positions}
         return coupled_log_probs(log_probs, ids, **key, temperature=0.8, sharpness=1.5, impl=impl)
 
     check_compiles_whole(
-        couple, make_candidates(2, 3, 9, 1, kernel_device), make_candidates(3, 4, 33, 2, kernel_device)
-    )  # fmt: skip
+        couple,
+        make_candidates(2, 3, 9, 1, kernel_device),
+        make_candidates(3, 4, 33, 2, kernel_device),
+        dynamic=dynamic,
+    )
 
 
 def test_bad_arguments_are_named(kernel_device):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import silu
 
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import RecurrentDraftStep
 from specdec_kernels._ops import ops
 from specdec_kernels.draft_step import DraftStepWeights, draft_step
@@ -247,12 +247,13 @@ def test_op_is_registered_as_torch_wants(exit_dim, blocks, rnn, kernel_device):
     check_op(ops.draft_step, *flat((*apart, *map_tensors(sliced, tuple(numbers)))))
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda *inputs: draft_step(*inputs, embed_scale=1.5, impl=impl),
         make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device),
         make_inputs(3, 5, 8, dtype=torch.float32, device=kernel_device, parents_width=4),
+        dynamic=dynamic,
     )
 
 

@@ -9,7 +9,7 @@ from early_exit_steps import (
     make_step,
     run,
 )
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import EarlyExitAdapter, LMHeadTopK
 from specdec_kernels._ops import ops
 from specdec_kernels.early_exit import early_exit_step
@@ -117,9 +117,8 @@ def test_op_is_registered_as_torch_wants(kernel_device):
     check_op(ops.early_exit_step, *flat(step))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     def step(
         hidden, k_cache, v_cache, prefix_lens, positions, stopped, tokens, confidence, *others
     ):
@@ -147,6 +146,7 @@ def test_compiles_whole(impl, kernel_device):
                 apart(make_step(batch=3, slots=7, device=kernel_device)),
             )
         ),
+        dynamic=dynamic,
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from head_problems import DTYPES, make_head, run
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import LMHeadTopK, lm_head_confidence, lm_head_topk
 from specdec_kernels._ops import ops
 from specdec_kernels.testing.poison import poisoned_empty
@@ -67,23 +67,27 @@ def test_op_is_registered_as_torch_wants(kernel_device):
     )
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda hidden, weight: lm_head_topk(hidden, weight, 2, softcap=3.0, impl=impl),
         make_head(3, 32, 140, torch.float32, 15, kernel_device),
         make_head(5, 48, 150, torch.float32, 16, kernel_device),
+        dynamic=dynamic,
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @torch.no_grad()
-def test_the_module_compiles_whole(kernel_device):
+def test_the_module_compiles_whole(dynamic, kernel_device):
     linear = nn.Linear(32, 140, device=kernel_device)
     head = LMHeadTopK(linear, impl="triton")
     check_compiles_whole(
         lambda hidden: head(hidden, 2),
         make_head(3, 32, 1, torch.float32, 15, kernel_device)[:1],
         make_head(5, 32, 1, torch.float32, 16, kernel_device)[:1],
+        dynamic=dynamic,
     )
 
 

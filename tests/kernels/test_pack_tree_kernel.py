@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import beam_parents, pack_beams, pack_tree
 from specdec_kernels._ops import ops
 from specdec_kernels.testing.poison import poisoned_empty
@@ -206,12 +206,13 @@ def test_op_is_registered_as_torch_wants(kernel_device):
     check_op(ops.pack_tree, *(x.mT.contiguous().mT if x.ndim > 1 else x for x in tensors), 9, 4, 9)
 
 
-@pytest.mark.parametrize("impl", ["triton", pytest.param("reference", marks=pytest.mark.slow)])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda *tensors: tuple(pack(tensors, impl, capacity=9, max_depth=1, width=9)),
         make_proposals("random", 2, 20, 5, kernel_device),
         make_proposals("random", 3, 23, 5, kernel_device),
+        dynamic=dynamic,
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from pick_problems import make_logits
 from specdec_kernels import pick_tokens
 from specdec_kernels._ops import ops
@@ -16,14 +16,17 @@ def test_op_is_registered_as_torch_wants(kernel_device):
     check_op(ops.pick_tokens, halves, 2**62, streams[::2], positions[::2], 0.7, None, 0.9)
 
 
-@pytest.mark.parametrize("impl", ["triton", pytest.param("reference", marks=pytest.mark.slow)])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     def pick(logits, streams, positions):
         key = {"seed": 2**64 - 5, "streams": streams, "positions": positions}
         return pick_tokens(logits, **key, temperature=0.8, top_k=9, top_p=0.9, impl=impl)
 
     check_compiles_whole(
-        pick, make_logits(3, 140, 1, kernel_device), make_logits(5, 150, 2, kernel_device)
+        pick,
+        make_logits(3, 140, 1, kernel_device),
+        make_logits(5, 150, 2, kernel_device),
+        dynamic=dynamic,
     )
 
 

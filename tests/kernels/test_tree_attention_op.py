@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention_problems import make_problem, with_shared
-from ladder import check_compiles_whole, check_never_silent, check_op
+from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import tree_attention
 from specdec_kernels._ops import ops
 from specdec_kernels.tree_attention import TreeAttention, tree_attention_lse
@@ -42,8 +42,8 @@ def test_ops_are_registered_as_torch_wants(shared, kernel_device):
     )
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_compiles_whole(impl, kernel_device):
+@every_way
+def test_compiles_whole(impl, dynamic, kernel_device):
     module = TreeAttention(scale=0.3, window=20, split_policy="fixed", impl=impl)
 
     def attend(q, k, v, tree):
@@ -53,7 +53,7 @@ def test_compiles_whole(impl, kernel_device):
         make_problem(kernel_device, "random", prefixes, nodes, (2, 1), 16)
         for prefixes, nodes in (((9, 30), 5), ((9, 30, 7), 8))
     ]
-    check_compiles_whole(attend, *((x.q, x.k, x.v, x.tree) for x in variants))
+    check_compiles_whole(attend, *((x.q, x.k, x.v, x.tree) for x in variants), dynamic=dynamic)
 
 
 def test_the_module_is_the_function(kernel_device):

@@ -74,7 +74,7 @@ def test_what_a_killed_process_left_is_cleared_away(cache, monkeypatch):
     assert others.exists()  # perhaps of a process that is not done
 
 
-def _child(folder: str, log: str) -> None:
+def _child(folder: str, log: str, together) -> None:
     models._cache = lambda: Path(folder) / "specdec"
 
     def slow_fetch(name, scratch):
@@ -84,17 +84,18 @@ def _child(folder: str, log: str) -> None:
         return _fetch(name, scratch)
 
     models._fetch, models._convert = slow_fetch, _convert
+    together.wait()
     models.embedded_model_path()
 
 
 def test_two_processes_at_once_fetch_once(tmp_path):
     context = multiprocessing.get_context("fork")
-    arguments = (str(tmp_path / "cache"), str(tmp_path / "log"))
+    arguments = (str(tmp_path / "cache"), str(tmp_path / "log"), context.Barrier(2))
     children = [context.Process(target=_child, args=arguments) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join()
         assert child.exitcode == 0
     assert (tmp_path / "log").read_text() == "fetch\n"
 
