@@ -118,7 +118,10 @@ def describe(versions: dict[str, str]) -> str:
 def main(name: str) -> None:
     versions = {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
     others = unlike_pins()
-    print(f"== {name}: {describe(versions)}; unlike the pins: {describe(others) or 'none'}", flush=True)
+    print(
+        f"== {name}: {describe(versions)}; unlike the pins: {describe(others) or 'none'}",
+        flush=True,
+    )
     with TemporaryDirectory() as folder:
         kernels = compile_covering(Path(folder))
         tests, broken = run_tests(Path(folder))
