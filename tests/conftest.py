@@ -78,6 +78,12 @@ def spent():
 
 
 @pytest.fixture(scope="session")
+def whole(request):
+    """Whether all cases are asked for, in tests that choose among theirs themselves."""
+    return request.config.getoption("--all")
+
+
+@pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory):
     """A folder that all workers of this run share, and no other run."""
     own = tmp_path_factory.getbasetemp()

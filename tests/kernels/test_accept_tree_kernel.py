@@ -42,6 +42,7 @@ def assert_same(inputs):
         assert torch.equal(x, y)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("nodes", [1, 2, 63, 64, 65, 128, 256])
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernel_equals_reference(kind, nodes, kernel_device):

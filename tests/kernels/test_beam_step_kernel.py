@@ -91,6 +91,7 @@ def assert_same_beams(hidden, weight, scores, width, **options):
     torch.testing.assert_close(found.scores, expected.scores)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("batch", "beams", "size", "vocabulary", "width"),

@@ -33,6 +33,7 @@ def assert_same(kv, path, lengths, prefix_lens, cache_rows):
     assert torch.equal(found.nan_to_num(77), expected.nan_to_num(77))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
 def test_kernel_equals_reference(size, dtype, kernel_device):

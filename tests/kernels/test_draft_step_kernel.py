@@ -94,12 +94,14 @@ SHAPES = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_kernel_is_as_exact_as_the_reference(shape, dtype, kernel_device):
     assert_kernel_is_no_worse(make_inputs(*shape, dtype=dtype, device=kernel_device))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rnn", [True, False])
 @pytest.mark.parametrize(("exit_dim", "blocks"), [(None, 0), (None, 1), (40, 0), (40, 2)])

@@ -34,6 +34,7 @@ def test_the_reference_is_the_mathematics(shape):
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_kernel_is_as_exact_as_the_reference(shape, dtype, kernel_device):

@@ -12,6 +12,7 @@ from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import INTEGER_POISON, poisoned_empty
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("rows", "size", "vocabulary", "k"),
@@ -48,6 +49,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_kernel_is_as_good_as_reference(dtype, options, kernel_device):
@@ -61,6 +63,7 @@ def test_kernel_is_as_good_as_reference(dtype, options, kernel_device):
     assert_as_good(hidden, weight, 7, **options)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("round_to", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_logits_round_to_the_inputs_dtype_and_then_to_the_wanted_one(
@@ -182,6 +185,7 @@ def test_results_repeat_to_the_last_bit(kernel_device):
         assert torch.equal(x, y)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [64, 100])
 def test_rows_may_be_normed_on_the_way(dtype, size, kernel_device):

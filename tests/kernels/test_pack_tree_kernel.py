@@ -60,6 +60,7 @@ def assert_same(tensors, *, capacity, max_depth, wider=0):
         assert torch.equal(x, y), name
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 130])
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernel_equals_reference(kind, count, kernel_device):

@@ -62,6 +62,7 @@ def test_noise_is_the_references_up_to_rounding(kernel_device):
     assert errors[0] <= 2 * errors[1] + torch.finfo(torch.float32).eps
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [1, 5, 511, 512, 513, 2050])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -81,6 +82,7 @@ FILTERS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), FILTERS)
 def test_filtered_picks_are_the_references(dtype, temperature, top_k, top_p, kernel_device):

@@ -15,6 +15,7 @@ from specdec_kernels.testing.trees import KINDS, make_parents
 from specdec_kernels.tree_attention.tiles import _cheapest_splits, choose_splits, choose_tiles
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
 @pytest.mark.parametrize(
     ("nodes", "heads", "size"),
@@ -25,6 +26,7 @@ def test_kernel_is_no_worse_than_reference(nodes, heads, size, dtype, kernel_dev
     assert_right(make_problem(kernel_device, nodes=nodes, heads=heads, size=size, dtype=dtype))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @pytest.mark.parametrize("size", [1, 8, 24, 40, 120])
 def test_heads_of_any_size(size, dtype, kernel_device):
@@ -54,6 +56,7 @@ def test_splits_are_chosen_anew_only_where_there_may_be_more_of_them():
     assert _cheapest_splits.cache_info().misses == 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("nodes", [1, 63, 64, 65, 128, 256])
 @pytest.mark.parametrize("kind", KINDS)
 def test_trees_of_every_kind_and_size(kind, nodes, kernel_device):
@@ -81,6 +84,7 @@ def test_any_tree(kernel_device, kind, prefixes, nodes, heads, window, softcap, 
     )  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("window", [1, 64, 300, 2**40])
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
 def test_windows(policy, window, kernel_device):
@@ -113,6 +117,7 @@ def test_prefixes_at_the_edges_of_splits(prefix, kernel_device):
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("window", [None, 100], ids="window-{}".format)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 def test_fixed_splits_give_the_same_bits_beside_anything(dtype, window, kernel_device):
@@ -138,6 +143,7 @@ def test_runs_repeat_to_the_bit(policy, kernel_device):
         assert torch.equal(x, y)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
 @pytest.mark.parametrize("options", [{}, {"window": 90, "softcap": 3.0}], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)

@@ -18,6 +18,7 @@ def scripted(texts, right, seed=0, nodes=64):
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_is_the_librarys_with_any_drafter_and_batch(family, seed):

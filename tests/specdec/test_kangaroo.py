@@ -131,6 +131,7 @@ def test_rounds_are_the_authors(case, monkeypatch):
         assert follows_the_rule(ours, was["eta"], gamma)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("exit_layer", [1, 2])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.5])
 @pytest.mark.parametrize("family", FAMILIES)

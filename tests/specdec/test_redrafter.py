@@ -216,6 +216,7 @@ def test_text_is_the_librarys_in_every_variant(family):
             assert written.tokens == expected, name
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("batch", [1, 2, 4])
 @pytest.mark.parametrize("width", [1, 2, 7, 64])
 @pytest.mark.parametrize("length", [2, 5, 8])
