@@ -11,6 +11,7 @@ from attention_problems import BF16, FP16, FP32, assert_right, make_problem, wit
 from specdec_kernels import ancestor_matrix, tree_attention
 from specdec_kernels.gpu import INTERPRETER, KNOWN, pretend
 from specdec_kernels.testing.accuracy import assert_no_worse
+from specdec_kernels.testing.poison import poisoned_empty
 from specdec_kernels.testing.trees import KINDS, make_parents
 from specdec_kernels.tree_attention.tiles import _cheapest_splits, choose_splits, choose_tiles
 
@@ -203,6 +204,41 @@ def test_a_tree_is_its_branches_run_as_chains(kernel_device):
         reference = chain.run("reference", tree_attention)
         assert_no_worse(chain.run("triton", tree_attention), reference, exact)
         assert_no_worse(out[:, path], reference, exact)
+
+
+GARBAGE = 77 << 33
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+@pytest.mark.parametrize(
+    ("padding", "processors"), [([0], 1), ([1, 3], 132), ([0, 1, 2, 3], 132), ([0, 1, 2, 3], 1)]
+)
+def test_rows_of_padding_are_zeros_and_change_no_other(
+    padding, processors, shared, impl, kernel_device
+):
+    problem = make_problem(
+        kernel_device, "random", (270, 300, 264, 265), 7, (4, 2), 16, FP32, 9, window=280
+    )
+    if shared:
+        row = int(problem.tree["cache_rows"][2])
+        problem = with_shared(problem, [row, row, row, -1], [100, 100, 90, GARBAGE])
+    tree = {name: x.clone() for name, x in problem.tree.items()}
+    for name, x in tree.items():
+        if not name.startswith("shared"):  # padding may name a prefix that others share
+            x[padding] = -1 if name == "cache_rows" else GARBAGE
+    padded = dataclasses.replace(problem, q=problem.q.clone(), tree=tree)
+    padded.q[padding] = torch.nan
+    others = [row for row in range(4) if row not in padding]
+    with pretend(INTERPRETER._replace(processors=processors)), poisoned_empty():
+        out, lse = padded.run(impl)
+        expected, expected_lse = problem.run(impl)
+    # Of those that share a prefix fewer fill a tile, and a window cuts it elsewhere.
+    same = {} if shared else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(out[others], expected[others], **same)
+    torch.testing.assert_close(lse[others], expected_lse[others], **same)
+    assert (out[padding] == 0).all()
+    assert (lse[padding] == -torch.inf).all()
 
 
 def test_large_scores_stay_finite(kernel_device):

@@ -17,7 +17,7 @@ from ..pick_tokens.device_noise import gumbel, token_bits
 
 
 # A draft's first step has one beam and the others several: one compiled kernel for both.
-@triton.jit(do_not_specialize=["beams", "seed"])
+@triton.jit(do_not_specialize=["beams", "count", "seed"])
 def _coupled_log_probs_kernel(
     log_probs_ptr,
     ids_ptr,
