@@ -59,8 +59,9 @@ def tree_attention(
         window: sliding window in positions; None for none.
         mask: the result of `tree_mask` for these very arguments, for callers that run many layers over one tree
             with the reference; the kernel needs none and does not look at it.
-        split_policy: how the kernel cuts prefixes: "auto" into as few parts as fill the GPU, "fixed" every 256 slots,
-            so that a node's result has the same bits whatever other nodes and rows are beside it.
+        split_policy: how the kernel cuts prefixes: "auto" into as few parts as fill the GPU; "fixed" every 256 slots,
+            beyond 8192 into 32 parts, so that a node's result has the same bits whatever other nodes and rows are
+            beside it and however long its cache is.
         impl: "triton", "reference", or "auto" for what suits the device.
 
     Returns:
