@@ -245,13 +245,13 @@ def decode(make_drafter, make_picker, copies):
         with torch.no_grad():
             picker = make_picker and make_picker(target)
         session = Session(target, make_drafter(target), max_nodes=NODES)
-        for count, new in ((len(PROMPTS), 40), (1, 24)):
+        for count, new in ((len(PROMPTS), 14), (1, 12)):
             stream = session.stream(
                 PROMPTS[:count],
                 max_new_tokens=new,
                 picker=picker,
                 copies=copies,
-                stops=lambda row, text: row == 0 and text.shape[1] > len(PROMPTS[0]) + 9,
+                stops=lambda row, text: row == 0 and text.shape[1] > len(PROMPTS[0]) + 5,
             )
             for _ in stream:
                 pass
