@@ -187,6 +187,8 @@ EDGES = {
             shared=([4, 1, 4, -1], [64, 300, 64, 0]),
             function=tree_attention,
         ),
+        "tiles-63-64-65": attention(prefixes=(63, 64, 65, 127, 128), nodes=3, dtype=FP16),
+        "one-long": attention(prefixes=(1290, 1, 0, 63), nodes=2, dtype=FP16),
         "padding": attention(prefixes=(5, 70, 9), nodes=5, padding=[0, 2]),
         "padding-split-shared": attention(
             prefixes=(600, 300, 70, 65),

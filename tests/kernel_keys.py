@@ -46,8 +46,8 @@ from specdec_kernels.warmup import (
     DecodeShape,
     Draws,
     ExitDraftShape,
-    HeadShape,
     Heads,
+    HeadShape,
 )
 
 ARCH = "sm_90"

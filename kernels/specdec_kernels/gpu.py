@@ -49,7 +49,11 @@ def _cuda(device: torch.device) -> Gpu:
 
     index = torch.cuda.current_device() if device.index is None else device.index
     facts = torch.cuda.get_device_properties(index)
-    arch = facts.gcnArchName.partition(":")[0] if torch.version.hip else f"sm_{facts.major}{facts.minor}"
+    arch = (
+        facts.gcnArchName.partition(":")[0]
+        if torch.version.hip
+        else f"sm_{facts.major}{facts.minor}"
+    )
     # What Triton asks the driver for as well, before it launches.
     return Gpu(arch, facts.multi_processor_count, max_shared_mem(index))
 

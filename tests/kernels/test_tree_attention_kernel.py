@@ -176,7 +176,9 @@ def test_without_scores_every_result_is_an_average_of_what_is_seen(
     kind, window, impl, kernel_device
 ):
     prefixes, nodes = (0, 1, 63, 64, 300), 67
-    problem = make_problem(kernel_device, kind, prefixes, nodes, (2, 1), 16, FP32, 12, window=window)
+    problem = make_problem(
+        kernel_device, kind, prefixes, nodes, (2, 1), 16, FP32, 12, window=window
+    )
     nothing = {"q": torch.zeros_like(problem.q), "k": torch.zeros_like(problem.k)}
     problem = dataclasses.replace(problem, **nothing)
     out, lse = problem.run(impl)

@@ -15,7 +15,7 @@ from specdec_kernels.testing.accesses import recorded_accesses, unavailable
 from specdec_kernels.testing.aot import Key
 from specdec_kernels.testing.cases import __path__ as cases
 from specdec_kernels.testing.poison import filled_empty
-from specdec_kernels.warmup import BeamDraftShape, Draws, ExitDraftShape, HeadShape, Heads
+from specdec_kernels.warmup import BeamDraftShape, Draws, ExitDraftShape, Heads, HeadShape
 
 SCRIPT = Path(__file__).parents[1] / "kernel_keys.py"
 OPS = {path.stem for path in Path(*cases).glob("[!_]*.py")}

@@ -139,13 +139,13 @@ def early_exit_step_reference(
     written = ~stopped if appends is None else ~stopped | appends
     written = written & (prefix_lens >= 0) & (prefix_lens < slots)
     slot = prefix_lens.clamp(0, slots - 1)
-    rows = torch.arange(batch, device=hidden.device) if cache_rows is None else cache_rows
-    idle, like = stopped, slice(None)
+    rows = own = torch.arange(batch, device=hidden.device)
+    idle = stopped
+    like: Tensor | slice = slice(None)
     if cache_rows is not None:
         there = cache_rows >= 0
-        idle, written = stopped | ~there, written & there
+        rows, idle, written = cache_rows, stopped | ~there, written & there
         # Rows of padding write what the first other row does: the same numbers come to the same places twice.
-        own = torch.arange(batch, device=hidden.device)
         like = torch.where(there, own, there.long().argmax())
     to, at = rows[like], slot[like]
     for cache, new in ((k_cache, k), (v_cache, v)):

@@ -64,8 +64,11 @@ def _tree_attention_kernel(
     i_g = tl.program_id(0) // tiles % (HEADS // GROUP)
     i_b = (tl.program_id(0) // tiles // (HEADS // GROUP)).to(tl.int64)
 
-    prefix = tl.load(prefix_ptr + i_b).to(tl.int32)
-    begin = own_prefix(prefix, shared_prefix(shared_rows_ptr, shared_lens_ptr, i_b), window)
+    # A row of padding has no prefix, and none of its nodes is seen: what it writes are zeros.
+    row = cache_row(cache_rows_ptr, i_b)
+    prefix = tl.where(row < 0, 0, tl.load(prefix_ptr + i_b)).to(tl.int32)
+    shared = shared_prefix(shared_rows_ptr, shared_lens_ptr, i_b)
+    begin = own_prefix(prefix, tl.minimum(shared, prefix), window)
     chunk = tokens_per_split(prefix - begin, splits)
     start = begin + i_split * chunk
     if (i_split > 0) & (start >= prefix):
@@ -77,16 +80,6 @@ def _tree_attention_kernel(
     o_r = tl.minimum(o_r, rows - 1)  # rows beyond the last repeat it
     node, head = o_r // GROUP, i_g * GROUP + o_r % GROUP
     tree = i_b * nodes
-    o_rows = (tree + node) * HEADS + head
-    row = cache_row(cache_rows_ptr, i_b)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    if row < 0:
-        if partial_ptr is None:
-            nothing = tl.full([BLOCK_M], float("-inf"), tl.float32)
-            store_result(out_ptr, lse_ptr, acc, nothing, o_rows, m_r, D, BLOCK_D)
-        return
-
     o_d = tl.arange(0, BLOCK_D)
     q_rows = q_ptr + i_b * stride_qb + node.to(tl.int64) * stride_qn + head.to(tl.int64) * stride_qh
     q = tl.load(q_rows[:, None] + o_d[None, :], mask=(o_d < D)[None, :], other=0.0)
@@ -98,22 +91,24 @@ def _tree_attention_kernel(
         edges = prefix + tl.load(depth_ptr + tree + node).to(tl.int32) - window + 1
     inner, factor = score_factors(scale, softcap, CAPPED)
     top = tl.full([BLOCK_M], FLOOR, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     # The last split goes on with the tree. Parents precede children: no row sees a node behind this tile's last one.
-    seen = tl.where(stop == prefix, tl.max(node) + 1, 0)
+    seen = tl.where((stop == prefix) & (row >= 0), tl.max(node) + 1, 0)
     sets = ancestors_ptr + (tree + node) * tl.cdiv(nodes, 64)
     acc, top, total = attend(
         acc, top, total, q, k_ptr, v_ptr, stride_ks, stride_vs, start, stop, edges,
         sets, depth_ptr + tree, seen, inner, factor, D, BLOCK_N, BLOCK_D, CAPPED, WINDOWED, FIXED,
     )  # fmt: skip
 
+    o_rows = (tree + node) * HEADS + head
     if partial_ptr is not None:
         part = shared_splits + i_split
         store_partial(
             partial_ptr, stats_ptr, acc, top, total, part, o_rows, m_r, rows_of_all, D, BLOCK_D
         )
     else:
-        lse = (top + tl.log2(total)) / LOG2_E
-        store_result(out_ptr, lse_ptr, acc / total[:, None], lse, o_rows, m_r, D, BLOCK_D)
+        store_result(out_ptr, lse_ptr, acc, top, total, o_rows, m_r, D, BLOCK_D)
 
 
 def launch_tree_attention(*arguments: Any) -> Tensor:
@@ -220,6 +215,6 @@ def _launch(
             {**constants, **shared_tiles.options()},
         )  # fmt: skip
     if partial is not None and stats is not None:
-        trees = (prefix_lens, cache_rows, shared_rows, shared_lens)
-        launch_merge(partial, stats, out, lse, trees, window, shared_splits)
+        rows_of_trees = (prefix_lens, cache_rows, shared_rows, shared_lens)
+        launch_merge(partial, stats, out, lse, rows_of_trees, window, shared_splits)
     return out, lse

@@ -151,12 +151,16 @@ def attend(acc, top, total, q, k_ptr, v_ptr, stride_k, stride_v, start, stop, ed
 
 
 @triton.jit
-def store_result(out_ptr, lse_ptr, out, lse, o_rows, m_rows, D: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Write results in `[rows, D]` and `[rows]`."""
+def store_result(out_ptr, lse_ptr, acc, top, total, o_rows, m_rows, D: tl.constexpr,
+                 BLOCK_D: tl.constexpr):  # fmt: skip
+    """Write results in `[rows, D]` and `[rows]`: zeros and -inf where nothing was seen."""
     o_d = tl.arange(0, BLOCK_D)
+    some = tl.where(total == 0, 1.0, total)
     m_rd = m_rows[:, None] & (o_d < D)[None, :]
-    tl.store(out_ptr + o_rows[:, None] * D + o_d[None, :], out.to(out_ptr.dtype.element_ty), mask=m_rd)  # fmt: skip
+    out = (acc / some[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + o_rows[:, None] * D + o_d[None, :], out, mask=m_rd)
     if lse_ptr is not None:
+        lse = tl.where(total == 0, float("-inf"), (top + tl.log2(some)) / LOG2_E)
         tl.store(lse_ptr + o_rows, lse, mask=m_rows)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from .launches import reachable
-from .shape import BeamDraftShape, DecodeShape, Draws, ExitDraftShape, HeadShape, Heads
+from .shape import BeamDraftShape, DecodeShape, Draws, ExitDraftShape, Heads, HeadShape
 
 __all__ = [
     "BeamDraftShape",

@@ -27,7 +27,7 @@ from ..lm_head import lm_head_topk
 from ..pack_tree import pack_tree
 from ..pick_tokens import pick_tokens
 from ..tree_attention import tree_attention
-from .shape import BeamDraftShape, DecodeShape, Draws, ExitDraftShape, HeadShape, Heads
+from .shape import BeamDraftShape, DecodeShape, Draws, ExitDraftShape, Heads, HeadShape
 
 Launch = tuple[str, Callable[[], Any]]
 Size = TypeVar("Size")
@@ -60,7 +60,8 @@ class _Inputs:
 
     def table(self, *shape: int) -> Tensor:
         """Make what is large, with strides of the kind that it has: a multiple of 16 becomes 0, another number 3."""
-        strides, step = [], 1
+        strides: list[int] = []
+        step = 1
         for n in reversed(shape):
             strides.insert(0, 1 if step == 1 else 3 if step % 16 else 0)
             step *= n
@@ -169,11 +170,9 @@ def _trees(shape: DecodeShape, inputs: _Inputs) -> Iterator[Launch]:
     for count in _distinct(range(1, shape.proposals + 1), packing):
         entry = inputs.ids(1, count)
         scores, valid = (inputs.floats(1, count, dtype=x) for x in (torch.float32, torch.bool))
-        options = {"capacity": shape.nodes, "max_depth": shape.nodes, "row_depth": row}
-        yield (
-            "pack_tree",
-            partial(pack_tree, row, entry, entry, scores, source=entry, valid=valid, **options),
-        )
+        pack = partial(pack_tree, row, entry, entry, scores, source=entry, valid=valid)
+        most = shape.nodes
+        yield "pack_tree", partial(pack, capacity=most, max_depth=most, row_depth=row)
     caches = [inputs.cache(shape, shape.heads, shape.layers)]
     if shape.early_exit is not None:
         caches.append(inputs.cache(shape, shape.early_exit.heads))
@@ -252,8 +251,15 @@ def _next_beams(inputs: _Inputs, beams: BeamDraftShape, rows: int, width: int) -
     top = lm_head_topk(hidden.flatten(0, 1), weight, count, **options)
     log_probs, ids = (x.unflatten(0, (rows, width)) for x in (top.log_probs, top.ids))
     if beams.coupled:
-        key = {"seed": 0, "streams": inputs.ids(rows), "positions": inputs.ids(rows)}
-        log_probs = coupled_log_probs(log_probs, ids, **key, temperature=1.0, sharpness=1.0)
+        log_probs = coupled_log_probs(
+            log_probs,
+            ids,
+            seed=0,
+            streams=inputs.ids(rows),
+            positions=inputs.ids(rows),
+            temperature=1.0,
+            sharpness=1.0,
+        )
     kept = min(beams.beam_width, head.vocabulary)
     log_probs, ids = (x[..., :kept].contiguous() for x in (log_probs, ids))
     beam_step(scores, log_probs, ids, beams.beam_width)
