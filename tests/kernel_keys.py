@@ -266,9 +266,24 @@ def warm_up(copies, changes):
         warmup(shape, CUDA)
 
 
+def spoiled():
+    """Look for the keys of a kernel that takes a number of nodes into account."""
+    from specdec_kernels.accept_tree.kernel import _accept_tree_kernel as kernel
+
+    (nodes,) = (parameter for parameter in kernel.params if parameter.name == "nodes")
+    kernel.device_caches.clear()
+    nodes.do_not_specialize = False
+    try:
+        return launch_keys(ARCH, sweep_accept_tree)
+    finally:
+        kernel.device_caches.clear()
+        nodes.do_not_specialize = True
+
+
 def main(path):
     torch.manual_seed(0)
     found = {name: launch_keys(ARCH, sweep) for name, sweep in SWEEPS.items()}
+    found["spoiled"] = spoiled()
     for name, (make_drafter, make_picker, copies, changes) in DECODES.items():
         found[f"decode {name}"] = launch_keys(ARCH, lambda: decode(make_drafter, make_picker, copies))  # noqa: B023  # fmt: skip
         found[f"warm-up {name}"] = launch_keys(ARCH, lambda: warm_up(copies, changes))  # noqa: B023

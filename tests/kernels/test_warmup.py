@@ -1,6 +1,7 @@
 """Few things are compiled, whatever sizes come, and warm-up compiles all of them beforehand."""
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -37,12 +38,24 @@ def found(tmp_path_factory):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("op", sorted(OPS))
 def test_sizes_that_vary_change_nothing_but_tiles(op, found):
-    kinds = defaultdict(set)
-    for key in found[op]:
-        kinds[key.kernel, key.constants, key.options].add(key.arguments)
-    assert kinds
-    for (kernel, constants, _), arguments in kinds.items():
+    assert found[op]
+    for (kernel, constants, _), arguments in kinds_of(found[op]).items():
         assert len(arguments) == 1, f"{kernel} ({constants}): {arguments}"
+
+
+def kinds_of(keys):
+    """What is assumed of arguments, for each kernel, its constants and options."""
+    kinds = defaultdict(set)
+    for key in keys:
+        kinds[key.kernel, key.constants, key.options].add(key.arguments)
+    return kinds
+
+
+@pytest.mark.slow
+def test_a_size_that_is_taken_into_account_is_seen(found):
+    (arguments,) = kinds_of(found["spoiled"]).values()
+    kinds = {re.search(r"nodes=([^,]*)", each)[1] for each in arguments}
+    assert kinds == {"constexpr 1", "i32 D", "i32 "}
 
 
 @pytest.mark.slow

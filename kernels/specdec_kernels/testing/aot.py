@@ -97,13 +97,14 @@ def launch_keys(arch: str, launch: Callable[[], Any]) -> Counter[Key]:
         # As `JITFunction.run` does.
         *_, bind = kernel.device_caches[arch]
         _, kinds, options = bind(*args, **{"debug": kernel.debug, **kwargs})
-        named = list(zip((parameter.name for parameter in kernel.params), kinds, strict=True))
-        constants, others = (
-            ", ".join(f"{name}={kind[1]}" if constant else f"{name}={kind}" for name, kind in named
-                      if (kind[0] == "constexpr") == constant)
-            for constant in (True, False)
-        )  # fmt: skip
-        keys[Key(kernel.fn.__name__, constants, others, str(options))] += 1
+        constants, others = [], []
+        for parameter, (kind, value) in zip(kernel.params, kinds, strict=True):
+            # What is 1 or None becomes a constant too; None is a choice of the caller's, like a tile's size.
+            if parameter.is_constexpr or (kind == "constexpr" and value is None):
+                constants.append(f"{parameter.name}={value}")
+            else:
+                others.append(f"{parameter.name}={kind} {value}")
+        keys[Key(kernel.fn.__name__, ", ".join(constants), ", ".join(others), str(options))] += 1
 
     _refuse_interpreter()
     with _launches_through(arch, note), pretend(KNOWN[arch]):
