@@ -21,7 +21,6 @@ from torch import Tensor
 from ..gpu import gpu_of
 from .loops import (
     FLOOR,
-    LOG2_E,
     attend,
     cache_row,
     own_prefix,
