@@ -189,7 +189,8 @@ class Walk:
             )
             found = children.any(1) & walking
             if self.end_tokens is not None:
-                found &= ~torch.isin(tokens, self.end_tokens)
+                # Not `isin`, which sorts many end tokens and lets the host wait for them.
+                found &= (tokens[:, None] != self.end_tokens).all(1)
             if watched:
                 places, children = places[found], children[found]
                 if not len(places):

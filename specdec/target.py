@@ -21,6 +21,7 @@ from specdec_kernels.dispatch import Impl
 from .attention import ATTENTION
 from .cache import CACHE_NAME, CACHE_NAMES, Rows, TreeCache
 from .decoder_parts import find_parts, position_limit
+from .full_precision import full_precision_sums
 from .locks import lock_of
 from .model_state import ModelState, check_mode, check_placement, check_plain
 from .packed_linear import PackedLinear, pack_linears
@@ -207,7 +208,8 @@ class Target:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the head to normed `[..., E]`, with the model's own scaling of logits."""
-        logits: Tensor = self.parts.head(hidden)
+        with full_precision_sums(self.device):
+            logits: Tensor = self.parts.head(hidden)
         if (scale := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
             logits = logits * scale
         if (divisor := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
@@ -371,7 +373,7 @@ class Target:
     @contextmanager
     def _tree_attention(self) -> Iterator[None]:
         """Let the layers attend through us for the length of a pass; passes of other threads wait."""
-        with lock_of(self.model):
+        with lock_of(self.model), full_precision_sums(self.device):
             before = self.config._attn_implementation
             try:
                 self.config._attn_implementation = ATTENTION

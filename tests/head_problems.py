@@ -61,3 +61,22 @@ def assert_as_good(hidden, weight, k, **options):
     scale = (exact + exact_logsumexp[:, None]).abs().amax()
     assert ((ours - theirs).abs() <= 2 * rounding * scale).all()
     assert all(len(set(row)) == k for row in found.ids.tolist())
+
+
+def extreme_logits(size):
+    """Rows that no model should give, by name; with zeros for weights they are a bias."""
+    inf, nan = torch.inf, torch.nan
+    some = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([size // 3, size // 2, size - 1])
+    rows = {name: some.clone() for name in ("one-nan", "nans", "one-inf", "infs", "both")}
+    rows["one-nan"][places[1]] = nan
+    rows["nans"][places] = nan
+    rows["one-inf"][places[1]] = inf
+    rows["infs"][places] = inf
+    rows["both"][places] = torch.tensor([inf, nan, inf])
+    rows["nothing"] = torch.full((size,), -inf)
+    rows["nothing-but-one"] = rows["nothing"].clone().index_fill(0, places[1:2], 3.0)
+    rows["nothing-and-nan"] = rows["nothing"].clone().index_fill(0, places[1:2], nan)
+    rows["nothing-and-inf"] = rows["nothing"].clone().index_fill(0, places[1:2], inf)
+    rows["nan-alone"] = torch.full((size,), nan)
+    return rows

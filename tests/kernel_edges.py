@@ -30,7 +30,14 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def attention(function=tree_attention_lse, shared=None, **options):
+def pad(arguments, padding, rows):
+    """Make some rows padding: -1 by name, and garbage all around."""
+    for name, x in arguments.items():
+        if len(padding) and x is not None and not name.startswith("shared"):
+            x[padding] = -1 if name == rows else 1 << 40
+
+
+def attention(function=tree_attention_lse, shared=None, padding=(), **options):
     def call():
         problem = make_problem("cpu", **{"heads": (4, 2), "size": 16, **options})
         if shared:
@@ -38,12 +45,13 @@ def attention(function=tree_attention_lse, shared=None, **options):
         # No slot behind the longest row's last node.
         slots = int(problem.tree["prefix_lens"].max()) + problem.q.shape[1]
         problem.k, problem.v = problem.k[:, :, :slots], problem.v[:, :, :slots]
+        pad(problem.tree, padding, "cache_rows")
         problem.run("triton", function)
 
     return call
 
 
-def commit(nodes, prefixes, lengths, size=16):
+def commit(nodes, prefixes, lengths, size=16, padding=()):
     def call():
         batch, slots = len(prefixes), max(prefixes) + nodes
         kv = torch.randn(2, 2, batch + 1, 2, slots, size, generator=generator())
@@ -54,10 +62,10 @@ def commit(nodes, prefixes, lengths, size=16):
             path[row, : length + 1] = torch.arange(length + 1) + nodes - 1 - length
             path[row, 0] = 0
         rows = torch.arange(batch).flip(0) + 1
-        prefixes_, lengths_ = torch.tensor(prefixes), torch.tensor(lengths)
-        commit_kv(
-            kv, path, lengths_, prefix_lens=prefixes_, cache_rows=rows, impl="triton"
-        )  # fmt: skip
+        lengths_ = torch.tensor(lengths)
+        where = {"prefix_lens": torch.tensor(prefixes), "cache_rows": rows}
+        pad({"path": path, "lengths": lengths_, **where}, padding, "cache_rows")
+        commit_kv(kv, path, lengths_, **where, impl="triton")
 
     return call
 
@@ -144,12 +152,13 @@ def draft(batch, width, size, out, blocks, dtype=FP32, rnn=True):
     return call
 
 
-def early_exit(shape, prefixes, stopped, appends=None, dtype=FP32):
+def early_exit(shape, prefixes, stopped, appends=None, dtype=FP32, padding=()):
     def call():
         step = make_step(SHAPES[shape], batch=len(prefixes), slots=max(prefixes) + 1, dtype=dtype)
         step["prefix_lens"] = torch.tensor(prefixes)
         step["stopped"] = torch.tensor(stopped)
         step["appends"] = None if appends is None else torch.tensor(appends)
+        pad({name: step[name] for name in ("prefix_lens", "cache_rows")}, padding, "cache_rows")
         early_exit_step(**step, impl="triton")
 
     return call
@@ -178,16 +187,27 @@ EDGES = {
             shared=([4, 1, 4, -1], [64, 300, 64, 0]),
             function=tree_attention,
         ),
+        "tiles-63-64-65": attention(prefixes=(63, 64, 65, 127, 128), nodes=3, dtype=FP16),
+        "one-long": attention(prefixes=(1290, 1, 0, 63), nodes=2, dtype=FP16),
+        "padding": attention(prefixes=(5, 70, 9), nodes=5, padding=[0, 2]),
+        "padding-split-shared": attention(
+            prefixes=(600, 300, 70, 65),
+            shared=([4, 4, 4, -1], [64, 64, 64, 0]),
+            padding=[1, 3],
+            window=500,
+        ),
     },
     "commit_kv": {
         "empty-N2": commit(2, [0], [1]),
         "empty-N256-one": commit(256, [0], [1]),
         "full-N256-all": commit(256, [3], [255]),
         "full-ragged-D80": commit(20, [0, 40, 7], [0, 11, 19], 80),
+        "padding": commit(20, [0, 40, 7], [3, 11, 19], padding=[0, 2]),
     },
     "accept_tree": {
         "N1": accept(2, 1, [1, 1]),
         "N65-ragged": accept(3, 65, [65, 1, 64]),
+        "padding": accept(3, 5, [0, 3, 0]),
         "N256": accept(1, 256, [256]),
     },
     "pack_tree": {
@@ -224,6 +244,9 @@ EDGES = {
         "empty-and-full": early_exit("E64-H4-G2-D16", [0, 11, 5], [False, False, False]),
         "stopped": early_exit("E63-H3-G1-D32", [3, 300], [True, False], dtype=FP16),
         "appends": early_exit("E130-H2-G2-D80", [2, 9], [True, True], appends=[True, False]),
+        "padding": early_exit(
+            "E64-H4-G2-D16", [2, 9, 4], [False, False, True], appends=[True] * 3, padding=[0, 2]
+        ),
     },
     "pick_tokens": {
         "R1-V1": pick(1, 1),

@@ -14,10 +14,12 @@ from .lm_head import LMHeadTopK, SureToken, TopTokens, lm_head_confidence, lm_he
 from .pack_tree import PackedTree, beam_parents, pack_beams, pack_tree
 from .pick_tokens import gumbel_noise, pick_tokens, vocabulary_noise
 from .tree_attention import TreeAttention, tree_attention, tree_attention_lse, tree_mask
+from .warmup import DecodeShape, warmup
 
 __all__ = [
     "AdapterWeights",
     "Beams",
+    "DecodeShape",
     "DraftStepWeights",
     "EarlyExitAdapter",
     "HeadWeights",
@@ -48,4 +50,5 @@ __all__ = [
     "tree_mask",
     "unpack_bits",
     "vocabulary_noise",
+    "warmup",
 ]

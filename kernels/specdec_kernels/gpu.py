@@ -22,7 +22,7 @@ class Gpu(NamedTuple):
     """Shared memory that one program may use."""
 
 
-# Compute units and limits of the GPUs that kernels are tuned and compiled for ahead of time, and of their next of kin.
+# Compute units and limits of the GPUs that kernels are compiled for ahead of time, and of their next of kin.
 KNOWN = {
     "sm_80": Gpu("sm_80", 108, 163 * 1024),
     "sm_90": Gpu("sm_90", 132, 227 * 1024),
@@ -30,8 +30,6 @@ KNOWN = {
     "sm_103": Gpu("sm_103", 148, 227 * 1024),
     "gfx942": Gpu("gfx942", 304, 64 * 1024),
 }
-# What every other GPU of the last years lets one program use.
-LEAST_SHARED_BYTES = 99 * 1024
 # Few processors, so that small inputs are split as large ones are on a GPU.
 INTERPRETER = Gpu("interpreter", 8, 64 * 1024)
 
@@ -47,12 +45,17 @@ def gpu_of(device: torch.device) -> Gpu:
 
 @cache
 def _cuda(device: torch.device) -> Gpu:
-    facts = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return Gpu(facts.gcnArchName.partition(":")[0], facts.multi_processor_count, 64 * 1024)
-    arch = f"sm_{facts.major}{facts.minor}"
-    shared = KNOWN[arch].shared_bytes if arch in KNOWN else LEAST_SHARED_BYTES
-    return Gpu(arch, facts.multi_processor_count, shared)
+    from triton.compiler.compiler import max_shared_mem
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    facts = torch.cuda.get_device_properties(index)
+    arch = (
+        facts.gcnArchName.partition(":")[0]
+        if torch.version.hip
+        else f"sm_{facts.major}{facts.minor}"
+    )
+    # What Triton asks the driver for as well, before it launches.
+    return Gpu(arch, facts.multi_processor_count, max_shared_mem(index))
 
 
 def pretended() -> bool:

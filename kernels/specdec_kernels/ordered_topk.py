@@ -13,7 +13,7 @@ def ordered_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Take the k largest entries of each row in one fixed order, which `torch.topk` leaves open.
 
     Args:
-        values: `[..., V]` float, without NaN; read by the host, so for CPU and MPS.
+        values: `[..., V]` float, NaN above all numbers; read by the host, so for CPU and MPS.
         k: 1 to V.
 
     Returns:
@@ -27,7 +27,7 @@ def ordered_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         near, at = values.sort(dim=-1, descending=True, stable=True)
         return near[..., :k], at[..., :k]
     near, at = values.topk(min(k + MARGIN, size))
-    if near.shape[-1] < size and bool((near[..., -1] == near[..., k - 1]).any()):
+    if near.shape[-1] < size and not bool((near[..., -1] < near[..., k - 1]).all()):
         near, at = values.sort(
             dim=-1, descending=True, stable=True
         )  # more ties than the margin holds

@@ -186,7 +186,7 @@ def launch_skinny_linear(
         silu: whether SiLU comes before the residual.
         residual: `[R, F]`, or `[R, F - C]` with a context; None for none.
         context: `[B, C]`, the first C columns of the residual of each batch row; None for none.
-        stopped: `[R]` bool, rows that are not computed and stay unwritten; None for none.
+        stopped: `[R]` bool or int64, rows that are not computed and stay unwritten; None for none.
 
     Returns:
         `[R, F]`, contiguous.

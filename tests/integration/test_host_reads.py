@@ -11,6 +11,7 @@ from every_drafter import DRAFTERS, lookup
 from specdec import session
 from specdec.drafters import NoDrafter
 from specdec.metrics import Stopwatch
+from specdec.sampling import Walk
 from specdec.session import Session
 from specdec.target import Target
 from specdec_kernels.gpu import KNOWN
@@ -27,6 +28,7 @@ LOOKS = {
     "tolist": lambda x: x.tolist(),
     "cpu": lambda x: x.cpu(),
     "equal": lambda x: torch.equal(x, x),
+    "isin": lambda x: torch.isin(x, torch.arange(10, device=x.device)),
     "nonzero": lambda x: x.nonzero(),
     "where": lambda x: torch.where(x > 0),
     "mask": lambda x: x[x > 0],
@@ -66,10 +68,18 @@ def rounds_of(launches, make, new_picker=None):
         return launches.count_rounds(target, make(target), new_picker)
 
 
-@pytest.mark.parametrize("how", [None, "drawn", "processed"])
+def walked(target):
+    """Walk with more end tokens than are looked for one by one elsewhere."""
+    return Walk(end_tokens=torch.arange(100, 120, device=target.device))
+
+
+PICKERS = {"likeliest": None, "drawn": "drawn", "processed": "processed", "walked": walked}
+
+
+@pytest.mark.parametrize("how", PICKERS.values(), ids=PICKERS)
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
 def test_the_host_waits_for_a_round_once(launches, make, how):
-    rounds = rounds_of(launches, make, how and getattr(launches, how))
+    rounds = rounds_of(launches, make, getattr(launches, how) if isinstance(how, str) else how)
     assert len(rounds) == launches.ROUNDS
     for counted in rounds:
         assert set(counted) >= STAGES | {"emit"}

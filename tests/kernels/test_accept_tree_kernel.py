@@ -59,6 +59,61 @@ def test_kernel_equals_reference_on_any_tree(kernel_device, kind, batch, nodes, 
     assert_same(make_tree(kind, batch, nodes, seed, kernel_device, vocabulary=10**9))
 
 
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("nodes", [1, 9, 70])
+def test_rows_of_padding_emit_nothing(nodes, impl, kernel_device):
+    inputs = make_tree("random", 4, nodes, 3, kernel_device, vocabulary=10**9)
+    expected = accept_tree(*inputs, impl=impl)
+    padded = [x.clone() for x in inputs]
+    for x in padded:
+        x[[0, 2]] = 1 << 60
+    padded[1][[0, 2]] = -1  # parents are looked up
+    padded[4][[0, 2]] = 0
+    with poisoned_empty():
+        path, lengths, next_tokens = found = accept_tree(*padded, impl=impl)
+    assert (path[[0, 2]] == -1).all()
+    assert lengths[[0, 2]].tolist() == next_tokens[[0, 2]].tolist() == [-1, -1]
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x[[1, 3]], y[[1, 3]])
+
+
+TWINS = {
+    # Parents, tokens, what the target picked after each node; the path.
+    "two-leaves": ([-1, 0, 0], [0, 5, 5], [5, 7, 8], [0, 1]),
+    "first-goes-on": ([-1, 0, 0, 1, 2], [0, 5, 5, 6, 6], [5, 6, 6, 9, 9], [0, 1, 3]),
+    "children-in-other-order": ([-1, 0, 0, 2, 1], [0, 5, 5, 6, 6], [5, 6, 6, 9, 9], [0, 1, 4]),
+    "only-the-second-goes-on": ([-1, 0, 0, 2], [0, 5, 5, 6], [5, 6, 6, 9], [0, 1]),
+    "three-and-two": (
+        [-1, 0, 0, 0, 1, 1, 3], [0, 5, 5, 5, 6, 6, 6], [5, 6, 6, 6, 1, 1, 1], [0, 1, 4],
+    ),
+    "wrong-twins": ([-1, 0, 0, 0], [0, 4, 4, 5], [5, 4, 4, 9], [0, 3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("twins", TWINS.values(), ids=TWINS)
+def test_of_siblings_that_share_a_token_the_first_counts(twins, impl, kernel_device):
+    *columns, expected = twins
+    parents, tokens, picked = (torch.tensor([x], device=kernel_device) for x in columns)
+    sizes = torch.tensor([parents.shape[1]], device=kernel_device)
+    tree = (tokens, parents, depths(parents), pack_bits(ancestor_matrix(parents)), sizes)
+    path, lengths, next_tokens = accept_tree(*tree, picked, impl=impl)
+    assert path[0].tolist() == expected + [-1] * (parents.shape[1] - len(expected))
+    assert lengths.tolist() == [len(expected) - 1]
+    assert next_tokens.tolist() == [picked[0, expected[-1]]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 90), st.integers(0, 10**6))
+def test_kernel_equals_reference_where_siblings_share_tokens(
+    kernel_device, kind, batch, nodes, seed
+):
+    inputs = make_tree(kind, batch, nodes, seed, kernel_device, vocabulary=2)
+    inputs[0] = inputs[0] % 2
+    inputs[4] = torch.where(inputs[4] % 5 == 0, 0, inputs[4])
+    assert_same(inputs)
+
+
 def test_inputs_may_be_slices(kernel_device):
     inputs = make_tree("random", 2, 70, 5, kernel_device, vocabulary=10**9)
     sliced = [torch.stack([x, x], -1)[..., 0] for x in inputs]

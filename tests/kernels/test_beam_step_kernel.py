@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from head_problems import extreme_logits
 from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import beam_step, lm_head_topk
 from specdec_kernels._ops import ops
@@ -172,6 +173,42 @@ def test_nan_beams_have_ids_that_exist(kernel_device):
     assert found.tokens[0].tolist() == [0, 1, 2, 3]
     expected = lm_head_beams(hidden[1:], weight, scores[1:], 4, impl="reference")
     assert torch.equal(found.tokens[1:], expected.tokens)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("name", extreme_logits(1))
+def test_extremes_are_the_references(name, impl, kernel_device):
+    logits = extreme_logits(300)[name].to(kernel_device)
+    hidden = torch.zeros(1, 3, 16, device=kernel_device)
+    weight, scores = torch.zeros(300, 16), torch.tensor([[-3.0, -1.0, -torch.inf]])
+    weight, scores = weight.to(kernel_device), scores.to(kernel_device)
+    found = lm_head_beams(hidden, weight, scores, 7, bias=logits, impl=impl)
+    top = lm_head_topk(hidden[0], weight, 7, bias=logits, impl="reference")
+    one_by_one = beam_step(scores, top.log_probs[None], top.ids[None], 7, impl=impl)
+    for x, y in zip(found, one_by_one, strict=True):
+        torch.testing.assert_close(x, y, equal_nan=True)
+    if name == "nothing":
+        assert found.scores.isneginf().all()
+        assert found.parents.tolist() == [[0] * 7] and found.tokens.tolist() == [list(range(7))]
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_a_beam_without_any_token_gives_way_to_all_others(impl, kernel_device):
+    hidden, weight, scores = make_beams(2, 3, 16, 150, 0, kernel_device)
+    hidden, weight = hidden.abs(), weight.abs()
+    weight[:, 0], hidden[..., 0] = -torch.inf, 1.0  # nothing but -inf,
+    hidden[:, 1:, 0] = 0.0
+    weight_of_others = weight.clone()
+    weight_of_others[:, 0] = 0.0
+    lists = [
+        lm_head_topk(hidden[:, beam], weight if beam == 0 else weight_of_others, 4, impl=impl)
+        for beam in range(3)
+    ]
+    log_probs, ids = (
+        torch.stack([getattr(x, name) for x in lists], 1) for name in ("log_probs", "ids")
+    )
+    found = beam_step(scores, log_probs, ids, 8, impl=impl)
+    assert (found.parents > 0).all() and found.scores.isfinite().all()
 
 
 def test_ops_are_registered_as_torch_wants(kernel_device):

@@ -109,14 +109,16 @@ def linear(rows, features, depth):
 def merge(splits, size):
     partial, stats = torch.zeros(splits, 6, size), torch.zeros(splits, 2, 6)
     out, lse, prefixes = torch.zeros(1, 3, 2, size), torch.zeros(1, 3, 2), torch.tensor([700])
-    return lambda: launch_merge(partial, stats, out, lse, prefixes, None, None, 1 << 20, 0)
+    trees = (prefixes, torch.tensor([0]), None, None)
+    return lambda: launch_merge(partial, stats, out, lse, trees, 1 << 20, 0)
 
 
 def leave(rows, tiles):
     keys, sums = torch.zeros(rows, tiles, 1, dtype=torch.int64), torch.ones(rows, tiles)
     positions, tokens = torch.zeros(2, rows, dtype=torch.int64)
+    idle = torch.zeros_like(positions)
     written = (positions, torch.zeros(rows, dtype=torch.bool), tokens, torch.zeros(rows))
-    return lambda: launch_exit(keys, sums, sums, None, *written, 0.5)
+    return lambda: launch_exit(keys, sums, sums, None, idle, *written, 0.5)
 
 
 PROVEN = {

@@ -46,6 +46,43 @@ def test_kernel_equals_reference_on_any_path(kernel_device, batch, nodes, seed):
     assert_same(*make_inputs(batch, nodes, 4, torch.float32, seed, kernel_device, layers=1))
 
 
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("padding", [[0], [1, 3], [0, 1, 2, 3]], ids=str)
+def test_of_rows_of_padding_nothing_moves(padding, impl, kernel_device):
+    kv, path, lengths, prefix_lens, cache_rows = make_inputs(
+        4, 12, 4, torch.float32, 8, kernel_device, layers=1
+    )
+    expected = kv.clone()
+    others = [row for row in range(4) if row not in padding]
+    options = {"prefix_lens": prefix_lens[others], "cache_rows": cache_rows[others]}
+    if others:
+        commit_kv(expected, path[others], lengths[others], **options, impl=impl)
+        assert not torch.equal(kv, expected)
+    path[padding], lengths[padding] = 1 << 40, 11
+    prefix_lens[padding], cache_rows[padding] = 1 << 40, -1
+
+    def commit(kv):
+        out = kv.clone()
+        options = {"prefix_lens": prefix_lens, "cache_rows": cache_rows}
+        commit_kv(out, path, lengths, **options, impl=impl)
+        return out
+
+    assert torch.equal(commit(kv), expected)
+    # A graph cannot look at lengths.
+    assert torch.equal(torch.compile(commit, backend="eager", fullgraph=True)(kv), expected)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_a_length_below_zero_moves_nothing(impl, kernel_device):
+    kv, path, lengths, prefix_lens, cache_rows = make_inputs(
+        3, 12, 4, torch.float32, 8, kernel_device
+    )
+    lengths[:] = torch.tensor([-1, 0, -1])
+    out = kv.clone()
+    commit_kv(out, path, lengths, prefix_lens=prefix_lens, cache_rows=cache_rows, impl=impl)
+    assert torch.equal(out, kv)
+
+
 def test_a_chain_of_256_nodes_moves_in_place(kernel_device):
     kv, path, lengths, prefix_lens, cache_rows = make_inputs(
         1, 257, 16, torch.float32, 0, kernel_device

@@ -92,6 +92,28 @@ def test_a_row_that_has_stopped_keeps_all_it_has(impl, kernel_device):
             assert torch.equal(found[name][at], (before if stopped[b] else alone)[name][at]), name
 
 
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("padding", [[0], [1, 3], [0, 1, 2, 3]], ids=str)
+def test_of_rows_of_padding_nothing_is_written(padding, impl, kernel_device):
+    step = make_step(batch=4, device=kernel_device)
+    step["stopped"][3] = True
+    step["appends"] = torch.ones_like(step["stopped"])
+    alone = run(step, impl)
+    changed = {name: step[name].clone() for name in ("hidden", "prefix_lens", "cache_rows")}
+    changed["hidden"][padding] = torch.nan
+    changed["prefix_lens"][padding] = 5
+    changed["cache_rows"][padding] = -1
+    found = run(step, impl, **changed)
+    for b in range(4):
+        row = step["cache_rows"][b]
+        for name in WRITTEN:
+            at = row if "cache" in name else b
+            assert torch.equal(found[name][at], (step if b in padding else alone)[name][at]), name
+    unnamed = [row for row in range(6) if row not in step["cache_rows"]]
+    for name in ("k_cache", "v_cache"):
+        assert torch.equal(found[name][unnamed], step[name][unnamed])
+
+
 def test_attention_reads_one_slot_of_a_row_that_has_stopped(kernel_device):
     from specdec_kernels.early_exit.kernel import launch_adapter_qkv
 
@@ -104,7 +126,7 @@ def test_attention_reads_one_slot_of_a_row_that_has_stopped(kernel_device):
             *(step[name] for name in names), None, *step["adapter"][:4], *step["adapter"][6:]
         )
     # A full cache's last slot is the most that is read.
-    assert tree.tolist() == [[4, 0, 8], [1, 1, 1], [0, 0, 0]]
+    assert tree.tolist() == [[4, 0, 8], [1, 1, 1], [0, 0, 0], [0, 1, 0]]
     assert q[1].isnan().all() and not q[0].isnan().any()
 
 
@@ -178,6 +200,26 @@ def test_nan_is_no_confidence(impl, kernel_device):
     hidden[0, 3] = torch.nan
     found = run(step, impl, hidden=hidden, eta=0.0)
     assert found["stopped"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_nothing_is_likely_where_all_logits_are_minus_infinity(impl, kernel_device):
+    bias = torch.full((150,), -torch.inf, device=kernel_device)
+    step = make_step(batch=2, device=kernel_device, bias=bias)
+    found = run(step, impl)
+    assert found["tokens"].tolist() == [0, 0]
+    assert found["confidence"].tolist() == [0, 0]
+    assert found["stopped"].all()
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_an_infinite_logit_is_no_confidence(impl, kernel_device):
+    bias = torch.zeros(150, device=kernel_device)
+    bias[131] = torch.inf
+    found = run(make_step(batch=2, device=kernel_device, bias=bias), impl, eta=0.0)
+    assert found["tokens"].tolist() == [131, 131]
+    assert found["confidence"].isnan().all()
+    assert found["stopped"].all()
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])

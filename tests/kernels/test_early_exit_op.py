@@ -1,7 +1,11 @@
 """The early-exit step as an op: strides, registration, compilation, errors, and the module on top."""
 
+import math
+import re
+
 import pytest
 import torch
+from torch._inductor.utils import fresh_cache, run_and_get_code
 
 from early_exit_steps import (
     WRITTEN,
@@ -148,6 +152,50 @@ def test_compiles_whole(impl, dynamic, kernel_device):
         ),
         dynamic=dynamic,
     )
+
+
+LARGEST = re.compile(r"= empty_strided_\w+\(\(([\d, ]*)\)")
+
+
+@pytest.mark.parametrize(("columns", "steps"), [(12, 1), (9, 3)], ids=["whole", "sliced"])
+def test_a_graph_copies_no_cache_though_both_are_views_of_one(columns, steps, kernel_device):
+    step = make_step(batch=3, device=kernel_device)
+    del step["k_cache"], step["v_cache"]
+    step["prefix_lens"] = step["prefix_lens"] % (columns - steps)
+
+    def draft(kv, positions, stopped, tokens, confidence):
+        keys, values = kv[0][:, :, :columns], kv[1][:, :, :columns]
+        written = {"positions": positions, "stopped": stopped}
+        for i in range(steps):
+            early_exit_step(
+                k_cache=keys, v_cache=values, impl="triton",
+                **{**step, **written, "prefix_lens": step["prefix_lens"] + i, "eta": 0.0},
+                **{"tokens": tokens[:, i], "confidence": confidence[:, i]},
+            )  # fmt: skip
+        return tokens + 1
+
+    def arguments():
+        generator = torch.Generator().manual_seed(1)
+        kv = torch.randn(2, 5, 2, 12, 16, generator=generator).to(kernel_device)
+        tokens = torch.zeros(3, steps, dtype=torch.int64, device=kernel_device)
+        positions, stopped = step["positions"].clone(), step["stopped"].clone()
+        return kv, positions, stopped, tokens, tokens.float()
+
+    expected, found = arguments(), arguments()
+    step.pop("tokens"), step.pop("confidence")
+    draft(*expected)
+    torch._dynamo.reset()
+    with fresh_cache():
+        _, code = run_and_get_code(torch.compile(draft, fullgraph=True), *found)
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)
+    assert not torch.equal(found[0], arguments()[0])
+    sizes = [
+        math.prod(map(int, filter(None, dims.split(", "))))
+        for dims in LARGEST.findall("".join(code))
+    ]
+    half_a_cache = 5 * 2 * columns * 16 // 2
+    assert max(sizes) < half_a_cache
 
 
 def test_bad_arguments_are_named(kernel_device):

@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from head_problems import DTYPES, all_log_probs, assert_as_good, make_head, run
-from specdec_kernels import lm_head_topk
+from head_problems import DTYPES, all_log_probs, assert_as_good, extreme_logits, make_head, run
+from specdec_kernels import lm_head_confidence, lm_head_topk
 from specdec_kernels.early_exit import rms_norm
 from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import INTEGER_POISON, poisoned_empty
@@ -146,6 +146,38 @@ def test_nan_beside_forbidden_tokens_is_not_hidden(kernel_device):
     found = run(hidden, weight, 3, bias=bias)
     assert found.log_probs.isnan().all() and found.logsumexp.isnan().all()
     assert (found.ids[:, 0] == 130).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 20])
+@pytest.mark.parametrize("name", extreme_logits(1))
+def test_extremes_are_the_references(name, k, kernel_device):
+    """Ids, log-probabilities, logsumexp and confidence, also as torch would have them."""
+    logits = extreme_logits(300)[name].to(kernel_device)
+    hidden, weight = torch.zeros(2, 16, device=kernel_device), torch.zeros(300, 16)
+    weight = weight.to(kernel_device)
+    found = run(hidden, weight, k, bias=logits)
+
+    def reference():
+        return lm_head_topk(hidden, weight, k, bias=logits, impl="reference")
+
+    for expected in (reference(), torch.compile(reference, backend="eager", fullgraph=True)()):
+        assert torch.equal(found.ids, expected.ids)
+        torch.testing.assert_close(found.log_probs, expected.log_probs, equal_nan=True)
+        torch.testing.assert_close(found.logsumexp, expected.logsumexp, equal_nan=True)
+    order = sorted(range(300), key=lambda i: (not logits[i].isnan(), -logits[i].nan_to_num(0), i))
+    assert found.ids[0].tolist() == order[:k]
+    if name.startswith("nothing") and not name.endswith(("nan", "inf")):
+        torch.testing.assert_close(found.logsumexp, logits.logsumexp(0).expand(2))
+        certain = torch.where(logits == -torch.inf, 0.0, 1.0)[found.ids]
+        assert torch.equal(found.log_probs.exp(), certain)
+    else:
+        assert found.log_probs.isnan().all() and found.logsumexp.isnan().all()
+    for impl in ("triton", "reference"):
+        sure = lm_head_confidence(hidden, weight, bias=logits, impl=impl)
+        assert torch.equal(sure.tokens, found.ids[:, 0])
+        torch.testing.assert_close(
+            sure.confidence, found.log_probs[:, 0].exp(), equal_nan=True, rtol=1e-6, atol=0
+        )
 
 
 @pytest.mark.parametrize("tile", [0, 1, 1029])

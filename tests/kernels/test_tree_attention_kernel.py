@@ -11,7 +11,9 @@ from attention_problems import BF16, FP16, FP32, assert_right, make_problem, wit
 from specdec_kernels import ancestor_matrix, tree_attention
 from specdec_kernels.gpu import INTERPRETER, KNOWN, pretend
 from specdec_kernels.testing.accuracy import assert_no_worse
+from specdec_kernels.testing.poison import poisoned_empty
 from specdec_kernels.testing.trees import KINDS, make_parents
+from specdec_kernels.tree_attention import tiles
 from specdec_kernels.tree_attention.tiles import _cheapest_splits, choose_splits, choose_tiles
 
 
@@ -43,16 +45,16 @@ def test_heads_of_any_size(size, dtype, kernel_device):
 def test_tiles_fit_little_shared_memory(size, itemsize):
     for kilobytes in (64, 99):
         gpu = KNOWN["sm_80"]._replace(shared_bytes=kilobytes * 1024)
-        tiles = choose_tiles(256, size, itemsize, gpu, "auto")
-        keys_and_values = 2 * (tiles.stages - 1) * tiles.block_n
-        assert size * itemsize * (keys_and_values + tiles.block_m) < gpu.shared_bytes
+        chosen = choose_tiles(256, size, itemsize, gpu, "auto")
+        keys_and_values = 2 * (chosen.stages - 1) * chosen.block_n
+        assert size * itemsize * (keys_and_values + chosen.block_m) < gpu.shared_bytes
 
 
 def test_splits_are_chosen_anew_only_where_there_may_be_more_of_them():
-    tiles, gpu = choose_tiles(64, 128, 2, KNOWN["sm_90"], "auto"), KNOWN["sm_90"]
+    chosen, gpu = choose_tiles(64, 128, 2, KNOWN["sm_90"], "auto"), KNOWN["sm_90"]
     _cheapest_splits.cache_clear()
     for slots in range(4097, 4097 + 256):
-        choose_splits(8, slots, tiles, gpu, "auto")
+        choose_splits(8, slots, chosen, gpu, "auto")
     assert _cheapest_splits.cache_info().misses == 1
 
 
@@ -117,6 +119,79 @@ def test_prefixes_at_the_edges_of_splits(prefix, kernel_device):
     )
 
 
+def spacious(problem, slots):
+    """The same problem in a cache with more slots, all NaN."""
+    k, v = (
+        torch.nn.functional.pad(x, (0, 0, 0, slots), value=torch.nan)
+        for x in (problem.k, problem.v)
+    )
+    return dataclasses.replace(problem, k=k, v=v)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 63, 64, 65, 127, 320, 383])
+def test_prefixes_at_the_edges_of_tiles_whatever_the_cache_holds_beyond(prefix, kernel_device):
+    problem = make_problem(kernel_device, "random", (prefix, 150), 3, (2, 1), 32, FP16, prefix)
+    out, lse = assert_right(problem)
+    for slots in (1, 64):
+        found, found_lse = spacious(problem, slots).run("triton")
+        assert torch.equal(found, out) and torch.equal(found_lse, lse)
+
+
+RAGGED = {"one-long": (1290, *[3] * 7), "one-short": (0, 700, 640, 575), "stairs": (0, 1, 63, 64, 65, 256, 257)}  # fmt: skip
+
+
+@pytest.mark.parametrize("processors", [4, 132])
+@pytest.mark.parametrize("prefixes", RAGGED.values(), ids=RAGGED)
+def test_ragged_batches_in_spacious_caches(prefixes, processors, kernel_device):
+    problem = make_problem(kernel_device, "random", prefixes, 3, (2, 1), 16, FP32, 11)
+    exact = problem.run("reference", dtype=torch.float64)
+    like = problem.run("reference")
+    with pretend(INTERPRETER._replace(processors=processors)), poisoned_empty():
+        found = spacious(problem, 700).run("triton")
+    for x, y, truth in zip(found, like, exact, strict=True):
+        assert_no_worse(x, y, truth)
+
+
+def averages(problem, window=None):
+    """With Q = K = 0 each result is the mean of the values that its node sees; slow, from what the words mean."""
+    tree, nodes = problem.tree, problem.q.shape[1]
+    rows = []
+    for b, prefix in enumerate(tree["prefix_lens"].tolist()):
+        depth = tree["depth"][b].tolist()
+        slots = [(slot, slot) for slot in range(prefix)]  # slot and position
+        for node in range(nodes):
+            words = tree["ancestors"][b, node].tolist()
+            mine = [j for j in range(nodes) if words[j // 64] >> j % 64 & 1]
+            seen = slots + [(prefix + j, prefix + depth[j]) for j in mine]
+            least = prefix + depth[node] - (window or 1 << 40)
+            at = [slot for slot, position in seen if position > least]
+            values = problem.v[tree["cache_rows"][b]][:, at].double().mean(1)
+            rows.append((values, len(at)))
+    group = problem.q.shape[2] // problem.v.shape[1]
+    out = torch.stack([values for values, _ in rows]).repeat_interleave(group, 1)
+    counts = torch.tensor([float(count) for _, count in rows], dtype=torch.float64)
+    return out.unflatten(0, (-1, nodes)), counts.log().view(-1, nodes, 1).to(out.device)
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("window", [None, 1, 70])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_scores_every_result_is_an_average_of_what_is_seen(
+    kind, window, impl, kernel_device
+):
+    prefixes, nodes = (0, 1, 63, 64, 300), 67
+    problem = make_problem(
+        kernel_device, kind, prefixes, nodes, (2, 1), 16, FP32, 12, window=window
+    )
+    nothing = {"q": torch.zeros_like(problem.q), "k": torch.zeros_like(problem.k)}
+    problem = dataclasses.replace(problem, **nothing)
+    out, lse = problem.run(impl)
+    expected, expected_lse = averages(problem, window)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(lse.double(), expected_lse.expand_as(lse), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.sampled
 @pytest.mark.parametrize("window", [None, 100], ids="window-{}".format)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
@@ -134,6 +209,27 @@ def test_fixed_splits_give_the_same_bits_beside_anything(dtype, window, kernel_d
         found, found_lse = part.run("triton")
         assert torch.equal(found, out[rows, :nodes])
         assert torch.equal(found_lse, lse[rows, :nodes])
+
+
+def test_fixed_splits_are_bounded_and_long_prefixes_cut_by_their_own_length(
+    kernel_device, monkeypatch
+):
+    gpu = KNOWN["sm_90"]
+    fixed_tiles = choose_tiles(16, 128, 2, gpu, "fixed")
+    for slots, parts in ((1, 1), (256, 1), (257, 2), (8192, 32), (8193, 32), (131072, 32)):
+        assert choose_splits(1, slots, fixed_tiles, gpu, "fixed") == parts
+    monkeypatch.setattr(tiles, "MOST_FIXED_SPLITS", 2)
+    problem = make_problem(
+        kernel_device, "random", (700, 513, 97, 1200), 5, (1, 1), 16, FP32, 3, split_policy="fixed"
+    )
+    assert_right(problem)
+    out, lse = problem.run("triton")
+    for row, slots in ((0, 705), (1, 518), (2, 102), (2, 600)):  # shorter caches, and no other rows
+        alone = {name: x[row : row + 1] for name, x in problem.tree.items()}
+        q, k, v = problem.q[row : row + 1], problem.k[:, :, :slots], problem.v[:, :, :slots]
+        found, found_lse = dataclasses.replace(problem, q=q, k=k, v=v, tree=alone).run("triton")
+        assert torch.equal(found, out[row : row + 1])
+        assert torch.equal(found_lse, lse[row : row + 1])
 
 
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
@@ -209,6 +305,41 @@ def test_a_tree_is_its_branches_run_as_chains(kernel_device):
         reference = chain.run("reference", tree_attention)
         assert_no_worse(chain.run("triton", tree_attention), reference, exact)
         assert_no_worse(out[:, path], reference, exact)
+
+
+GARBAGE = 77 << 33
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+@pytest.mark.parametrize(
+    ("padding", "processors"), [([0], 1), ([1, 3], 132), ([0, 1, 2, 3], 132), ([0, 1, 2, 3], 1)]
+)
+def test_rows_of_padding_are_zeros_and_change_no_other(
+    padding, processors, shared, impl, kernel_device
+):
+    problem = make_problem(
+        kernel_device, "random", (270, 300, 264, 265), 7, (4, 2), 16, FP32, 9, window=280
+    )
+    if shared:
+        row = int(problem.tree["cache_rows"][2])
+        problem = with_shared(problem, [row, row, row, -1], [100, 100, 90, GARBAGE])
+    tree = {name: x.clone() for name, x in problem.tree.items()}
+    for name, x in tree.items():
+        if not name.startswith("shared"):  # padding may name a prefix that others share
+            x[padding] = -1 if name == "cache_rows" else GARBAGE
+    padded = dataclasses.replace(problem, q=problem.q.clone(), tree=tree)
+    padded.q[padding] = torch.nan
+    others = [row for row in range(4) if row not in padding]
+    with pretend(INTERPRETER._replace(processors=processors)), poisoned_empty():
+        out, lse = padded.run(impl)
+        expected, expected_lse = problem.run(impl)
+    # Of those that share a prefix fewer fill a tile, and a window cuts it elsewhere.
+    same = {} if shared else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(out[others], expected[others], **same)
+    torch.testing.assert_close(lse[others], expected_lse[others], **same)
+    assert (out[padding] == 0).all()
+    assert (lse[padding] == -torch.inf).all()
 
 
 def test_large_scores_stay_finite(kernel_device):

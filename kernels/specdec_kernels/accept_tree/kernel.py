@@ -4,7 +4,8 @@
     wrong     [WORDS]           the nodes that are not right, as bits
     accepted  [BLOCK_N]         (ancestors [BLOCK_N, WORDS] & wrong) == 0 in every word
 
-Accepted nodes form a chain, so a node's place in the path is its depth and the last one has the largest index.
+Accepted nodes form a chain, so a node's place in the path is its depth and the last one has the largest index. Only where
+siblings share a token, as in no tree of `pack_tree`, are there more of them, and a walk from the root takes the first ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ from ..ancestors import WORD
 
 
 @triton.jit
+def _first_chain(right, parents, o_n, BLOCK_N: tl.constexpr):
+    """Walk down from the root, at each node to its first child that is right."""
+    chain = o_n == 0
+    at = tl.min(tl.where(right & (parents == 0) & (o_n > 0), o_n, BLOCK_N))
+    while at < BLOCK_N:
+        chain = chain | (o_n == at)
+        at = tl.min(tl.where(right & (parents == at), o_n, BLOCK_N))
+    return chain
+
+
+@triton.jit(do_not_specialize=["nodes", "words"])
 def _accept_tree_kernel(
     tokens_ptr,
     parents_ptr,
@@ -41,7 +53,7 @@ def _accept_tree_kernel(
     tokens = tl.load(tokens_ptr + first + o_n, mask=m_n, other=0)
     parents = tl.load(parents_ptr + first + o_n, mask=m_n, other=0)
     picked = tl.load(picked_ptr + first + parents, mask=m_n & (parents >= 0), other=0)
-    right = m_n & ((tokens == picked) | (o_n == 0))
+    right = m_n & ((tokens == picked) | (o_n == 0))  # nothing in a row of padding, whose size is 0
 
     # Bits of one word are distinct, so their sum is their union; bit 63 wraps into the sign.
     bit = tl.where(right, 0, 1).to(tl.int64) << (o_n % 64).to(tl.int64)
@@ -53,12 +65,14 @@ def _accept_tree_kernel(
     accepted = right & (tl.sum(((ancestors & wrong[None, :]) != 0).to(tl.int32), 1) == 0)
 
     depth = tl.load(depth_ptr + first + o_n, mask=accepted, other=0)
+    if tl.sum(accepted.to(tl.int64)) > tl.max(tl.where(accepted, depth + 1, 0)):
+        accepted = _first_chain(right, parents, o_n, BLOCK_N)
     length = tl.sum(accepted.to(tl.int64)) - 1
     last = tl.max(tl.where(accepted, o_n, 0))
     tl.store(path_ptr + first + depth, o_n.to(tl.int64), mask=accepted)
     tl.store(path_ptr + first + o_n, -1, mask=(o_n > length) & (o_n < nodes))
     tl.store(lengths_ptr + row, length)
-    tl.store(next_ptr + row, tl.load(picked_ptr + first + last))
+    tl.store(next_ptr + row, tl.load(picked_ptr + first + last, mask=length >= 0, other=-1))
 
 
 def launch_accept_tree(

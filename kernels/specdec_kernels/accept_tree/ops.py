@@ -23,18 +23,19 @@ def accept_tree(
     """Find the longest path that the target agrees with.
 
     Args:
-        tokens: `[B, N]` int64, a deduplicated tree as `pack_tree` makes it: parents come before their children. Up to
-            256 nodes in a kernel.
+        tokens: `[B, N]` int64, a deduplicated tree as `pack_tree` makes it: parents come before their children. Of
+            siblings that share a token only the first counts. Up to 256 nodes in a kernel.
         parents: `[B, N]` int64.
         depth: `[B, N]` int64.
         ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included.
-        sizes: `[B]` int64, nodes at or beyond a row's size are never accepted.
+        sizes: `[B]` int64, nodes at or beyond a row's size are never accepted; 0 for a row of padding.
         picked: `[B, N]` int64, the target's own next token after each node.
         impl: "triton", "reference", or "auto" for what suits the device.
 
     Returns:
         `path [B, N]` int64, the accepted nodes from the root on, -1 padded; `lengths [B]` int64, accepted nodes below
-        the root; `next_tokens [B]` int64, the target's token after the last accepted node.
+        the root; `next_tokens [B]` int64, the target's token after the last accepted node. All are -1 for a row of
+        padding: it emits `lengths + 1` tokens, none.
 
     Raises:
         TypeError: if a tensor is not int64.

@@ -1,7 +1,8 @@
 """Greedy acceptance in a deduplicated tree: a test per node instead of a walk.
 
 A node is right when its token is what the target picked at its parent, and accepted when it and all its ancestors are
-right. No two children of a node share a token, so at most one child is right: the accepted nodes form a chain.
+right. No two children of a node share a token, so at most one child is right: the accepted nodes form a chain. Where
+siblings do share one, only the first of them counts as right, as in a walk.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ def accept_tree_reference(
     """Accept; arguments and results as in `accept_tree`."""
     batch, nodes = tokens.shape
     node = torch.arange(nodes, device=tokens.device)
-    right = (tokens == picked.gather(1, parents.clamp(min=0))) & (node < sizes[:, None])
-    right[:, 0] = True
+    right = ((tokens == picked.gather(1, parents.clamp(min=0))) | (node == 0)) & (
+        node < sizes[:, None]
+    )
+    siblings = (parents[:, :, None] == parents[:, None]) & (node < node[:, None])  # [B, N, N]
+    right &= ~(siblings & right[:, None]).any(-1)
 
     wrong = pack_bits(~right)[:, None]  # [B, 1, words]
-    accepted = ((ancestors & wrong) == 0).all(-1)  # [B, N]
+    accepted = right & ((ancestors & wrong) == 0).all(-1)  # [B, N]
 
     # Depths along a chain are distinct: they are places in the path. The rest goes to a spare slot.
     path = torch.full((batch, nodes + 1), -1, dtype=torch.int64, device=tokens.device)
     path.scatter_(1, torch.where(accepted, depth, nodes), node.expand(batch, -1))
     path = path[:, :nodes]
     lengths = accepted.sum(1) - 1
-    last = path.gather(1, lengths[:, None])
-    return path, lengths, picked.gather(1, last)[:, 0]
+    last = path.gather(1, lengths.clamp(min=0)[:, None])
+    next_tokens = picked.gather(1, last.clamp(min=0))[:, 0]
+    return path, lengths, next_tokens.where(lengths >= 0, -1)

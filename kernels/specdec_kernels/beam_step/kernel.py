@@ -15,7 +15,7 @@ from torch import Tensor
 from ..lm_head.ordered_keys import NO_KEY, key_index, key_number, make_key
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["candidates", "count", "steps"])
 def _beam_step_kernel(
     scores_ptr,
     log_probs_ptr,

@@ -3,7 +3,7 @@
     grid (layers * 2 * G, B)       slots of a program: [S, D], node j of the path: slot P + path[j] -> P + j
 
 A source never lies before its target and both ascend, so moving BLOCK_A nodes after another is safe in place as long
-as a block is read whole before it is written.
+as a block is read whole before it is written. Rows of padding end at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 BLOCK_A = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nodes", "heads"])
 def _commit_kv_kernel(
     kv_ptr,
     path_ptr,
@@ -25,9 +25,9 @@ def _commit_kv_kernel(
     rows_ptr,
     nodes,
     heads,
-    stride_layer,
-    stride_kind,
-    stride_row,
+    stride_layer: tl.int64,
+    stride_kind: tl.int64,
+    stride_row: tl.int64,
     stride_head,
     stride_slot,
     D: tl.constexpr,
@@ -38,6 +38,8 @@ def _commit_kv_kernel(
     length = tl.load(lengths_ptr + batch)
     start = tl.load(prefix_ptr + batch)
     row = tl.load(rows_ptr + batch)
+    if row < 0:
+        return
     plane = (
         kv_ptr
         + (i // (2 * heads)) * stride_layer

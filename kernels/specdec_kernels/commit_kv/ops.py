@@ -26,9 +26,10 @@ def commit_kv(
     Args:
         kv: `[layers, 2, rows, G, S, D]`, keys and values; node `j` lies in slot `prefix_lens[b] + j`.
         path: `[B, N]` int64 from `accept_tree`.
-        lengths: `[B]` int64 from `accept_tree`.
+        lengths: `[B]` int64 from `accept_tree`; of a row with none or -1 nothing moves.
         prefix_lens: `[B]` int64, with `prefix_lens + N <= S`.
-        cache_rows: `[B]` int64, distinct; None for the first B in order.
+        cache_rows: `[B]` int64, distinct; -1 for a row of padding, of which nothing moves and the other arguments may
+            hold anything; None for the first B in order.
         impl: "triton", "reference", or "auto" for what suits the device.
 
     Raises:

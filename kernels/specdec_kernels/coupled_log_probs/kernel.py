@@ -16,8 +16,8 @@ from torch import Tensor
 from ..pick_tokens.device_noise import gumbel, token_bits
 
 
-# A draft's first step has one beam and the others several: one compiled kernel for both.
-@triton.jit(do_not_specialize=["beams", "seed"])
+# A draft's first step has one beam and the others several: one compiled kernel for both. Seeds have any size: always 64 bits.
+@triton.jit(do_not_specialize=["beams", "count", "seed"])
 def _coupled_log_probs_kernel(
     log_probs_ptr,
     ids_ptr,
@@ -26,7 +26,7 @@ def _coupled_log_probs_kernel(
     out_ptr,
     beams,
     count,
-    seed,
+    seed: tl.int64,
     temperature,
     sharpness,
     BLOCK_K: tl.constexpr,

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..gpu import gpu_of
 from ..lm_head.ordered_keys import NO_KEY, key_index
 from ..skinny_linear import add_product, choose_tiles, inverse_rms
+from ..tree_attention.loops import cache_row
 
 
 @triton.jit
@@ -61,7 +62,7 @@ def _store_pairs(out_rows, first, second, o_p, mask, D: tl.constexpr):
     tl.store(out_rows[None, :] + (o_p + D // 2)[:, None], second, mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["stride_tree", "rows", "slots"])
 def _adapter_qkv_kernel(
     hidden_ptr,
     norm_ptr,
@@ -84,6 +85,7 @@ def _adapter_qkv_kernel(
     stride_v_row,
     stride_v_head,
     stride_v_slot,
+    stride_tree,
     rows,
     slots,
     size,
@@ -105,15 +107,19 @@ def _adapter_qkv_kernel(
     i_r = tl.minimum(o_r, rows - 1).to(tl.int64)
     prefix = tl.load(prefix_ptr + i_r)
     stopped = tl.load(stopped_ptr + i_r).to(tl.int32) != 0
+    row = cache_row(cache_rows_ptr, i_r)
     if tl.program_id(1) == 0:  # the tree that attention reads: one node, its own ancestor
         inside = tl.minimum(tl.maximum(prefix, 0), slots - 1)
         tl.store(tree_ptr + i_r, tl.where(stopped, 0, inside), mask=m_r)
-        tl.store(tree_ptr + rows + i_r, 1, mask=m_r)
-        tl.store(tree_ptr + 2 * rows + i_r, 0, mask=m_r)
-    written = m_r & (stopped == 0)
+        tl.store(tree_ptr + stride_tree + i_r, 1, mask=m_r)
+        tl.store(tree_ptr + 2 * stride_tree + i_r, 0, mask=m_r)
+        idle = stopped | (row < 0)  # for the launches behind attention
+        tl.store(tree_ptr + 3 * stride_tree + i_r, idle.to(tl.int64), mask=m_r)
+    written = stopped == 0
     if appends_ptr is not None:
         appended = tl.load(appends_ptr + i_r).to(tl.int32) != 0
-        written = written | (m_r & appended & (head >= H))
+        written = written | (appended & (head >= H))
+    written = written & m_r & (row >= 0)
     if tl.max(written.to(tl.int32), 0) == 0:
         return
 
@@ -144,9 +150,6 @@ def _adapter_qkv_kernel(
     if head < H:
         _store_pairs(q_ptr + i_r * (H * D) + head * D, first, second, o_p, m_pr, D)
     else:
-        row = i_r
-        if cache_rows_ptr is not None:
-            row = tl.load(cache_rows_ptr + i_r)
         m_pr = m_pr & ((prefix >= 0) & (prefix < slots))[None, :]
         if head < H + G:
             out = k_cache_ptr + row * stride_k_row + prefix * stride_k_slot
@@ -158,12 +161,17 @@ def _adapter_qkv_kernel(
             _store_pairs(out, first, second, o_p, m_pr, D)
 
 
-@triton.jit
+# Tokens and confidences may be columns, which lie anywhere.
+@triton.jit(
+    do_not_specialize=["stride_tokens", "stride_confidence", "tiles"],
+    do_not_specialize_on_alignment=["tokens_ptr", "confidence_ptr"],
+)
 def _exit_kernel(
     keys_ptr,
     maxima_ptr,
     sums_ptr,
     id_map_ptr,
+    idle_ptr,
     positions_ptr,
     stopped_ptr,
     tokens_ptr,
@@ -175,7 +183,7 @@ def _exit_kernel(
     BLOCK_T: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    if tl.load(stopped_ptr + row).to(tl.int32) != 0:
+    if tl.load(idle_ptr + row) != 0:
         return
     o_t = tl.arange(0, BLOCK_T)
     m_t = o_t < tiles
@@ -187,15 +195,15 @@ def _exit_kernel(
     if id_map_ptr is not None:
         token = tl.load(id_map_ptr + token)
     highest = tl.max(maxima, 0)
-    confidence = 1 / tl.sum(tl.where(m_t, sums * tl.exp(maxima - highest), 0.0), 0)
+    # Where all logits are -inf, -inf - -inf would be NaN: their sum is 0, and no token has a probability.
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    total = tl.sum(tl.where(m_t, sums * tl.exp(maxima - base), 0.0), 0)
+    confidence = tl.where(total == 0, 0.0, 1 / total)
     tl.store(tokens_ptr + row * stride_tokens, token)
     tl.store(confidence_ptr + row * stride_confidence, confidence)
     tl.store(positions_ptr + row, tl.load(positions_ptr + row) + 1)
-    # Every warp has read `stopped` above before one thread writes it: reductions over few tiles need no barrier, so they
-    # give none. NaN is no confidence.
-    tl.debug_barrier()
     sure = confidence >= tl.full([], eta, tl.float32)
-    tl.store(stopped_ptr + row, sure == 0)
+    tl.store(stopped_ptr + row, sure == 0)  # NaN is no confidence
 
 
 def launch_adapter_qkv(
@@ -217,8 +225,8 @@ def launch_adapter_qkv(
     """Make queries, append keys and values; arguments as in `early_exit_step`.
 
     Returns:
-        `q [B, H, D]`, unwritten for rows that have stopped; `tree [3, B]` int64: the prefixes as attention shall see
-        them, the ancestors and the depths of trees of one node.
+        `q [B, H, D]`, unwritten for idle rows: those that have stopped, and padding; `tree [4, B]` int64: the prefixes
+        as attention shall see them, the ancestors and the depths of trees of one node, and whether a row is idle.
     """
     (batch, size), (_, kv_heads, slots, head_dim) = hidden.shape, k_cache.shape
     heads = len(q_weight) // head_dim
@@ -228,7 +236,8 @@ def launch_adapter_qkv(
     block_p = max(8, min(tiles.features // 2, triton.next_power_of_2(head_dim // 2)))
     chunks = -(-(head_dim // 2) // block_p)
     q = torch.empty((batch, heads, head_dim), dtype=hidden.dtype, device=hidden.device)
-    tree = torch.empty((3, batch), dtype=torch.int64, device=hidden.device)
+    # Rows of whole 16 bytes: what is aligned for some batches only would be compiled twice.
+    tree = torch.empty((4, batch + batch % 2), dtype=torch.int64, device=hidden.device)[:, :batch]
     _adapter_qkv_kernel[(-(-batch // tiles.rows), (heads + 2 * kv_heads) * chunks)](
         hidden,
         input_norm,
@@ -246,6 +255,7 @@ def launch_adapter_qkv(
         hidden.stride(0),
         *k_cache.stride()[:3],
         *v_cache.stride()[:3],
+        tree.stride(0),
         batch,
         slots,
         size,
@@ -269,19 +279,21 @@ def launch_exit(
     maxima: Tensor,
     sums: Tensor,
     id_map: Tensor | None,
+    idle: Tensor,
     positions: Tensor,
     stopped: Tensor,
     tokens: Tensor,
     confidence: Tensor,
     eta: float,
 ) -> None:
-    """Choose from what `launch_head_tiles` left; arguments as there and in `early_exit_step`."""
+    """Choose from what `launch_head_tiles` left; arguments as there, from launch 1 and in `early_exit_step`."""
     rows, tiles = maxima.shape
     _exit_kernel[(rows,)](
         keys[..., 0].contiguous(),
         maxima,
         sums,
         None if id_map is None else id_map.contiguous(),
+        idle,
         positions,
         stopped,
         tokens,

@@ -52,7 +52,8 @@ def early_exit_step(
         tokens: `[B]` int64, perhaps a column; written.
         confidence: `[B]` float32, perhaps a column: the token's probability; written.
         eta: confidence under which a token is its row's last.
-        cache_rows: `[B]` int64, distinct; None for the first B in order.
+        cache_rows: `[B]` int64, distinct; -1 for a row of padding, of which nothing is written; None for the first B in
+            order.
         appends: `[B]` bool, rows whose key and value are appended even if they have stopped; None for no others.
         impl: "triton", "reference", or "auto" for what suits the device.
 

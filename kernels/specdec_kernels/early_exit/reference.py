@@ -137,12 +137,20 @@ def early_exit_step_reference(
     nodes = hidden[:, None]
     q, k, v = project(nodes, positions[:, None])
     written = ~stopped if appends is None else ~stopped | appends
-    written = (written & (prefix_lens >= 0) & (prefix_lens < slots))[:, None, None]
-    rows = torch.arange(batch, device=hidden.device) if cache_rows is None else cache_rows
+    written = written & (prefix_lens >= 0) & (prefix_lens < slots)
     slot = prefix_lens.clamp(0, slots - 1)
+    rows = own = torch.arange(batch, device=hidden.device)
+    idle = stopped
+    like: Tensor | slice = slice(None)
+    if cache_rows is not None:
+        there = cache_rows >= 0
+        rows, idle, written = cache_rows, stopped | ~there, written & there
+        # Rows of padding write what the first other row does: the same numbers come to the same places twice.
+        like = torch.where(there, own, there.long().argmax())
+    to, at = rows[like], slot[like]
     for cache, new in ((k_cache, k), (v_cache, v)):
-        cache[rows, :, slot] = torch.where(
-            written, new[:, :, 0].to(cache.dtype), cache[rows, :, slot]
+        cache[to, :, at] = torch.where(
+            written[like, None, None], new[like, :, 0].to(cache.dtype), cache[to, :, at]
         )
     itself = torch.ones((batch, 1, 1), dtype=torch.int64, device=hidden.device)
     attended = tree_attention(
@@ -156,10 +164,10 @@ def early_exit_step_reference(
         impl="reference",
     )
     sure = choose(finish(nodes, attended)[:, 0])
-    tokens.copy_(torch.where(stopped, tokens, sure.tokens))
-    confidence.copy_(torch.where(stopped, confidence, sure.confidence.float()))
-    positions.copy_(torch.where(stopped, positions, positions + 1))
-    stopped.logical_or_(~(confidence >= eta))
+    tokens.copy_(torch.where(idle, tokens, sure.tokens))
+    confidence.copy_(torch.where(idle, confidence, sure.confidence.float()))
+    positions.copy_(torch.where(idle, positions, positions + 1))
+    stopped.logical_or_(~(confidence >= eta) & ~idle)
 
 
 def functional_parts(

@@ -6,8 +6,8 @@
     4  _head_tiles       RMSNorm, head; per tile of the vocabulary its best token and its sum
     5  _exit             token, confidence = 1 / sum exp(l - max), position + 1, stop if below eta
 
-Rows that have stopped are left out: a program without a running row returns at once, and attention is told of an empty
-prefix.
+Rows that have stopped, and rows of padding, are left out: a program without a running row returns at once, and attention
+is told of an empty prefix.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def launch_early_exit_step(
         hidden, k_cache, v_cache, prefix_lens, cache_rows, positions, stopped, appends,
         input_norm, q_weight, k_weight, v_weight, rope_theta, norm_eps,
     )  # fmt: skip
-    prefix, ancestors, depth = tree
+    prefix, ancestors, depth, idle = tree
     attended = tree_attention(
         q[:, None],
         k_cache,
@@ -64,7 +64,7 @@ def launch_early_exit_step(
         cache_rows=cache_rows,
         impl="triton",
     )
-    x = launch_skinny_linear(attended.flatten(1), o_weight, residual=hidden, stopped=stopped)
+    x = launch_skinny_linear(attended.flatten(1), o_weight, residual=hidden, stopped=idle)
     keys, maxima, sums = launch_head_tiles(
         x,
         head_weight,
@@ -75,6 +75,6 @@ def launch_early_exit_step(
         round_to=round_to,
         norm_weight=output_norm,
         norm_eps=norm_eps,
-        stopped=stopped,
+        stopped=idle,
     )
-    launch_exit(keys, maxima, sums, id_map, positions, stopped, tokens, confidence, eta)
+    launch_exit(keys, maxima, sums, id_map, idle, positions, stopped, tokens, confidence, eta)

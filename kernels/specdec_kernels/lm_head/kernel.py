@@ -71,7 +71,7 @@ def _store_best(logits, o_r, rows, m_v, tiles, k, keys_ptr, maxima_ptr, sums_ptr
         left = tl.where(o_v[:, None] == at[None, :], NO_NUMBER, left)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "vocabulary", "tiles", "k"])
 def _head_tiles_kernel(
     x_ptr,
     w_ptr,
@@ -156,7 +156,7 @@ def launch_head_tiles(
         round_to: dtype, or None.
         norm_weight: `[E]` in the same dtype: rows go through `rms_norm` first; None where they come normed.
         norm_eps: added to mean squares.
-        stopped: `[R]` bool; blocks of rows that have all stopped are not computed, and their results are left
+        stopped: `[R]` bool or int64; blocks of rows that have all stopped are not computed, and their results are left
             unwritten.
 
     Returns:

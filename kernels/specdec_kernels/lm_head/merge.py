@@ -60,12 +60,13 @@ def _read_tiles(
 
 @triton.jit
 def _sum(key, score, logsumexp, beam):
-    """Key of what a candidate would bring its beam to."""
-    total = score + (key_number(key) - logsumexp)
+    """Key of what a candidate would bring its beam to; where all logits are -inf, so is every log-probability."""
+    base = tl.where(logsumexp == float("-inf"), 0.0, logsumexp)
+    total = score + (key_number(key) - base)
     return tl.where(key == NO_KEY, NO_KEY, make_key(total, beam))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["beams", "tiles", "k", "steps"])
 def _merge_tiles_kernel(
     keys_ptr,
     maxima_ptr,

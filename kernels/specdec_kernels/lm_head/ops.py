@@ -34,7 +34,8 @@ def lm_head_topk(
 ) -> TopTokens:
     """Take the k most likely tokens of each row, with log-probabilities.
 
-    The kernel ranks NaN above all numbers; where a row has one, its log-probabilities are NaN.
+    NaN ranks above all numbers; where a row has one, or +inf, its log-probabilities are NaN. Of a row of nothing but -inf
+    they are -inf, and so is the logsumexp: no token has a probability.
 
     Args:
         hidden: `[R, E]`.

@@ -32,7 +32,7 @@ def _pick_tiles_kernel(
     stride,
     vocabulary,
     tiles,
-    seed,
+    seed: tl.int64,
     temperature,
     BLOCK_V: tl.constexpr,
 ):

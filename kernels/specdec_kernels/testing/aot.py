@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from ..gpu import KNOWN, pretend
@@ -52,6 +53,17 @@ COUNTED = {
 }
 
 
+class Key(NamedTuple):
+    """What Triton looks a compiled kernel up by."""
+
+    kernel: str
+    constants: str
+    """Its constants, such as sizes of tiles and which pointers are None, by name."""
+    arguments: str
+    """What it assumes of the other arguments, by name: types, alignment, 1 or multiples of 16."""
+    options: str
+
+
 def compile_launches(arch: str, launch: Callable[[], Any]) -> list[Compiled]:
     """Compile every kernel that `launch` would launch on a GPU.
 
@@ -65,17 +77,65 @@ def compile_launches(arch: str, launch: Callable[[], Any]) -> list[Compiled]:
     Raises:
         RuntimeError: if kernels are interpreted in this process.
     """
-    from triton import knobs
-
-    if knobs.runtime.interpret:
-        raise RuntimeError("TRITON_INTERPRET: expected unset, got 1; nothing compiles under it")
+    _refuse_interpreter()
     with _recorded(arch) as kernels, pretend(KNOWN[arch]):
         launch()
     return [_inspect(kernel, arch) for kernel in kernels]
 
 
+def launch_keys(arch: str, launch: Callable[[], Any]) -> Counter[Key]:
+    """Find what Triton would look up for each kernel that `launch` would launch, without compiling any.
+
+    Arguments, and errors, as in `compile_launches`.
+
+    Returns:
+        How often each key occurs.
+    """
+    keys: Counter[Key] = Counter()
+
+    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        # As `JITFunction.run` does.
+        *_, bind = kernel.device_caches[arch]
+        _, kinds, options = bind(*args, **{"debug": kernel.debug, **kwargs})
+        constants, others = [], []
+        for parameter, (kind, value) in zip(kernel.params, kinds, strict=True):
+            # What is 1 or None becomes a constant too; None is a choice of the caller's, like a tile's size.
+            if parameter.is_constexpr or (kind == "constexpr" and value is None):
+                constants.append(f"{parameter.name}={value}")
+            else:
+                others.append(f"{parameter.name}={kind} {value}")
+        keys[Key(kernel.fn.__name__, ", ".join(constants), ", ".join(others), str(options))] += 1
+
+    _refuse_interpreter()
+    with _launches_through(arch, note), pretend(KNOWN[arch]):
+        launch()
+    return keys
+
+
+def _refuse_interpreter() -> None:
+    from triton import knobs
+
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET: expected unset, got 1; nothing compiles under it")
+
+
 @contextmanager
 def _recorded(arch: str) -> Iterator[list[Any]]:
+    from triton.runtime.jit import JITFunction
+
+    kernels: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernels.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
+        return kernels[-1]
+
+    with _launches_through(arch, compile_only):
+        yield kernels
+
+
+@contextmanager
+def _launches_through(arch: str, instead: Callable[..., Any]) -> Iterator[None]:
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
@@ -94,17 +154,11 @@ def _recorded(arch: str) -> Iterator[list[Any]]:
                 return GPUTarget("hip", arch, 64)
             return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
 
-    kernels: list[Any] = []
-    run, before = JITFunction.run, driver._active
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
-        return kernels[-1]
-
+    before = driver._active
     driver.set_active(NoDriver())
     try:
-        with patch.object(JITFunction, "run", compile_only):
-            yield kernels
+        with patch.object(JITFunction, "run", instead):
+            yield
     finally:
         driver._active = before
 

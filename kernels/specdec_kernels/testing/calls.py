@@ -21,9 +21,10 @@ from .._ops import NAMESPACE
 from .absent_gpu import is_composite
 from .poison import filled_empty
 
-# What these return, or how much of it, is known to the host only when the device is done.
+# What these return, or how much of it, is known to the host only when the device is done; `isin` sorts out what it has
+# twice once it looks for ten.
 READS = {
-    "_local_scalar_dense", "_unique2", "bincount", "equal", "masked_select", "nonzero", "unique_consecutive",
+    "_local_scalar_dense", "_unique2", "bincount", "equal", "isin", "masked_select", "nonzero", "unique_consecutive",
     "unique_dim",
 }  # fmt: skip
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}

@@ -6,7 +6,7 @@
 
 So K and V of a prefix are read once for all nodes and heads of BLOCK_M rows. The device cuts a prefix by its length;
 splits beyond it end at once, and the last one that holds anything goes on with the tree. One split writes results,
-several leave partial sums to `merge.py`.
+several leave partial sums to `merge.py`. Rows of padding read nothing: their results are zeros.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch import Tensor
 from ..gpu import gpu_of
 from .loops import (
     FLOOR,
-    LOG2_E,
     attend,
+    cache_row,
     own_prefix,
     score_factors,
     shared_prefix,
     store_partial,
+    store_result,
     tokens_per_split,
 )
 from .merge import launch_merge
@@ -36,11 +37,11 @@ from .tiles import SplitPolicy, choose_splits, choose_tiles, padded
 NO_WINDOW = 2**31 - 1
 
 
-@triton.jit(do_not_specialize=["nodes", "splits", "rows_of_all"])
+@triton.jit(do_not_specialize=["window", "nodes", "splits", "shared_splits", "rows_of_all"])
 def _tree_attention_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, partial_ptr, stats_ptr,
     prefix_ptr, ancestors_ptr, depth_ptr, cache_rows_ptr, shared_rows_ptr, shared_lens_ptr,
-    scale, softcap, window, nodes, splits, rows_of_all,
+    scale, softcap, window, nodes, splits, shared_splits, rows_of_all,
     stride_qb, stride_qn, stride_qh,
     stride_kb, stride_kg, stride_ks,
     stride_vb, stride_vg, stride_vs,
@@ -62,8 +63,11 @@ def _tree_attention_kernel(
     i_g = tl.program_id(0) // tiles % (HEADS // GROUP)
     i_b = (tl.program_id(0) // tiles // (HEADS // GROUP)).to(tl.int64)
 
-    prefix = tl.load(prefix_ptr + i_b).to(tl.int32)
-    begin = own_prefix(prefix, shared_prefix(shared_rows_ptr, shared_lens_ptr, i_b), window)
+    # A row of padding has no prefix, and none of its nodes is seen: what it writes are zeros.
+    row = cache_row(cache_rows_ptr, i_b)
+    prefix = tl.where(row < 0, 0, tl.load(prefix_ptr + i_b)).to(tl.int32)
+    shared = shared_prefix(shared_rows_ptr, shared_lens_ptr, i_b)
+    begin = own_prefix(prefix, tl.minimum(shared, prefix), window)
     chunk = tokens_per_split(prefix - begin, splits)
     start = begin + i_split * chunk
     if (i_split > 0) & (start >= prefix):
@@ -74,16 +78,13 @@ def _tree_attention_kernel(
     m_r = o_r < rows
     o_r = tl.minimum(o_r, rows - 1)  # rows beyond the last repeat it
     node, head = o_r // GROUP, i_g * GROUP + o_r % GROUP
+    tree = i_b * nodes
     o_d = tl.arange(0, BLOCK_D)
     q_rows = q_ptr + i_b * stride_qb + node.to(tl.int64) * stride_qn + head.to(tl.int64) * stride_qh
     q = tl.load(q_rows[:, None] + o_d[None, :], mask=(o_d < D)[None, :], other=0.0)
-    row = i_b
-    if cache_rows_ptr is not None:
-        row = tl.load(cache_rows_ptr + i_b)
     k_ptr += row * stride_kb + i_g.to(tl.int64) * stride_kg
     v_ptr += row * stride_vb + i_g.to(tl.int64) * stride_vg
 
-    tree = i_b * nodes
     edges = tl.zeros([BLOCK_M], tl.int32)
     if WINDOWED:
         edges = prefix + tl.load(depth_ptr + tree + node).to(tl.int32) - window + 1
@@ -92,7 +93,7 @@ def _tree_attention_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     # The last split goes on with the tree. Parents precede children: no row sees a node behind this tile's last one.
-    seen = tl.where(stop == prefix, tl.max(node) + 1, 0)
+    seen = tl.where((stop == prefix) & (row >= 0), tl.max(node) + 1, 0)
     sets = ancestors_ptr + (tree + node) * tl.cdiv(nodes, 64)
     acc, top, total = attend(
         acc, top, total, q, k_ptr, v_ptr, stride_ks, stride_vs, start, stop, edges,
@@ -101,15 +102,12 @@ def _tree_attention_kernel(
 
     o_rows = (tree + node) * HEADS + head
     if partial_ptr is not None:
+        part = shared_splits + i_split
         store_partial(
-            partial_ptr, stats_ptr, acc, top, total, i_split, o_rows, m_r, rows_of_all, D, BLOCK_D
-        )  # fmt: skip
+            partial_ptr, stats_ptr, acc, top, total, part, o_rows, m_r, rows_of_all, D, BLOCK_D
+        )
     else:
-        m_rd = m_r[:, None] & (o_d < D)[None, :]
-        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + o_rows[:, None] * D + o_d[None, :], out, mask=m_rd)
-        if lse_ptr is not None:
-            tl.store(lse_ptr + o_rows, (top + tl.log2(total)) / LOG2_E, mask=m_r)
+        store_result(out_ptr, lse_ptr, acc, top, total, o_rows, m_r, D, BLOCK_D)
 
 
 def launch_tree_attention(*arguments: Any) -> Tensor:
@@ -154,6 +152,8 @@ def _launch(
     if batch == 0:
         return out, lse
     prefix_lens, ancestors, depth = (x.contiguous() for x in (prefix_lens, ancestors, depth))
+    if cache_rows is not None:
+        cache_rows = cache_rows.contiguous()
 
     tiles = choose_tiles(nodes * group, size, q.itemsize, gpu, split_policy)
     programs = batch * kv_heads * triton.cdiv(nodes * group, tiles.block_m)
@@ -189,17 +189,18 @@ def _launch(
         v_cache,
         out,
         lse,
-        None if partial is None else partial[shared_splits:],
-        None if stats is None else stats[shared_splits:],
+        partial,
+        stats,
         prefix_lens,
         ancestors,
         depth,
-        None if cache_rows is None else cache_rows.contiguous(),
+        cache_rows,
         shared_rows,
         shared_lens,
         *scalars,
         nodes,
         splits,
+        shared_splits,
         rows,
         *strides,
         **constants,
@@ -207,13 +208,12 @@ def _launch(
     )
     if shared_tiles is not None:
         caches = (k_cache, v_cache)
-        trees = (prefix_lens, depth, shared_rows, shared_lens)
+        trees = (prefix_lens, depth, cache_rows, shared_rows, shared_lens)
         launch_shared_prefix(
             q, caches, (partial, stats), trees, scalars, shared_splits, strides,
             {**constants, **shared_tiles.options()},
         )  # fmt: skip
     if partial is not None and stats is not None:
-        launch_merge(
-            partial, stats, out, lse, prefix_lens, shared_rows, shared_lens, window, shared_splits
-        )
+        rows_of_trees = (prefix_lens, cache_rows, shared_rows, shared_lens)
+        launch_merge(partial, stats, out, lse, rows_of_trees, window, shared_splits)
     return out, lse

@@ -19,6 +19,15 @@ LEAST_SPLIT = tl.constexpr(tiles.LEAST_SPLIT)
 
 
 @triton.jit
+def cache_row(rows_ptr, i_b):
+    """The cache row of a batch row; negative where that is padding."""
+    if rows_ptr is None:
+        return i_b
+    else:
+        return tl.load(rows_ptr + i_b)
+
+
+@triton.jit
 def shared_prefix(rows_ptr, lens_ptr, i_b):
     """How many slots a row reads from another cache row."""
     if rows_ptr is None:
@@ -142,12 +151,26 @@ def attend(acc, top, total, q, k_ptr, v_ptr, stride_k, stride_v, start, stop, ed
 
 
 @triton.jit
-def store_partial(partial_ptr, stats_ptr, acc, top, total, i_split, o_rows, m_rows, rows,
-                  D: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Leave one split's part for merging: acc in `[splits, rows, D]`, top and total in `[splits, 2, rows]`."""
+def store_result(out_ptr, lse_ptr, acc, top, total, o_rows, m_rows, D: tl.constexpr,
+                 BLOCK_D: tl.constexpr):  # fmt: skip
+    """Write results in `[rows, D]` and `[rows]`: zeros and -inf where nothing was seen."""
     o_d = tl.arange(0, BLOCK_D)
-    at = i_split.to(tl.int64) * rows + o_rows
+    some = tl.where(total == 0, 1.0, total)
+    m_rd = m_rows[:, None] & (o_d < D)[None, :]
+    out = (acc / some[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + o_rows[:, None] * D + o_d[None, :], out, mask=m_rd)
+    if lse_ptr is not None:
+        lse = tl.where(total == 0, float("-inf"), (top + tl.log2(some)) / LOG2_E)
+        tl.store(lse_ptr + o_rows, lse, mask=m_rows)
+
+
+@triton.jit
+def store_partial(partial_ptr, stats_ptr, acc, top, total, part, o_rows, m_rows, rows,
+                  D: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Leave one split's part for merging: acc in `[parts, rows, D]`, top and total in `[parts, 2, rows]`."""
+    o_d = tl.arange(0, BLOCK_D)
+    at = part.to(tl.int64) * rows + o_rows
     m_rd = m_rows[:, None] & (o_d < D)[None, :]
     tl.store(partial_ptr + at[:, None] * D + o_d[None, :], acc, mask=m_rd)
-    tl.store(stats_ptr + at + i_split.to(tl.int64) * rows, top, mask=m_rows)
-    tl.store(stats_ptr + at + (i_split.to(tl.int64) + 1) * rows, total, mask=m_rows)
+    tl.store(stats_ptr + at + part.to(tl.int64) * rows, top, mask=m_rows)
+    tl.store(stats_ptr + at + (part.to(tl.int64) + 1) * rows, total, mask=m_rows)

@@ -11,16 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .loops import FLOOR, LOG2_E, own_prefix, shared_prefix, tokens_per_split
+from .loops import FLOOR, LOG2_E, cache_row, own_prefix, shared_prefix, tokens_per_split
 
 # Splits read at a time: 8 rows of 128 float32 numbers keep 4 KB in flight per program. A constant, so that the order
 # of sums never depends on how many splits there could have been.
 BLOCK_S = 8
 
 
-@triton.jit(do_not_specialize=["rows", "rows_of_one", "shared_splits", "splits"])
+@triton.jit(do_not_specialize=["window", "rows", "rows_of_one", "shared_splits", "splits"])
 def _merge_splits_kernel(
-    partial_ptr, stats_ptr, out_ptr, lse_ptr, prefix_ptr, shared_rows_ptr, shared_lens_ptr,
+    partial_ptr, stats_ptr, out_ptr, lse_ptr,
+    prefix_ptr, cache_rows_ptr, shared_rows_ptr, shared_lens_ptr,
     window, rows, rows_of_one, shared_splits, splits,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -36,14 +37,16 @@ def _merge_splits_kernel(
     n_shared = 0
     if shared_rows_ptr is not None:
         n_shared = tl.cdiv(shared, tokens_per_split(shared, shared_splits))
+    # Of padding there are no parts, and results are zeros.
+    n_parts = tl.where(cache_row(cache_rows_ptr, i_b) < 0, 0, n_shared + n_own)
 
     o_s, o_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
     top = tl.full([1], FLOOR, tl.float32)
     total = tl.zeros([1], tl.float32)
     acc = tl.zeros([BLOCK_D], tl.float32)
-    for first in range(0, n_shared + n_own, BLOCK_S):
+    for first in range(0, n_parts, BLOCK_S):
         i_s = first + o_s
-        m_s = i_s < n_shared + n_own
+        m_s = i_s < n_parts
         split = tl.where(i_s < n_shared, i_s, i_s - n_shared + shared_splits).to(tl.int64)
         tops = tl.load(stats_ptr + split * 2 * rows + row, mask=m_s, other=FLOOR)
         totals = tl.load(stats_ptr + (split * 2 + 1) * rows + row, mask=m_s, other=0.0)
@@ -58,9 +61,11 @@ def _merge_splits_kernel(
         total = total * keep + tl.sum(totals * weights, 0)
         top = highest
 
-    tl.store(out_ptr + row * D + o_d, (acc / total).to(out_ptr.dtype.element_ty), mask=o_d < D)
+    some = tl.where(total == 0, 1.0, total)
+    tl.store(out_ptr + row * D + o_d, (acc / some).to(out_ptr.dtype.element_ty), mask=o_d < D)
     if lse_ptr is not None:
-        tl.store(lse_ptr + row + tl.arange(0, 1), (top + tl.log2(total)) / LOG2_E)
+        lse = tl.where(total == 0, float("-inf"), (top + tl.log2(some)) / LOG2_E)
+        tl.store(lse_ptr + row + tl.arange(0, 1), lse)
 
 
 def launch_merge(
@@ -68,13 +73,11 @@ def launch_merge(
     stats: Tensor,
     out: Tensor,
     lse: Tensor | None,
-    prefix_lens: Tensor,
-    shared_rows: Tensor | None,
-    shared_lens: Tensor | None,
+    trees: tuple[Tensor | None, ...],
     window: int,
     shared_splits: int,
 ) -> None:
-    """Merge into `out` `[B, N, H, D]` and `lse` `[B, N, H]`."""
+    """Merge into `out` `[B, N, H, D]` and `lse` `[B, N, H]`; `trees` in the order of the kernel's arguments."""
     _, nodes, heads, size = out.shape
     splits, rows, _ = partial.shape
     _merge_splits_kernel[(rows,)](
@@ -82,9 +85,7 @@ def launch_merge(
         stats,
         out,
         lse,
-        prefix_lens,
-        shared_rows,
-        shared_lens,
+        *trees,
         window,
         rows,
         nodes * heads,

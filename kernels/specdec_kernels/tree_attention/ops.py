@@ -48,7 +48,8 @@ def tree_attention(
         ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included. Parents precede children: no ancestor's index
             is larger than the node's own, and the kernel does not look for one behind it.
         depth: `[B, N]` int64.
-        cache_rows: `[B]` int64, the cache row of each batch row; None for the first B in order.
+        cache_rows: `[B]` int64, the cache row of each batch row, -1 for a row of padding, whose other arguments may
+            hold anything; None for the first B in order.
         shared_rows: `[B]` int64, the cache row that a row's prefix begins in, -1 for its own. The kernel reads the
             shared slots of rows that name the same row and length once for all of them.
         shared_lens: `[B]` int64, how many slots of the prefix lie there, at most `prefix_lens`; the same slots of
@@ -58,12 +59,13 @@ def tree_attention(
         window: sliding window in positions; None for none.
         mask: the result of `tree_mask` for these very arguments, for callers that run many layers over one tree
             with the reference; the kernel needs none and does not look at it.
-        split_policy: how the kernel cuts prefixes: "auto" into as few parts as fill the GPU, "fixed" every 256 slots,
-            so that a node's result has the same bits whatever other nodes and rows are beside it.
+        split_policy: how the kernel cuts prefixes: "auto" into as few parts as fill the GPU; "fixed" every 256 slots,
+            beyond 8192 into 32 parts, so that a node's result has the same bits whatever other nodes and rows are
+            beside it and however long its cache is.
         impl: "triton", "reference", or "auto" for what suits the device.
 
     Returns:
-        `[B, N, H, D]` in the dtype of `q`.
+        `[B, N, H, D]` in the dtype of `q`; zeros in rows of padding.
 
     Raises:
         TypeError: if an index is not int64, or the kernel has no such dtype.
@@ -103,7 +105,7 @@ def tree_attention_lse(
 
     Returns:
         `[B, N, H, D]` in the dtype of `q`; `[B, N, H]` float32 (float64 for float64 caches), the natural logarithm of
-        the sum of exponentials of each query's scores.
+        the sum of exponentials of each query's scores, -inf in rows of padding.
     """
     rows = (cache_rows, shared_rows, shared_lens)
     _check(q, k_cache, v_cache, prefix_lens, ancestors, depth, *rows, window, split_policy)

@@ -89,7 +89,10 @@ def tree_attention_reference(
         scores = _scores(rows, k, mask, scale, softcap)
         accumulator = torch.promote_types(scores.dtype, torch.float32)
         out = scores.softmax(-1, dtype=accumulator).to(v.dtype) @ v
-    return rearrange(out, "b g (n h) d -> b n (g h) d", n=q.shape[1]).to(q.dtype)
+    out = rearrange(out, "b g (n h) d -> b n (g h) d", n=q.shape[1]).to(q.dtype)
+    if cache_rows is None:
+        return out
+    return out.masked_fill((cache_rows < 0)[:, None, None, None], 0)  # rows of padding
 
 
 def tree_lse_reference(
@@ -108,7 +111,10 @@ def tree_lse_reference(
     k = _slots_of_rows(k_cache, len(q), cache_rows, shared_rows, shared_lens).to(accumulator)
     rows = rearrange(q, "b n (g h) d -> b g (n h) d", g=k.shape[1]).to(accumulator)
     lse = _scores(rows, k, mask, scale, softcap).logsumexp(-1)
-    return rearrange(lse, "b g (n h) -> b n (g h)", n=q.shape[1])
+    lse = rearrange(lse, "b g (n h) -> b n (g h)", n=q.shape[1])
+    if cache_rows is None:
+        return lse
+    return lse.masked_fill((cache_rows < 0)[:, None, None], -torch.inf)
 
 
 def _scores(rows: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:

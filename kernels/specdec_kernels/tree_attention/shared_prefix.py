@@ -15,35 +15,42 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .loops import FLOOR, attend, score_factors, store_partial, tokens_per_split
+from .loops import FLOOR, attend, cache_row, score_factors, store_partial, tokens_per_split
 
 # Batch rows compared at a time; a warp's worth.
 BLOCK_B = tl.constexpr(32)
 
 
 @triton.jit
-def _rank_and_size(rows_ptr, lens_ptr, i_b, row, length, batch):
+def _are_members(cache_rows_ptr, rows_ptr, lens_ptr, o_b, row, length, batch):
+    """Which batch rows share this row and length; none that is padding."""
+    m_b = o_b < batch
+    same = tl.load(rows_ptr + o_b, mask=m_b, other=-1) == row
+    same = same & (tl.load(lens_ptr + o_b, mask=m_b, other=-1) == length)
+    if cache_rows_ptr is not None:
+        same = same & (tl.load(cache_rows_ptr + o_b, mask=m_b, other=-1) >= 0)
+    return same
+
+
+@triton.jit
+def _rank_and_size(cache_rows_ptr, rows_ptr, lens_ptr, i_b, row, length, batch):
     """How many members of a row's group come before it, and how many there are."""
     rank, size = 0, 0
     for first in range(0, batch, BLOCK_B):
         o_b = first + tl.arange(0, BLOCK_B)
-        m_b = o_b < batch
-        same = tl.load(rows_ptr + o_b, mask=m_b, other=-1) == row
-        same = same & (tl.load(lens_ptr + o_b, mask=m_b, other=-1) == length)
+        same = _are_members(cache_rows_ptr, rows_ptr, lens_ptr, o_b, row, length, batch)
         size += tl.sum(same.to(tl.int32))
         rank += tl.sum((same & (o_b < i_b)).to(tl.int32))
     return rank, size
 
 
 @triton.jit
-def _member_rows(rows_ptr, lens_ptr, member, row, length, batch):
+def _member_rows(cache_rows_ptr, rows_ptr, lens_ptr, member, row, length, batch):
     """The batch row of each member, by its rank."""
     seen, found = 0, tl.zeros_like(member)
     for first in range(0, batch, BLOCK_B):
         o_b = first + tl.arange(0, BLOCK_B)
-        m_b = o_b < batch
-        same = tl.load(rows_ptr + o_b, mask=m_b, other=-1) == row
-        same = same & (tl.load(lens_ptr + o_b, mask=m_b, other=-1) == length)
+        same = _are_members(cache_rows_ptr, rows_ptr, lens_ptr, o_b, row, length, batch)
         rank = seen + tl.cumsum(same.to(tl.int32)) - 1
         is_it = same[None, :] & (rank[None, :] == member[:, None])
         found += tl.sum(tl.where(is_it, o_b[None, :], 0), 1)
@@ -51,10 +58,10 @@ def _member_rows(rows_ptr, lens_ptr, member, row, length, batch):
     return found
 
 
-@triton.jit(do_not_specialize=["batch", "nodes", "splits", "rows_of_all"])
+@triton.jit(do_not_specialize=["window", "batch", "nodes", "splits", "rows_of_all"])
 def _shared_prefix_kernel(
     q_ptr, k_ptr, v_ptr, partial_ptr, stats_ptr,
-    prefix_ptr, depth_ptr, shared_rows_ptr, shared_lens_ptr,
+    prefix_ptr, depth_ptr, cache_rows_ptr, shared_rows_ptr, shared_lens_ptr,
     scale, softcap, window, batch, nodes, splits, rows_of_all,
     stride_qb, stride_qn, stride_qh,
     stride_kb, stride_kg, stride_ks,
@@ -74,9 +81,11 @@ def _shared_prefix_kernel(
     i_g = tl.program_id(0) // (batch * tiles)
     i_b = tl.program_id(0) // tiles % batch
     row, length = tl.load(shared_rows_ptr + i_b), tl.load(shared_lens_ptr + i_b)
-    if (row < 0) | (length <= 0):
+    if (row < 0) | (length <= 0) | (cache_row(cache_rows_ptr, i_b) < 0):
         return
-    rank, size = _rank_and_size(shared_rows_ptr, shared_lens_ptr, i_b, row, length, batch)
+    rank, size = _rank_and_size(
+        cache_rows_ptr, shared_rows_ptr, shared_lens_ptr, i_b, row, length, batch
+    )
     i_m = rank * tiles + tl.program_id(0) % tiles
     stop = length.to(tl.int32)
     chunk = tokens_per_split(stop, splits)
@@ -90,7 +99,9 @@ def _shared_prefix_kernel(
     o_r = tl.minimum(o_r, rows - 1)  # rows beyond the last repeat it
     member, o_r = o_r // (nodes * GROUP), o_r % (nodes * GROUP)
     node, head = o_r // GROUP, i_g * GROUP + o_r % GROUP
-    o_b = _member_rows(shared_rows_ptr, shared_lens_ptr, member, row, length, batch).to(tl.int64)
+    o_b = _member_rows(
+        cache_rows_ptr, shared_rows_ptr, shared_lens_ptr, member, row, length, batch
+    ).to(tl.int64)
     o_d = tl.arange(0, BLOCK_D)
     q_rows = q_ptr + o_b * stride_qb + node.to(tl.int64) * stride_qn + head.to(tl.int64) * stride_qh
     q = tl.load(q_rows[:, None] + o_d[None, :], mask=(o_d < D)[None, :], other=0.0)

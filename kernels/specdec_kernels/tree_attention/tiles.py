@@ -10,8 +10,10 @@ from ..gpu import Gpu
 SplitPolicy = Literal["auto", "fixed"]
 SPLIT_POLICIES = get_args(SplitPolicy)
 LEAST_SPLIT = 256
-"""Slots of a split: exactly so many where splits are fixed, at least so many elsewhere, to be worth merging."""
+"""Slots of a split, at least, to be worth merging."""
 MOST_SPLITS = 64
+MOST_FIXED_SPLITS = 32
+"""Where splits are fixed, for all caches alike: a row's own prefix decides, 256 slots in each up to 8192."""
 WIDE = ("sm_90", "sm_100", "sm_103")
 """Where products read operands from shared memory: more rows fit into a program's registers."""
 
@@ -102,7 +104,7 @@ def choose_splits(programs: int, slots: int, tiles: Tiles, gpu: Gpu, policy: Spl
     """Choose into how many parts prefixes of up to `slots` slots are cut; the same for all slots of a last split."""
     most = max(1, -(-slots // LEAST_SPLIT))
     if policy == "fixed":
-        return most
+        return min(most, MOST_FIXED_SPLITS)
     return _cheapest_splits(programs, most, tiles.block_m, tiles.block_n, gpu)
 
 

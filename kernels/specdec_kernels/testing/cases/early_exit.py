@@ -76,9 +76,11 @@ def _prepare_own_launches(*shape: Any) -> Callable[[Inputs], Callable[[], Any]]:
             from ...early_exit.kernel import launch_adapter_qkv, launch_exit
 
             weights = step.adapter[:4]
-            launch_adapter_qkv(step.hidden, k_cache, v_cache, *rows, *weights, 10000.0, 1e-6)
+            _, tree = launch_adapter_qkv(
+                step.hidden, k_cache, v_cache, *rows, *weights, 10000.0, 1e-6
+            )
             written = (step.positions, step.stopped, step.tokens, step.confidence)
-            launch_exit(keys, maxima, sums, None, *written, 0.0)
+            launch_exit(keys, maxima, sums, None, tree[3], *written, 0.0)
 
         return launch
 

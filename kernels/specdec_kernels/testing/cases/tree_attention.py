@@ -17,18 +17,27 @@ Shape = tuple[int, int, int, int, int]
 
 
 def _prepare(
-    shape: Shape, prefix: int, dtype: torch.dtype, *, shared: int = 0, **options: Any
+    shape: Shape,
+    prefix: int | list[int],
+    dtype: torch.dtype,
+    *,
+    shared: int = 0,
+    spare: int = 0,
+    **options: Any,
 ) -> Callable[[Inputs], Callable[[], Any]]:
+    """Prefixes are one for all rows or one each; a cache has `spare` slots behind the longest row."""
     batch, nodes, heads, kv_heads, size = shape
+    prefixes = [prefix] * batch if isinstance(prefix, int) else prefix
+    slots = max(prefixes) + nodes + spare
 
     def prepare(inputs: Inputs) -> Callable[[], Any]:
         generator = torch.Generator().manual_seed(nodes)
         parents = torch.stack([make_parents("random", nodes, generator) for _ in range(batch)])
         # Queries as Hugging Face models hand them over, in `[B, H, N, D]` order.
         q = inputs.floats(batch, heads, nodes, size, dtype=dtype).transpose(1, 2)
-        k, v = (inputs.floats(batch, kv_heads, prefix + nodes, size, dtype=dtype) for _ in "kv")
+        k, v = (inputs.floats(batch, kv_heads, slots, size, dtype=dtype) for _ in "kv")
         tree: dict[str, Any] = {
-            "prefix_lens": torch.full((batch,), prefix),
+            "prefix_lens": torch.tensor(prefixes),
             "ancestors": pack_bits(ancestor_matrix(parents)),
             "depth": depths(parents),
             "cache_rows": torch.arange(batch),
@@ -106,5 +115,7 @@ COUNTED = [
     Case("smollm2-B2-N16-P1000-float32", _prepare((2, 16, *SMOLLM2), 1000, FP32)),
     Case("smollm2-B8-N16-P1024-shared-1024-float16",
          _prepare((8, 16, *SMOLLM2), 1024, FP16, shared=1024)),
+    Case("smollm2-B4-N16-P2048-63-64-65-spare-float16",
+         _prepare((4, 16, *SMOLLM2), [2048, 63, 64, 65], FP16, spare=600)),
 ]  # fmt: skip
 """Real widths, but few enough numbers for an interpreter: their bytes are counted."""
