@@ -373,7 +373,7 @@ class Target:
     @contextmanager
     def _tree_attention(self) -> Iterator[None]:
         """Let the layers attend through us for the length of a pass; passes of other threads wait."""
-        with lock_of(self.model), full_precision_sums(self.device):
+        with full_precision_sums(self.device), lock_of(self.model):
             before = self.config._attn_implementation
             try:
                 self.config._attn_implementation = ATTENTION
