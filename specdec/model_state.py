@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from specdec_kernels.dispatch import is_plain
+
 # Elements per tensor whose values are kept.
 SAMPLES = 16
 
@@ -110,11 +112,6 @@ def check_plain(name: str, layer: Any, known: bool) -> None:
             f"target: expected a plain {name} for a drafter with weights, got {type(layer).__name__} with "
             f"{type(weight).__name__}; draft with lookup"
         )
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Tell a tensor that is nothing but its values from what wraps or quantises others."""
-    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _written(parameter: Tensor) -> tuple[int, int]:

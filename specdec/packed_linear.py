@@ -12,6 +12,8 @@ import threading
 import torch
 from torch import Tensor, nn
 
+from specdec_kernels.dispatch import is_plain
+
 DTYPES = (torch.float32, torch.bfloat16)
 # Rows that the layout is made for: the width of a typical tree.
 ROWS = 16
@@ -128,7 +130,7 @@ def _plain(layer: nn.Linear) -> bool:
     """
     return (
         type(layer) in (nn.Linear, PackedLinear)
-        and all(type(p) is nn.Parameter for p in (layer.weight, layer.bias) if p is not None)
+        and all(is_plain(p) for p in (layer.weight, layer.bias) if p is not None)
         and "forward" not in vars(layer)
         and not layer._forward_pre_hooks
         and layer.weight.device.type == "cpu"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._ops import add_op_namespace_prefix, library, ops
 
@@ -18,6 +18,13 @@ Impl = Literal["auto", "triton", "reference"]
 
 # Devices on which "auto" is the kernel.
 KERNEL_DEVICES = {"cuda"}
+# Classes of tensors that are nothing but their values; others wrap, shard or quantise some.
+PLAIN: set[type[Tensor]] = {Tensor, nn.Parameter}
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor's memory holds its values, so that it may be read and packed."""
+    return type(tensor) in PLAIN
 
 
 def chooses_kernel(impl: Impl, *tensors: Tensor | None) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..model_state import is_plain
+from specdec_kernels.dispatch import is_plain
+
 from ..target import Target
 
 # Evenly spaced rows of every matrix that the fingerprint reads: a few hundred kilobytes of a 7B model.

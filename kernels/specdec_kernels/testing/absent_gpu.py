@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ..dispatch import PLAIN
 from ..gpu import Gpu, pretend
 
 # With an index: without one, torch would ask for the current device of a driver that may not be there.
@@ -118,6 +119,7 @@ def absent_gpu(place: torch.device, gpu: Gpu | None = None) -> Iterator[None]:
     torch._C._set_only_lift_cpu_tensors(True)
     # A module that is moved gets new parameters; C++ would find ours fit to be put into the old ones.
     future.set_overwrite_module_params_on_conversion(True)
+    PLAIN.add(AbsentGpuTensor)
     try:
         with (
             patch.object(torch.cuda, "_lazy_init", lambda: None),
@@ -128,6 +130,7 @@ def absent_gpu(place: torch.device, gpu: Gpu | None = None) -> Iterator[None]:
         ):
             yield
     finally:
+        PLAIN.remove(AbsentGpuTensor)
         torch._C._set_only_lift_cpu_tensors(lift)
         future.set_overwrite_module_params_on_conversion(overwrite)
 
