@@ -186,7 +186,7 @@ class Archive:
         head = json.dumps({k: v for k, v in self.content.items() if k != "rows"})[:-1]
         rows = ",\n".join(json.dumps(row) for row in self.rows)
         try:
-            write_whole(self.file, f'{head}, "rows": [\n{rows}\n]}}\n')
+            write_whole(self.file, f'{head}, "rows": [\n{rows}\n]}}\n'.encode())
             trouble = None
         except OSError as error:
             trouble = f"{self.file}: not written: {error}"
@@ -199,12 +199,12 @@ def module_of(part: str) -> str:
     return "correct" if part == "first" else part
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, content: bytes) -> None:
     """Write a file that is never seen half-written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(file.name + ".new")
     try:
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(content)
         new.replace(file)
     except OSError:
         with suppress(OSError):
