@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
@@ -50,6 +51,8 @@ class Part(NamedTuple):
     """Seconds of one case; one that takes longer is stopped, and the others go on."""
     groups: list[tuple[str, str]]
     """Modules and what they do of this part, each in a process of its own, side by side."""
+    beside: tuple[tuple[str, str], ...] = ()
+    """The same, of what later parts need and other processors have time for."""
 
 
 def correct(module: str) -> list[tuple[str, str]]:
@@ -63,17 +66,17 @@ def parts_of(first: bool, dry: bool, model: bool) -> list[Part]:
     if first:
         return [Part("first", 0.95, 60, [("correct", "all")] if dry else correct("correct"))]
     together = [("correct", "all")] if dry else correct("correct")
-    # What later parts need takes other processors than these: a folder with the model, and compiled peers.
-    beside = [] if dry else [("times", f"warm {at}/4") for at in range(4)]
-    beside += [("texts", "unpack")] if model else []
+    # A folder with the model, and compiled peers.
+    beside = [("texts", "unpack")] if model else []
+    beside += [] if dry else [("times", f"warm {at}/4") for at in range(4)]
     tests = [("tests", name) for name in (["dry"] if dry else ["memcheck", "whole", *OPS])]
     return [
-        Part("correct", 0.165, 45, together + beside),
+        Part("correct", 0.165, 45, together, tuple(beside)),
         Part("rounds", 0.40, 60, [("rounds", "all")]),
         Part("times", 0.66, 40, [("times", "all")]),
         Part("texts", 0.84, 60, [("texts", "all")]),
-        Part("tests", 0.93, 60, tests),
-        Part("sweep", 0.98, 60, [("sweep", "all")]),
+        Part("tests", 0.93, math.inf, tests),  # they look at the clock themselves
+        Part("sweep", 0.98, math.inf, [("sweep", "all")]),
     ]
 
 
@@ -81,7 +84,8 @@ class Group:
     """A process that does some of a part's jobs, and the ones that take its place where it dies."""
 
     def __init__(self, part: Part, at: int, scratch: Path, options: list[str]) -> None:
-        self.part, (self.module, self.name) = part, part.groups[at]
+        self.part, self.beside = part, at >= len(part.groups)
+        self.module, self.name = [*part.groups, *part.beside][at]
         self.rows_file = scratch / f"{part.name}-{at}.jsonl"
         self.log = scratch / f"{part.name}-{at}.log"
         self.options = ["--rows", str(self.rows_file), "--parent", str(os.getpid()), *options]
@@ -108,14 +112,14 @@ class Group:
         if code is None:
             if begun and time.monotonic() - begun["at"] > self.part.longest:
                 self.stop()
-                self.note(begun["case"], f"stopped after {self.part.longest:g} s")
+                self.note(begun["case"], error=f"stopped after {self.part.longest:g} s")
                 self.start(self.environment)
             return
         self.stop()  # what it has left running
         if begun:
-            self.note(begun["case"], f"died with exit code {code}")
+            self.note(begun["case"], error=f"died with exit code {code}")
         elif code not in (0, BROKEN, NO_DEVICE):
-            self.note(self.name, f"died with exit code {code}")
+            self.note(self.name, error=f"died with exit code {code}")
             self.code = code
             return
         if begun or code == BROKEN:
@@ -128,10 +132,10 @@ class Group:
         events = [row for row in self.rows if row.get("event") in ("begun", "ended")]
         return events[-1] if events and events[-1]["event"] == "begun" else None
 
-    def note(self, case: str, error: str) -> None:
+    def note(self, case: str, **what: str) -> None:
         """Write for a process that can no longer."""
         tail = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-        lines = ({"case": case, "error": error, "tail": tail}, {"event": "ended", "case": case})
+        lines = ({"case": case, **what, "tail": tail}, {"event": "ended", "case": case})
         with self.rows_file.open("a", encoding="utf-8") as file:
             file.writelines("\n" + json.dumps(line) + "\n" for line in lines)
 
@@ -154,16 +158,16 @@ class Archive:
 
     def take(self, part: str, groups: list[Group]) -> bool:
         """Take a part's rows as they are now; tell whether there are new ones."""
-        events = [(group.module, row) for group in groups for row in group.rows]
+        events = [(group, row) for group in groups for row in group.rows]
         own = [
-            {"part": part, **({} if module_of(part) == module else {"module": module}), **row}
-            for module, row in events
+            {"part": part, **({"beside": group.module} if group.beside else {}), **row}
+            for group, row in events
             if "event" not in row
         ]
         self.planned[part] = [
             case
-            for module, row in events
-            if row.get("event") == "planned" and module == module_of(part)
+            for group, row in events
+            if row.get("event") == "planned" and not group.beside
             for case in row["cases"]
         ]
         rows = self.earlier + own
@@ -193,10 +197,6 @@ class Archive:
         if trouble and trouble != self.trouble:
             print(trouble, flush=True)
         self.trouble = trouble
-
-
-def module_of(part: str) -> str:
-    return "correct" if part == "first" else part
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -238,7 +238,8 @@ def run_parts(
             until = began + part.until * seconds
             soft = until - min(8.0, 0.03 * seconds)
             words = [*options, "--ends", str(soft)]
-            groups = [Group(part, at, Path(scratch), words) for at in range(len(part.groups))]
+            count = len(part.groups) + len(part.beside)
+            groups = [Group(part, at, Path(scratch), words) for at in range(count)]
             if why := missing.get(part.name):
                 archive.rows = [*archive.earlier, {"part": part.name, "case": "-", "skipped": why}]
             elif time.monotonic() < soft:
@@ -271,7 +272,7 @@ def run_part(
         for group in groups:
             group.stop()
             if (begun := group.unfinished()) is not None:
-                group.note(begun["case"], "stopped at the end of the part's time")
+                group.note(begun["case"], unfinished="at the end of the part's time")
         archive.take(part, groups)
 
 

@@ -26,13 +26,14 @@ def assert_right(call: Call, again: Again) -> None:
         call: of a public function.
         again: from `call.repeatable()`.
     """
+    again(lambda: None)  # what earlier calls wrote is no input
     JUDGES.get(call.name, _all_results)(call, again)
 
 
 def _all_results(call: Call, again: Again) -> None:
     """Compare numbers by their errors, at most twice the reference's own; all else must be equal."""
-    found, like = ([x.clone() for x in again(way)] for way in (call.run, _reference(call)))
     wide = in_float64(call)
+    found, like = ([x.clone() for x in again(way)] for way in (call.run, _reference(call)))
     exact = wide.repeatable()(_reference(wide))
     for x, y, truth in zip(found, like, exact, strict=True):
         if x.is_floating_point():
@@ -105,6 +106,7 @@ def _head(call: Call, again: Again) -> None:
     names = ("hidden", "weight", "softcap", "round_to")
     exact, total, allowed = _all_log_probs(*(given.get(name) for name in names))
     found = call.run()
+    assert_within("ids", found.ids, exact.shape[-1])
     assert_near("log_probs", found.log_probs, exact.gather(-1, found.ids), allowed)
     assert_near("logsumexp", found.logsumexp, total, allowed)
     assert_best(found.ids, exact, allowed)
@@ -116,9 +118,16 @@ def _beams(call: Call, again: Again) -> None:
     exact, _, allowed = _all_log_probs(*(given.get(name) for name in names))
     totals = (given["scores"].double()[..., None] + exact).flatten(1)  # [B, W * V]
     found = call.run()
+    assert_within("parents", found.parents, exact.shape[1])
+    assert_within("tokens", found.tokens, exact.shape[2])
     at = found.parents * exact.shape[-1] + found.tokens
     assert_near("scores", found.scores, totals.gather(1, at), allowed)
     assert_best(at, totals, allowed)
+
+
+def assert_within(name: str, ids: Tensor, size: int) -> None:
+    """Look before a wrong index ends the process."""
+    assert bool(((ids >= 0) & (ids < size)).all()), f"{name}: expected 0 to {size - 1}, got others"
 
 
 def assert_near(name: str, found: Tensor, exact: Tensor, allowed: float) -> None:

@@ -47,7 +47,9 @@ def jobs(run: Run) -> list[Job]:
 def words_of(op: str, dry: bool, *, few: bool = False) -> list[str]:
     files = sorted(str(file) for file in (ROOT / "tests/kernels").glob(f"test_{op}*.py"))
     plugin = ["-p", "few_examples"] if few else []
-    return [*plugin, *files, "-k", SELECTED_DRY if dry else SELECTED]
+    # Compiling takes most of the time.
+    workers = ["-n", "2"] if find_spec("xdist") and not dry else []
+    return [*plugin, *workers, *files, "-k", SELECTED_DRY if dry else SELECTED]
 
 
 def tests(words: list[str], ends: float) -> Iterator[Row]:
@@ -64,8 +66,6 @@ def run_pytest(words: list[str], ends: float) -> Row:
     if find_spec("pytest") is None:
         return {"ok": None, "passed": 0, "failed": [], "ended": "no pytest here"}
     command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-p", "no:cacheprovider", *words]
-    if find_spec("xdist"):
-        command += ["-n", "2"]  # compiling takes most of the time
     code, output = execute(command, ends)
     outcomes = OUTCOME.findall(output)
     failed = re.findall(r"^(?:FAILED|ERROR) (\S.*)$", output, re.MULTILINE)
