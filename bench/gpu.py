@@ -92,10 +92,15 @@ class Group:
         self.process: subprocess.Popen[bytes] | None = None
         self.code: int | None = None
         """Of the last process, once there will be no other."""
+        self._rows: tuple[int, list[Row]] = (0, [])
 
     @property
     def rows(self) -> list[Row]:
-        return read_rows(self.rows_file)
+        """What there is so far; read where it has grown."""
+        size = self.rows_file.stat().st_size if self.rows_file.exists() else 0
+        if size != self._rows[0]:
+            self._rows = (size, read_rows(self.rows_file))
+        return self._rows[1]
 
     def start(self, environment: dict[str, str]) -> None:
         command = [sys.executable, str(BENCH / "gpu_run.py"), self.module, self.name, *self.options]
@@ -242,10 +247,10 @@ def run_parts(
             groups = [Group(part, at, Path(scratch), words) for at in range(count)]
             if why := missing.get(part.name):
                 archive.rows = [*archive.earlier, {"part": part.name, "case": "-", "skipped": why}]
+                archive.write()
             elif time.monotonic() < soft:
                 run_part(groups, archive, until, environment)
             archive.close()
-            archive.write()
             if any(group.code == NO_DEVICE for group in groups):
                 return False
             print_table(part.name, archive.content, time.monotonic() - began)
@@ -274,6 +279,7 @@ def run_part(
             if (begun := group.unfinished()) is not None:
                 group.note(begun["case"], unfinished="at the end of the part's time")
         archive.take(part, groups)
+        archive.write()
 
 
 def print_table(part: str, content: Row, seconds: float) -> None:

@@ -26,6 +26,7 @@ def gpu_page(folder: Path) -> str:
         return NOT_MEASURED
     parts = {"machine": machine(content), "targets": targets(content)}
     parts |= {part: part_table(part, content) for part in TABLES if part != "first"}
+    parts["each text"] = each_text(content)
     return "\n\n".join(f"**{name}**\n\n{text}" for name, text in parts.items())
 
 
@@ -47,9 +48,10 @@ def part_table(part: str, content: Row) -> str:
 def summary(content: Row) -> tuple[str, bool]:
     """Return the tables that matter most, and whether all that was tried is right."""
     wrong = [row for row in content["rows"] if is_wrong(row)]
-    told = [machine(content)]
-    if rows_of(content, "times"):
-        told.append(targets(content))
+    short = ("first", "correct", "rounds", "texts")
+    told = [part_table(part, content) for part in short if rows_of(content, part)]
+    told += [targets(content)] if rows_of(content, "times") else []
+    told.append(machine(content))
     told.append(f"{len(wrong)} results are wrong or missing." if wrong else "Nothing failed.")
     return "\n\n".join(told), not wrong
 
@@ -207,7 +209,7 @@ def microseconds(times: Row) -> str:
 
 
 def texts(content: Row) -> str:
-    """Tell per method its speed, whether its texts are right, and where a round's time goes; then each text."""
+    """Tell per method its speed, whether its texts are right, and where a round's time goes."""
     found = [row for row in rows_of(content, "texts") if row.get("kind") == "text"]
     profiles = {r["method"]: r for r in rows_of(content, "texts") if r.get("kind") == "profile"}
     methods = list(dict.fromkeys(row["method"] for row in found))
@@ -231,7 +233,13 @@ def texts(content: Row) -> str:
         ])  # fmt: skip
     header = ["method", "tokens/s", "x transformers", "x plain", "tokens/round", "identical"]
     header += ["ties", "errors", "device time of a round", "launches"]
-    each = [
+    return table(header, rows) if rows else ""
+
+
+def each_text(content: Row) -> str:
+    """Tell of each text what it took."""
+    found = [row for row in rows_of(content, "texts") if row.get("kind") == "text"]
+    rows = [
         [
             row["question"],
             row["method"],
@@ -242,8 +250,8 @@ def texts(content: Row) -> str:
         ]
         for row in sorted(found, key=lambda row: row["question"])
     ]
-    whole = ["question", "method", "tokens", "tokens/s", "tokens/round", "identical"]
-    return f"{table(header, rows)}\n\n{table(whole, each)}" if rows else ""
+    header = ["question", "method", "tokens", "tokens/s", "tokens/round", "identical"]
+    return table(header, rows) if rows else NOT_MEASURED
 
 
 def speed(rows: list[Row]) -> float:
