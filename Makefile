@@ -93,12 +93,10 @@ compat: $(ENVIRONMENTS:%=.compat/%/installed)
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable '.[bench,dev]'
 	touch $@
 
-# What takes a GPU to know, within ten minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched.
-# MODEL is a folder, a GGUF file or its parts; GGUF_WHEEL the reader's wheel if it is not installed. DRY=1 tries it all out on small
-# shapes without a GPU.
-GPU_FLAGS = $(if $(MODEL),--model $(MODEL)) $(if $(GGUF_WHEEL),--gguf-wheel $(GGUF_WHEEL))
+# What takes a GPU to know, in eight minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched. docs/gpu.md says
+# what GPU_FLAGS can be. DRY=1 tries it all out on small shapes without a GPU.
 gpu: $(if $(DRY),.venv/installed-dev)
-	PYTHONPATH=.:kernels $(if $(DRY),$(BIN)/python,$(PYTHON)) bench/gpu.py $(if $(DRY),--dry) $(GPU_FLAGS)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) bench/gpu.py --out bench/results/gpu $(if $(DRY),--dry) $(GPU_FLAGS)
 
 # Text like the shipped drafters', anew; `make train DATA=.training/self_text.jsonl` learns from it.
 data: .venv/installed

@@ -6,12 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gpu_run import Run, versions
+from gpu import versions
 from gpu_tests import run_tests
 
 from specdec.evaluate.benchmark import device_name
@@ -51,9 +50,9 @@ def checked(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
     """Run the tests of every op that was asked for, and tell how one's went: once, before anything is timed."""
     items = (item for item in request.session.items if isinstance(item, pytest.Function))
     ops = sorted({item.callspec.params["op"] for item in items})
-    run = Run("", Path(), time.monotonic() + 3600, request.config.option.dry)
+    dry, ends = request.config.option.dry, time.monotonic() + 3600
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(ops, pool.map(lambda op: run_tests(run, op), ops), strict=True))
+        found = dict(zip(ops, pool.map(lambda op: run_tests(op, dry, ends), ops), strict=True))
     return found.__getitem__
 
 
@@ -62,7 +61,7 @@ def describe(config: pytest.Config) -> dict[str, Any]:
     return {
         "device": device_name(torch.device(config.option.device)),
         "threads": THREADS,
-        "versions": {name: version for name, version in versions().items() if version},
+        "versions": versions(),
     }
 
 

@@ -99,6 +99,21 @@ class HostTimer:
         return Times([round((time.perf_counter() - began) * 1e6, 2)], False)
 
 
+def timer_on(device: str) -> Timer:
+    """Make the timer that suits a device."""
+    return DeviceTimer() if device == "cuda" else HostTimer()
+
+
+def timed(timer: Timer, call: Callable[[], Any]) -> dict[str, Any]:
+    """Time a call, as results are written down."""
+    times = timer.times(call)
+    return {
+        "median_microseconds": times.median,
+        "graph": times.graph,
+        "samples_microseconds": times.samples,
+    }
+
+
 def copy_bandwidth(timer: Timer, device: str, size: int) -> float:
     """Measure bytes per second of a copy on the device, bytes read and bytes written both counted."""
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)

@@ -21,6 +21,14 @@ from specdec_kernels.testing import cases
 from specdec_kernels.testing.case import Case, Inputs
 
 OPS = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
+# Caches with room for more than the shortest row's prefix: in a batch, and as a graph's cache must be.
+RAGGED = ("llama3-8b-B32-N16-P32768-bfloat16", [32768] + 31 * [1024])
+SPARE = ("llama3-8b-B8-N16-P32768-bfloat16", 8 * [2048])
+UNEVEN = {
+    "llama3-8b-B32-N16-ragged-32768-and-31x1024-bfloat16": RAGGED,
+    "llama3-8b-B8-N16-P2048-of-32768-slots-bfloat16": SPARE,
+}
+UNEVEN_DRY = {"B2-N5-ragged-40-and-7-float32": ("B2-N5-P40-float32", [40, 7])}
 
 
 class Call(NamedTuple):
@@ -70,6 +78,33 @@ def cases_of(op: str, dry: bool, grid: bool = False) -> list[Case]:
     return list(dict.fromkeys([*(getattr(module, "GRID", []) if grid else []), *module.CASES]))
 
 
+def uneven_cases(dry: bool) -> list[Case]:
+    """Return cases of attention with shorter prefixes than their caches have room for."""
+    of_shape = {case.name: case for case in cases_of("tree_attention", dry, grid=True)}
+    wanted = UNEVEN_DRY if dry else UNEVEN
+    return [_with_prefixes(of_shape[base], name, lens) for name, (base, lens) in wanted.items()]
+
+
+def _with_prefixes(case: Case, name: str, prefixes: list[int]) -> Case:
+    module = module_of("tree_attention")
+
+    def prepare(inputs: Inputs) -> Callable[[], Any]:
+        call, lens = case.prepare(inputs), torch.tensor(prefixes, device=inputs.device)
+
+        def shorter() -> Any:
+            attend = module.tree_attention
+
+            def changed(*args: Any, **tree: Any) -> Any:
+                return attend(*args, **{**tree, "prefix_lens": lens})
+
+            with patch.object(module, "tree_attention", changed):
+                return call()
+
+        return shorter
+
+    return Case(name, prepare)
+
+
 def take_apart(op: str, case: Case, device: str) -> Call | None:
     """Return the call that a case makes; None where it calls no public function."""
     torch.manual_seed(0)
@@ -91,3 +126,19 @@ def take_apart(op: str, case: Case, device: str) -> Call | None:
                 stack.enter_context(patch.object(module, name, recorder(function)))
         call()
     return found[0] if found else None
+
+
+def distance(found: Any, expected: Any) -> float:
+    """Compare all numbers, |found - expected| / |expected|, and give the largest; where there are only ids, how many differ."""
+    tensors = ([x for x in tree_leaves(y) if isinstance(x, Tensor)] for y in (found, expected))
+    pairs = list(zip(*tensors, strict=True))
+    for x, y in pairs:
+        if x.shape != y.shape:
+            raise ValueError(f"result: expected shape {list(y.shape)}, got {list(x.shape)}")
+    numbers = [(x.float(), y.float()) for x, y in pairs if y.is_floating_point()]
+    apart = [
+        torch.where(x == y, 0.0, x - y).norm()
+        / torch.where(y.isfinite(), y, 0.0).norm().clamp(min=1e-30)
+        for x, y in numbers
+    ] or [(x != y).float().mean() for x, y in pairs]
+    return torch.stack(apart).max().item()  # NaN if any is

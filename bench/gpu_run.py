@@ -1,42 +1,63 @@
-"""What the parts of `make gpu` share: the run that they belong to, its time and its result files."""
+"""What a process of a GPU run does: the jobs of one module, one after another, each in a guard; rows go to a file at once.
+
+    python bench/gpu_run.py MODULE GROUP --rows FILE --ends SECONDS [--dry] [--first] [--store FOLDER]
+
+`bench/gpu.py` starts these processes, and starts them again where one died: jobs that were begun are left out then. The file
+has one JSON object a line. An object with an `event` tells how far the process is, all others are results.
+"""
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
-import math
 import os
-import platform
 import signal
-import subprocess
-import tempfile
+import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("torch", "triton", "transformers", "numpy")
+BENCH = ROOT / "bench"
+PATHS = [str(ROOT / folder) for folder in (".", "kernels", "bench", "tests")]
+# Exit codes: nothing more can run in this process, but in another; there is no GPU.
+BROKEN, NO_DEVICE = 70, 71
+TAIL = 2000
+
+Row = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """One piece of a part's work."""
+
+    name: str
+    """Says which case it is; the same in every process of the part."""
+    do: Callable[[], Iterable[Row]]
+    """Gives results, as they come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of `make gpu`, as each of its processes is told of it."""
+    """What one process of a run is told."""
 
-    id: str
-    """What is passed in one run counts in no other."""
-    folder: Path
-    """Results."""
+    group: str
+    """Which of the module's jobs are its own."""
+    rows: Path
+    """Where results go."""
     ends: float
-    """When this part is to stop by itself, on `time.monotonic`'s clock, which all processes share."""
-    dry: bool
+    """When nothing new shall begin, on `time.monotonic`'s clock, which all processes share."""
+    dry: bool = False
     """Small shapes in the interpreter: everything is tried, nothing is measured."""
+    first: bool = False
+    """Only what shows that everything works at all."""
+    store: Path | None = None
+    """Where the default model's parts are, if they are."""
 
     @property
     def device(self) -> str:
@@ -48,143 +69,100 @@ class Run:
         """Whether nothing new should begin."""
         return time.monotonic() > self.ends
 
-    def options(self) -> list[str]:
-        """Write out as another process of this part takes it."""
-        options = ["--results", str(self.folder), "--run-id", self.id, "--ends", str(self.ends)]
-        return [*options, "--dry"] if self.dry else options
-
-    def earlier(self, part: str) -> dict[str, Any]:
-        """Return what another process of this very run has written."""
-        file = self.folder / f"{part}.json"
-        content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        return content if content.get("run") == self.id else {"complete": False, "rows": []}
+    def add(self, **row: Any) -> None:
+        """Write a row in one piece: who is killed leaves whole lines."""
+        line = json.dumps(row, default=str) + "\n"
+        with self.rows.open("a", encoding="utf-8") as file:
+            file.write(line)
 
 
-def run_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse a part's options; `options.run` is the run."""
-    parser.add_argument("--run-id", default=datetime.now(UTC).isoformat())
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--ends", type=float, default=float("inf"))
-    parser.add_argument("--dry", action="store_true")
-    options = parser.parse_args()
-    options.run = Run(options.run_id, options.results, options.ends, options.dry)
-    if options.dry:
+def read_rows(file: Path) -> list[Row]:
+    """Read what a process has written so far."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the disk is full
+            continue
+    return rows
+
+
+def work(module: str, run: Run) -> None:
+    """Do the jobs of a module that no earlier process of this group has begun."""
+    begun = {row["case"] for row in read_rows(run.rows) if row.get("event") == "begun"}
+    jobs_of = importlib.import_module(f"gpu_{module}").jobs
+    torch = sys.modules.get("torch")
+    if torch is not None and not run.dry and not torch.cuda.is_available():
+        sys.exit(NO_DEVICE)
+    if torch is not None and run.dry:
         from specdec_kernels.testing.interpreter import teach_bfloat16
 
         teach_bfloat16()
-    return options
-
-
-def execute(
-    run: Run, command: list[Any], *, group: bool = False, **environment: str
-) -> tuple[int | None, str]:
-    """Run a command until the part's end.
-
-    Args:
-        run: when to stop it.
-        command: its words.
-        group: give it a process group: whatever it has started, and that in turn, is stopped when it ends, too. What is
-            executed within stays in this group.
-        environment: variables.
-
-    Returns:
-        Its exit code, None if it was stopped, and what it printed.
-    """
-    left = run.ends - time.monotonic()
-    if left < 1:
-        return None, "not begun"
-    # A file, for a pipe stays open as long as anything holds it that the command has left running.
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            process_group=0 if group else None,
-        )
+    jobs: list[Job] = jobs_of(run)
+    run.add(event="planned", cases=[job.name for job in jobs])
+    for job in jobs:
+        if job.name in begun:
+            continue
+        if run.late:
+            return
+        run.add(event="begun", case=job.name, at=time.monotonic())
+        failed = False
         try:
-            code: int | None = process.wait(None if math.isinf(left) else left)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
-            process.wait()
-        output.seek(0)
-        return code, output.read().decode(errors="replace")
+            for row in job.do():
+                run.add(case=job.name, **row)
+        except Exception as error:  # a case that fails hides no other
+            failed = True
+            run.add(case=job.name, **told(error))
+        run.add(event="ended", case=job.name)
+        if torch is not None and not run.dry:
+            clear(torch, failed)
 
 
-def ended(code: int | None) -> str:
-    """Say how a command ended."""
-    return "stopped at the time limit" if code is None else f"exit code {code}"
+def told(error: Exception) -> Row:
+    """Say what went wrong, in a line and in full."""
+    line = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    return {"error": line, "tail": "".join(traceback.format_exception(error))[-TAIL:]}
 
 
-class Results:
-    """A part's file, whole after every row: a part that is stopped leaves what it has."""
-
-    def __init__(self, run: Run, part: str) -> None:
-        """Begin an empty file."""
-        self.run, self.file = run, run.folder / f"{part}.json"
-        self.content: dict[str, Any] = {**describe(run), "complete": False, "rows": []}
-        self._write()
-
-    def add(self, **row: Any) -> None:
-        """Add a row."""
-        self.content["rows"].append(row)
-        self._write()
-
-    def note(self, **facts: Any) -> None:
-        """Add what holds for all rows."""
-        self.content |= facts
-        self._write()
-
-    def _write(self) -> None:
-        scratch = self.file.with_suffix(".new")
-        scratch.write_text(json.dumps(self.content, indent=1) + "\n")
-        scratch.replace(self.file)
-
-
-@contextmanager
-def results_of(run: Run, part: str) -> Iterator[Results]:
-    """Write a part's file; complete if all was done in time."""
-    results = Results(run, part)
-    yield results
-    results.note(complete=not run.late)
-
-
-def describe(run: Run) -> dict[str, Any]:
-    """Say what is measured, where and with what."""
-    facts = {
-        "measured": not run.dry,
-        "run": run.id,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": "interpreter",
-        "versions": versions(),
-    }
-    if not run.dry:
-        properties = torch.cuda.get_device_properties(0)
-        facts |= {
-            "device": properties.name,
-            "processors": properties.multi_processor_count,
-            "l2_bytes": properties.L2_cache_size,
-            "card": _ask_driver(),
-        }
-    return facts
-
-
-def versions() -> dict[str, str | None]:
-    """Say what the figures belong to."""
-    packages = {package: metadata.version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), "cuda": torch.version.cuda, **packages}
-
-
-def _ask_driver() -> dict[str, str]:
-    """Driver, clocks and power limit, as they are found; nothing is set."""
-    names = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
-    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+def clear(torch: Any, failed: bool) -> None:
+    """Give memory back; end the process if the device refuses everything from now on, as after a bad address."""
+    gc.collect()
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(zip(names, answer.stdout.splitlines()[0].split(", "), strict=True))
+        if failed:
+            torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        sys.exit(BROKEN)
+
+
+def die_with(parent: int) -> None:
+    """End this process and all that it has started once the run is gone that started it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("module")
+    parser.add_argument("group")
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--ends", type=float, required=True)
+    parser.add_argument("--parent", type=int)
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--first", action="store_true")
+    parser.add_argument("--store", type=Path)
+    options = vars(parser.parse_args())
+    module, parent = options.pop("module"), options.pop("parent")
+    if parent is not None:
+        die_with(parent)
+    sys.path[:0] = [path for path in PATHS if path not in sys.path]
+    work(module, Run(**options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What an H100 should show, and whether a run of `make gpu` has shown it."""
+"""What an H100 should show, and whether a GPU run has shown it."""
 
 from __future__ import annotations
 
@@ -112,14 +112,27 @@ class Outcome(NamedTuple):
     result: str
 
 
-def judge(target: Target, content: Row) -> Outcome:
-    """Judge the cases that ran, if all their ops passed every check."""
-    rows = [row for row in content["rows"] if row["op"] in target.ops and "times" in row]
-    if any(row["op"] not in content.get("passed", []) for row in rows):
-        return Outcome(0, 0, None, "checks not passed")
-    cases = [row for row in rows if target.applies(row)]
-    figures = [(figure, row["case"]) for row in cases if (figure := target.figure(row)) is not None]
+def judge(target: Target, rows: list[Row]) -> Outcome:
+    """Judge the cases that were timed and are known to be right; one that is wrong spoils the target, and no other.
+
+    Args:
+        target: what should be shown.
+        rows: from `timed_rows`.
+    """
+    cases = [
+        row
+        for row in rows
+        if row["op"] in target.ops and "floors_microseconds" in row and target.applies(row)
+    ]
+    if wrong := [row["case"] for row in cases if row["gate"] is False]:
+        return Outcome(0, len(cases), None, f"not right: {', '.join(wrong[:3])}")
+    figures = [
+        (figure, row["case"])
+        for row in cases
+        if row["gate"] and (figure := target.figure(row)) is not None
+    ]
     if not figures:
-        return Outcome(0, len(cases), None, "not measured")
+        unknown = any(row["gate"] is None for row in cases)
+        return Outcome(0, len(cases), None, "checks not done" if unknown else "not measured")
     worst = min(figures) if target.least else max(figures)
     return Outcome(len(figures), len(cases), worst, "met" if target.met(worst[0]) else "missed")

@@ -10,9 +10,6 @@ from gpu_cases import Call
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-LAUNCH_MICROSECONDS = 8.0
-"""What no call on a GPU is asked to go below."""
-
 
 class Work(NamedTuple):
     """What a call has to do."""
@@ -29,19 +26,13 @@ def work_of(call: Call, results: Any) -> Work:
     return Work(size + _bytes(results), flops, factors)
 
 
-def floors_of(size: int, flops: int, bandwidth: float, rate: float) -> dict[str, float]:
-    """Return the microseconds that the GPU's memory, its arithmetic and a launch ask for."""
-    memory, compute = size / bandwidth * 1e6, flops / rate * 1e6
-    return {"memory": memory, "compute": compute, "launch": LAUNCH_MICROSECONDS}
-
-
 def sizes_of(call: Call) -> dict[str, int]:
     """Return the sizes that the targets ask about."""
     given = call.arguments
     if call.name == "tree_attention":
-        (batch, nodes, heads, _), (_, kv_heads, slots, _) = given["q"].shape, given["k_cache"].shape
-        # In our cases a cache has no slots to spare.
-        sizes = {"nodes": nodes, "prefix": slots - nodes, "rows": nodes * heads // kv_heads}
+        (batch, nodes, heads, _), kv_heads = given["q"].shape, given["k_cache"].shape[1]
+        prefix = int(given["prefix_lens"].max())
+        sizes = {"nodes": nodes, "prefix": prefix, "rows": nodes * heads // kv_heads}
         return {"batch": batch, **sizes}
     if call.name in ("lm_head_topk", "lm_head_beams"):
         return {"head_bytes": _bytes(given["weight"])}

@@ -1,6 +1,7 @@
 """Tiny random models of many families, made on the spot, and the library's own greedy text."""
 
 from functools import lru_cache
+from pathlib import Path
 from string import ascii_letters, digits
 
 import torch
@@ -125,3 +126,14 @@ def library_sampled(
             )
             ids = torch.cat([ids, token[:, None]], 1)
     return ids[0, len(prompt) :].tolist()
+
+
+def save_chat_model(folder: Path) -> None:
+    """Write a tiny model with all that writing answers takes: weights, a tokenizer, a chat template."""
+    tokenizer = letters()
+    turns = "{% for m in messages %}U{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}A{% endif %}"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**WIDE, "max_position_embeddings": 8192})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -13,6 +13,8 @@ from .attention import attention_peers
 from .head import PLAIN, head_peer
 
 Peer = Callable[[], Any]
+# What takes seconds to make.
+COMPILED = ("compiled", "topk compiled", "flex")
 
 
 def peers_of(call: Call, backend: str) -> dict[str, Callable[[], Peer]]:

@@ -1,7 +1,9 @@
-"""`make gpu` works before there is a GPU: all of it on small shapes, stopped in time, and it tells what went wrong."""
+"""A GPU run works before there is a GPU: all of it on small shapes, and whatever goes wrong in a part stays in that part."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,256 +19,266 @@ BENCH = ROOT / "bench"
 @pytest.fixture(autouse=True)
 def bench_on_the_path(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCH)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # dry runs leave their results there
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # what a run that is killed leaves behind
 
 
-def run_gpu(*options):
-    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    from tiny import save_chat_model
+
+    folder = tmp_path_factory.mktemp("model")
+    save_chat_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory, tiny_folder):
+    """One dry second call."""
+    folder = tmp_path_factory.mktemp("out")
+    options = ("--dry", "--seconds", "900", "--out", str(folder), "--model", str(tiny_folder))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(BENCH / "gpu.py"), *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done, json.loads((folder / "gpu.json").read_text()), folder
 
 
 @pytest.mark.slow
-def test_a_dry_run_does_everything_and_measures_nothing():
-    done = run_gpu("--dry")
+def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
+    from gpu import parts_of
+    from report_gpu import NOT_MEASURED, gpu_page
+
+    done, content, folder = dry_run
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = Path(done.stdout.split("results: ")[1].partition(",")[0])
-    contents = {part: json.loads((folder / f"{part}.json").read_text()) for part in ("tests", "times", "sweep")}  # fmt: skip
-    for content in contents.values():
-        assert not content["measured"] and content["complete"] and content["rows"]
-        assert content["versions"]["torch"] == torch.__version__
-    assert all(row["ok"] for row in contents["tests"]["rows"])
-    for row in contents["times"]["rows"]:
-        assert row["times"]["kernel"]["samples_microseconds"], row
-        # Only where the op's tests ran in this very run.
-        assert ("speedups" in row) == (row["op"] in ("accept_tree", "commit_kv"))
-        errors = {name: t["error"] for name, t in row["times"].items() if "error" in t}
-        assert not errors
-        for name, times in row["times"].items():
-            assert times.get("distance", 0.0) < 1e-5, (row["case"], name)
-    for row in contents["sweep"]["rows"]:
-        assert row["gain"] > 0 and len(row["tried"]) > 1 and "error" not in row
-
-    from report_gpu import NOT_MEASURED, gpu_page, report
-
-    assert gpu_page(folder) == NOT_MEASURED
-    assert report(folder)["decoding"].startswith(NOT_MEASURED)
+    parts = [part.name for part in parts_of(first=False, dry=True, model=True)]
+    assert list(dict.fromkeys(row["part"] for row in content["rows"])) == parts
+    assert not [row for row in content["rows"] if "error" in row or "unfinished" in row]
+    begun = {(row["part"], row["case"]) for row in content["rows"]}
+    assert {(part, case) for part in parts for case in content["planned"][part]} == begun
+    assert content["machine"]["versions"]["torch"] == torch.__version__
+    assert gpu_page(folder) == NOT_MEASURED and not content["measured"]
     assert "dry run, nothing here is measured" in done.stdout
+    assert [path.name for path in folder.iterdir()] == ["gpu.json"]
 
 
 @pytest.mark.slow
-@pytest.mark.model
-def test_decoding_runs_on_a_given_model():
-    from specdec.models import embedded_model_path
+def test_a_dry_run_fills_every_table(dry_run):
+    from gpu_cases import OPS
+    from gpu_figures import gates_of, rows_of, timed_rows
+    from report_gpu import TABLES, part_table
 
-    done = run_gpu("--dry", "--parts", "decoding", "--model", str(embedded_model_path()))
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = Path(done.stdout.split("results: ")[1].partition(",")[0])
-    content = json.loads((folder / "decoding.json").read_text())
-    assert [row["method"] for row in content["rows"]] == ["plain", "lookup"]
-    assert all(row["identical"] == row["answers"] == 1 for row in content["rows"])
-    assert content["device_stages"]["lookup"]["verify"] > 0
+    _, content, _ = dry_run
+    assert {case.partition(" ")[0] for case, ok in gates_of(content).items() if ok} == set(OPS)
+    for row in timed_rows(content):
+        assert row["gate"] and row["times"]["kernel"]["samples_microseconds"] and row["speedups"]
+        assert all(times.get("distance", 0.0) < 1e-5 for times in row["times"].values()), row
+    rounds = rows_of(content, "rounds")
+    assert {r["method"]: r["tokens_per_round"] for r in rounds if r["kind"] == "texts"} == {"plain": 1.0, "oracle 2.5": 2.2}  # fmt: skip
+    texts = [row for row in rows_of(content, "texts") if row["kind"] == "text"]
+    assert [row["method"] for row in texts] == ["plain", "transformers", "lookup"]
+    assert all(row["identical"] for row in texts) and {row["question"] for row in texts}
+    assert all(row["gain"] > 0 and len(row["tried"]) > 1 for row in rows_of(content, "sweep"))
+    assert all(row["passed"] for row in rows_of(content, "tests"))
+    for part in TABLES.keys() - {"first"}:
+        assert len(part_table(part, content).splitlines()) >= 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so():
-    done = run_gpu()
-    assert done.returncode == 2
-    assert "expected a CUDA device, got none" in done.stdout
-
-
-def test_every_part_has_its_time_and_all_of_it_is_given():
+def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
     import gpu
 
-    assert gpu.schedule(list(gpu.BOXES))["decoding"] == gpu.SECONDS < 600
-    alone = gpu.schedule(["tests", "times", "sweep"])
-    assert alone["tests"] == gpu.BOXES["tests"]
-    assert alone["sweep"] - alone["times"] == gpu.BOXES["sweep"]
-    assert alone["sweep"] == gpu.SECONDS
-    assert gpu.schedule(["tests"]) == {"tests": gpu.SECONDS}
+    (first,) = gpu.parts_of(first=True, dry=False, model=False)
+    one = first._replace(groups=first.groups[-1:])  # of many processes that would all say so
+    monkeypatch.setattr(gpu, "parts_of", lambda *options: [one])
+    monkeypatch.setattr(gpu, "BEGAN", time.monotonic())
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--first", "--out", str(tmp_path)])
+    assert gpu.main() == 2
+    assert "expected a CUDA device, got none" in capsys.readouterr().out
 
 
-def test_parts_of_a_gguf_file_are_joined_checked_and_converted_once(tmp_path, monkeypatch):
-    import hashlib
-
-    import gpu_decoding
-
-    from specdec.models import Embedded
-
-    halves = [tmp_path / "a", tmp_path / "b"]
-    for half, content in zip(halves, (b"first", b"second"), strict=True):
-        half.write_bytes(content)
-
-    def convert(name, gguf, folder):
-        folder.mkdir()
-        (folder / name).write_bytes(gguf.read_bytes())
-        return folder
-
-    monkeypatch.setattr(gpu_decoding, "_convert", convert)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    with pytest.raises(ValueError, match="model: expected a GGUF file with sha256"):
-        gpu_decoding.model_folder(halves, None, scratch)
-    known = hashlib.sha256(b"firstsecond").hexdigest()
-    model = Embedded((), known, 0, "none", ())
-    monkeypatch.setattr(gpu_decoding, "EMBEDDED", {"in-parts": model})
-    folder = gpu_decoding.model_folder(halves, None, scratch)
-    assert (folder / "in-parts").read_bytes() == b"firstsecond"
-    monkeypatch.setattr(gpu_decoding, "_convert", None)
-    assert gpu_decoding.model_folder(halves, None, scratch) == folder
-    assert list(scratch.iterdir()) == [folder]
-    assert gpu_decoding.model_folder([tmp_path], None, tmp_path) == tmp_path
+def test_nothing_that_takes_time_is_imported_before_the_clock_starts():
+    code = "import gpu, sys; print({'torch', 'numpy', 'triton', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCH, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
-def test_device_time_belongs_to_the_stage_it_lies_in():
-    from types import SimpleNamespace
+def test_parts_follow_one_another_and_leave_time_for_the_end():
+    from gpu import OPS, parts_of
 
-    from gpu_decoding import seconds_per_stage
-    from torch.autograd import DeviceType
-
-    def event(name, start, end, device=DeviceType.CUDA, annotation=False):
-        time_range = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
-        return SimpleNamespace(
-            name=name, device_type=device, time_range=time_range, is_user_annotation=annotation
-        )
-
-    def marks(stage, start, end):  # the second as the device saw it
-        yield event(f"stage {stage}", start, end, DeviceType.CPU, True)
-        yield event(f"stage {stage}", start + 1, end - 1, annotation=True)
-
-    events = [
-        *marks("draft", 0, 100), *marks("verify", 100, 300), *marks("draft", 310, 400),
-        event("kernel", 10, 20), event("kernel", 30, 50), event("cudaLaunchKernel", 5, 9, DeviceType.CPU),
-        event("kernel", 110, 200), event("kernel", 303, 309), event("kernel", 320, 330),
-    ]  # fmt: skip
-    assert seconds_per_stage(events, DeviceType.CUDA) == {
-        "draft": pytest.approx(40e-6),
-        "verify": pytest.approx(90e-6),
-    }
+    for dry in (True, False):
+        ends = [part.until for part in parts_of(first=False, dry=dry, model=True)]
+        assert ends == sorted(ends) and ends[0] < 0.2 and ends[-1] < 0.985
+    correct = parts_of(first=False, dry=False, model=True)[0]
+    assert {name.partition(" ")[0] for _, name in correct.groups} == set(OPS)
+    (first,) = parts_of(first=True, dry=False, model=True)
+    assert first.groups == correct.groups
 
 
-def test_a_model_is_warmed_for_short_middling_and_long_prompts():
-    from gpu_decoding import NEW, warm
-    from gpu_run import Run
-
-    written = []
-
-    class Runner:
-        def write(self, method, ids, most):
-            written.append((method, len(ids), most))
-
-    from specdec.evaluate.benchmark import Prompt
-
-    prompts = [Prompt(None, 0, [1] * size, None) for size in (30, 7, 90, 50, 8)]
-    warm(Run("id", Path(), float("inf"), False), Runner(), ["plain", "lookup"], prompts)
-    assert written == [(m, size, NEW) for size in (7, 30, 90) for m in ("plain", "lookup")]
-
-
-# What is stopped holds a pipe open, which says when it has begun and ends when all of it is gone.
-SLEEPS = "exec 3>{pipe}; sleep 9999 & echo begun >&3; wait"
-NESTED = f"""
-import sys, time
+PARTS = """
+import os, signal, sys, time
 from pathlib import Path
-from gpu_run import Run, execute
-run = Run("id", Path(), time.monotonic() + float(sys.argv[2]), True)
-print(execute(run, ["sh", "-c", "{SLEEPS}".format(pipe=sys.argv[1])])[0])
+from gpu_run import Job
+
+def rows(*values):
+    for value in values:
+        yield {"op": "op", "ok": True, "value": value}
+
+def many():
+    for value in range(400):
+        time.sleep(0.01)
+        yield {"op": "op", "ok": True, "value": value}
+
+def broken():
+    yield from rows(1)
+    raise ValueError("wrong\\nin two lines")
+
+def killed():
+    yield from rows(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def hangs():
+    yield from rows(1)
+    time.sleep(600)
+
+def missing():
+    import no_such_package
+    yield {}
+
+WAYS = {"good": lambda: rows(1), "many": many, "broken": broken, "killed": killed, "hangs": hangs, "missing": missing,
+        "last": lambda: rows(1)}
+
+def jobs(run):
+    if run.group == "no-import":
+        import no_such_package
+    return [Job(f"op {name}", WAYS[name]) for name in run.group.split()]
 """
 
 
 @pytest.fixture
-def pipe(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    return tmp_path / "pipe"
+def run(tmp_path, monkeypatch, capsys):
+    """Run parts whose jobs are made up; returns what the archive has, what was printed, and the seconds it took."""
+    import gpu
+
+    (tmp_path / "gpu_made_up.py").write_text(PARTS)
+    folder = tmp_path / "out"
+
+    def run(*groups, seconds=120.0, until=0.9, longest=60.0, later=True):
+        parts = [gpu.Part("correct", until, longest, [("made_up", group) for group in groups])]
+        parts += [gpu.Part("first", 1.0, longest, [("made_up", "last")])] if later else []
+        head = {"measured": False, "date": "now", "machine": gpu.machine(dry=True)}
+        archive = gpu.Archive(folder, head)
+        paths = os.pathsep.join([str(tmp_path), *gpu.PATHS])
+        began = time.monotonic()
+        there = gpu.run_parts(
+            parts, archive, began=began, seconds=seconds, options=["--dry"],
+            environment={**os.environ, "PYTHONPATH": paths}, missing={},
+        )  # fmt: skip
+        assert there
+        return archive.content, capsys.readouterr().out, time.monotonic() - began
+
+    return run
 
 
-@pytest.mark.parametrize("whose", ["the-outer", "its-own"])
-def test_a_part_that_takes_too_long_is_stopped_with_all_it_started(whose, pipe, tmp_path):
-    from gpu_run import Run, execute
-
-    said, seconds = "", 2.0
-    while not said:  # a slow machine needs longer to begin
-        seconds *= 2
-        limits = (seconds, 9999) if whose == "the-outer" else (9999, seconds)
-        run = Run("id", tmp_path, time.monotonic() + limits[0], True)
-        command = [sys.executable, "-c", NESTED, pipe, limits[1]]
-        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # opens before anyone writes
-        code, output = execute(run, command, group=True, PYTHONPATH=str(BENCH))
-        os.set_blocking(reader, True)
-        with os.fdopen(reader) as file:
-            said = file.read()
-    assert said == "begun\n"
-    assert (code, output) == ((None, "") if whose == "the-outer" else (0, "None\n"))
+def test_a_job_that_fails_or_lacks_a_package_hides_no_other(run):
+    content, told, _ = run("good broken missing last")
+    assert json.loads(json.dumps(content)) == content
+    errors = {row["case"]: row["error"] for row in content["rows"] if "error" in row}
+    assert errors == {
+        "op broken": "ValueError: wrong",
+        "op missing": "ModuleNotFoundError: No module named 'no_such_package'",
+    }
+    assert all("Traceback" in row["tail"] for row in content["rows"] if "error" in row)
+    assert "| op | 2 | 2 | 0 | broken (see below); missing (see below) |" in told
+    assert content["rows"][-1]["part"] == "first"
 
 
-def test_a_command_that_is_stopped_from_outside_leaves_nothing(pipe):
+def test_a_process_that_dies_is_started_again_behind_the_job_that_killed_it(run):
+    content, told, _ = run("good killed last", "good killed last")
+    values = [row["case"] for row in content["rows"] if row.get("ok")]
+    assert values == 2 * ["op good", "op killed", "op last"] + ["op last"]
+    died = [row["error"] for row in content["rows"] if "error" in row]
+    assert died == 2 * ["died with exit code -9"]
+    assert told.count("- op killed: died with exit code -9") == 2
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_the_next_ones_are_done(run):
+    content, _, seconds = run("hangs last", longest=2.0)
+    assert [row.get("error", row["case"]) for row in content["rows"]] == [
+        "op hangs", "stopped after 2 s", "op last", "op last"
+    ]  # fmt: skip
+    assert seconds < 60
+
+
+def test_what_a_part_had_no_time_for_is_unknown_and_no_fault(run):
+    from report_gpu import summary
+
+    content, told, seconds = run("good hangs last", seconds=60.0, until=0.15)
+    assert seconds < 50
+    unfinished = [row["case"] for row in content["rows"] if "unfinished" in row]
+    assert unfinished == ["op hangs"]
+    assert "| op | 1 | 0 | 2 |  |" in told and "1 of 3 cases had no time." in told
+    assert content["rows"][-1]["part"] == "first"
+    assert summary(content)[1]
+
+
+def test_a_module_that_cannot_be_imported_is_told_and_the_others_go_on(run):
+    content, told, _ = run("no-import", "good")
+    (error,) = (row for row in content["rows"] if "error" in row)
+    assert error["case"] == "no-import" and "No module named 'no_such_package'" in error["tail"]
+    assert [row["case"] for row in content["rows"] if row.get("ok")] == ["op good", "op last"]
+    assert "- no-import: died with exit code 1" in told
+
+
+def test_a_full_folder_costs_the_archive_alone(run, monkeypatch):
+    def no_space(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    content, told, _ = run("good last")
+    assert len(content["rows"]) == 3
+    assert told.count("gpu.json: not written: [Errno 28] No space left on device") == 1
+    assert "| op | 2 | 0 | 0 |  |" in told
+
+
+@pytest.mark.parametrize("after", [0.3, 1.1, 1.9])
+def test_a_run_that_is_killed_leaves_an_archive_that_reads_and_nothing_that_runs(tmp_path, after):
+    from report_gpu import gpu_page, part_table
+
+    (tmp_path / "gpu_made_up.py").write_text(PARTS)
     code = f"""
-import signal, sys
-from pathlib import Path
-from gpu_run import Run, execute
-signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-run = Run("id", Path(), float("inf"), True)
-execute(run, ["sh", "-c", "{SLEEPS}".format(pipe=sys.argv[1])], group=True)
+import os, time, gpu
+gpu.WRITE_EVERY_SECONDS = 0.0
+paths = os.pathsep.join([{str(tmp_path)!r}, *gpu.PATHS])
+archive = gpu.Archive(gpu.Path({str(tmp_path)!r}), {{"measured": True, "date": "now", "machine": gpu.machine(dry=True)}})
+archive.write()
+print("begun", flush=True)
+gpu.run_parts([gpu.Part("correct", 0.9, 60, [("made_up", "many hangs")])], archive, began=time.monotonic(), seconds=600,
+              options=["--dry"], environment={{**os.environ, "PYTHONPATH": paths}}, missing={{}})
 """
-    environment = {**os.environ, "PYTHONPATH": str(BENCH)}
-    outer = subprocess.Popen([sys.executable, "-c", code, str(pipe)], env=environment)
-    with pipe.open() as file:
-        assert file.readline() == "begun\n"
-        outer.terminate()
-        assert outer.wait() == 1
-        assert file.read() == ""
+    command = [sys.executable, "-c", code]
+    outer = subprocess.Popen(command, cwd=BENCH, stdout=subprocess.PIPE, text=True)
+    assert outer.stdout.readline() == "begun\n"
+    time.sleep(after)
+    inner = children_of(outer.pid)
+    outer.send_signal(signal.SIGKILL)
+    outer.wait()
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    assert "machine" in gpu_page(tmp_path) and part_table("correct", content)
+    assert all(map(ends, inner))
 
 
-def test_every_process_of_a_part_has_the_same_end(tmp_path, monkeypatch):
-    import argparse
-
-    from gpu_run import Run, run_options
-
-    run = Run("id", tmp_path, 12345.678901, False)
-    monkeypatch.setattr(sys, "argv", ["part", *run.options()])
-    assert run_options(argparse.ArgumentParser()).run == run
+def children_of(process):
+    ids = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(identity) for identity in ids]
 
 
-def test_what_fails_is_told_and_what_had_no_time_is_none():
-    from gpu import faults
-    from report_gpu import progress
-
-    def tests(ok, complete=True):
-        return {"complete": complete, "rows": [{"kind": "repeats", "op": "a", "ok": ok}]}
-
-    assert faults("tests", 0, tests(True)) == faults("tests", 0, tests(None)) == []
-    assert faults("tests", 0, tests(False)) == ["repeats a"]
-    assert faults("tests", 0, tests(True, complete=False)) == ["not complete"]
-    timed = {"complete": False, "planned": 3, "rows": [{"op": "a", "case": "B1", "times": {}}]}
-    assert faults("times", 0, timed) == []
-    assert progress(timed) == "1 of 3 cases"
-    assert faults("times", None, timed) == ["stopped at the time limit"]
-    assert faults("sweep", 0, {"rows": [{"op": "a", "case": "B1", "error": "no"}]}) == ["a B1"]
-    assert faults("sweep", 0, {"rows": []}) == ["no results"]
-    texts = [{"method": "plain", "lossless": True}, {"method": "lookup", "lossless": False}]
-    assert faults("decoding", 0, {"rows": texts}) == ["lookup"]
-
-
-def test_a_finding_of_memcheck_is_told_by_op(monkeypatch, tmp_path):
-    import gpu_tests
-    from gpu_run import Results, Run
-
-    run = Run("id", tmp_path, float("inf"), True)
-    asked = []
-
-    def execute(run, command, **environment):
-        ops = command[command.index("--op") + 1 :]
-        asked.append(ops)
-        results = Results(run, f"small_{'_'.join(ops)}")
-        results.add(op=ops[0], case="B1")
-        results.note(complete=True)
-        return (gpu_tests.FOUND if bad & {*ops} else 0), "said"
-
-    monkeypatch.setattr(gpu_tests, "execute", execute)
-    monkeypatch.setattr(gpu_tests.shutil, "which", lambda tool: tool)
-    bad = set()
-    (row,) = gpu_tests.memcheck(run, ["a", "b"])
-    assert (row["op"], row["ok"], len(asked)) == ("all", True, 1)
-    bad = {"b"}
-    rows = gpu_tests.memcheck(run, ["a", "b"])
-    assert [(row["op"], row["ok"]) for row in rows] == [("a", True), ("b", False)]
+def ends(process):
+    """Tell whether a process ends, as one does soon after it is killed, whether or not anyone has asked how."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,6 +1,4 @@
-"""What the figures of `make gpu` are made of, and which of them are told."""
-
-import json
+"""What the figures of a GPU run are made of, and which of them are told."""
 
 import pytest
 import torch
@@ -8,7 +6,8 @@ import torch
 
 def test_least_work_is_the_formulas():
     from gpu_cases import take_apart
-    from work import floors_of, work_of
+    from gpu_figures import floors_of
+    from work import work_of
 
     from specdec_kernels.testing.cases import commit_kv, lm_head, tree_attention
 
@@ -36,46 +35,63 @@ def test_least_work_is_the_formulas():
     assert floors_of(3_000_000, 90_000_000, 1e12, 1e12) == floors
 
 
-def test_what_fails_or_was_checked_in_another_run_gives_no_speedup(tmp_path):
-    from gpu_run import Run
-    from gpu_times import judge, passed_ops
-
-    rows = [
-        {"kind": "tests", "op": "a", "ok": True},
-        {"kind": "tests", "op": "b", "ok": False},
-        {"kind": "tests", "op": "c", "ok": True},
-        {"kind": "tests", "op": "d", "ok": True},
-        {"kind": "tests", "op": "e", "ok": True},
-        {"kind": "repeats", "op": "a", "ok": True},
-        {"kind": "repeats", "op": "b", "ok": True},
-        {"kind": "repeats", "op": "c", "ok": False},
-        {"kind": "repeats", "op": "e", "ok": True},
-        {"kind": "memcheck", "op": "a", "ok": None},
-        {"kind": "memcheck", "op": "e", "ok": False},
-    ]
-    (tmp_path / "tests.json").write_text(json.dumps({"run": "now", "complete": True, "rows": rows}))
-    assert passed_ops(Run("now", tmp_path, 0.0, True)) == {"a"}
-    assert passed_ops(Run("then", tmp_path, 0.0, True)) == set()
-
-    row = timed_row("a", "B1", 25.0, bytes=2_000_000, eager=50.0)
-    limits = {"bytes_per_second": 1e11, "torch.float32": 1e12}
-    figures = judge(row, limits, passed=True)
-    assert figures["speedups"] == {"eager": 2.0}
-    assert figures["floors_microseconds"] == {"memory": 20.0, "compute": 0.0, "launch": 8.0}
-    assert (figures["over_floor"], figures["share_of_copy"]) == (1.25, 0.8)
-    assert "speedups" not in judge(row, limits, passed=False)
+def content_of(times, gates=None, limits=None, planned=()):
+    """An archive of a run with these times; a gate is true, false or None, as `correct` leaves it."""
+    rows = [{"part": "correct", "case": name, "op": name.split()[0], "ok": ok} for name, ok in (gates or {}).items()]  # fmt: skip
+    if limits:
+        rows.append({"part": "times", "case": "limits", "limits": limits})
+    rows += [{"part": "times", "case": f"{row['op']} {row['of']}", **row} for row in times]
+    return {"measured": True, "planned": {"correct": list(planned)}, "rows": rows}
 
 
-def timed_row(op, case, microseconds, *, bytes, sizes=None, **peers):
+def timed_row(op, case, microseconds, *, bytes, flops=0, sizes=None, **peers):
     times = {"kernel": {"median_microseconds": microseconds, "graph": True}}
     for name, value in peers.items():
         times[name] = {"median_microseconds": value, "graph": True, "distance": 1e-7}
-    facts = {"op": op, "case": case, "bytes": bytes, "flops": 0, "dtype": "torch.float32"}
+    facts = {"op": op, "of": case, "bytes": bytes, "flops": flops, "dtype": "torch.float32"}
     return {**facts, "sizes": sizes or {}, "times": times}
 
 
+LIMITS = {"bytes_per_second": 1e12, "torch.float32": 1e12, "empty_microseconds": 2.5}
+
+
+def test_each_case_has_its_own_gate_and_what_was_not_begun_is_unknown():
+    from gpu_figures import gates_of, timed_rows
+    from report_gpu import correct
+
+    gates = {"a B1": True, "a B2": False, "a B3": None}
+    content = content_of([], gates, planned=[*gates, "a B4", "a B5"])
+    content["rows"] += [
+        {"part": "correct", "case": "a B5", "error": "died"},
+        {"part": "correct", "case": "b B1", "ok": False, "beside": "times"},
+    ]
+    assert gates_of(content) == {**gates, "a B4": None, "a B5": False}
+    assert "| a | 1 | 2 | 2 | B2 (see below); B5 (see below) |" in correct(content)
+
+    times = [timed_row("a", f"B{n}", 25.0, bytes=2_000_000, flops=10**7, eager=50.0) for n in range(1, 5)]  # fmt: skip
+    content["rows"] += content_of(times, limits={**LIMITS, "bytes_per_second": 1e11})["rows"]
+    rows = timed_rows(content)
+    assert [row.get("speedups") for row in rows] == [{"eager": 2.0}, None, None, None]
+    for row in rows:
+        assert row["floors_microseconds"] == {"memory": 20.0, "compute": 10.0, "launch": 8.0}
+        assert (row["over_floor"], row["share_of_copy"]) == (1.25, 0.8)
+        assert row["teraflops"] == pytest.approx(0.4)
+
+
+def test_what_was_timed_of_a_case_at_two_times_is_put_together():
+    from gpu_figures import timed_rows
+
+    alone = timed_row("a", "B1", 10.0, bytes=1, eager=30.0)
+    beside = timed_row("a", "B1", 0.0, bytes=1, compiled=20.0)
+    del beside["times"]["kernel"]
+    lonely = {**beside, "of": "B2"}
+    (row,) = timed_rows(content_of([alone, beside, lonely], {"a B1": True}))
+    assert row["speedups"] == {"eager": 3.0, "compiled": 2.0}
+    assert "floors_microseconds" not in row  # the limits were not measured
+
+
 def test_a_peer_that_is_wrong_or_timed_otherwise_or_broken_gives_no_speedup():
-    from gpu_times import judge
+    from gpu_figures import timed_rows
     from report_gpu import times
 
     row = timed_row("a", "B1", 10.0, bytes=1, right=30.0, near=20.0, wrong=5.0, lost=5.0, waits=4.0)
@@ -83,10 +99,10 @@ def test_a_peer_that_is_wrong_or_timed_otherwise_or_broken_gives_no_speedup():
     row["times"]["wrong"]["distance"] = 1e-3
     row["times"]["lost"]["distance"] = float("nan")
     row["times"]["waits"]["graph"] = False
-    row["times"]["flex"] = {"error": "RuntimeError: no such thing\nand more"}
-    row |= judge(row, {"bytes_per_second": 1e12, "torch.float32": 1e12}, passed=True)
-    assert row["speedups"] == {"right": 3.0, "near": 2.0}
-    told = times({"rows": [row]})
+    row["times"]["flex"] = {"error": "RuntimeError: no such thing"}
+    content = content_of([row], {"a B1": True}, LIMITS)
+    assert timed_rows(content)[0]["speedups"] == {"right": 3.0, "near": 2.0}
+    told = times(content)
     assert (
         "right 30 (1e-07), near 20 (1e-06), wrong 5 (0.001), lost 5 (nan), waits 4* (1e-07)" in told
     )
@@ -94,7 +110,7 @@ def test_a_peer_that_is_wrong_or_timed_otherwise_or_broken_gives_no_speedup():
 
 
 def test_results_are_compared_number_by_number():
-    from gpu_times import distance
+    from gpu_cases import distance
 
     x, y = torch.tensor([3.0, 4.0]), torch.tensor([-torch.inf, 2.0])
     assert distance((x, y), (x, y)) == 0.0
@@ -109,10 +125,8 @@ def test_results_are_compared_number_by_number():
 
 
 def test_targets_are_met_or_missed_or_not_measured():
-    from gpu_times import judge
     from report_gpu import targets
 
-    limits = {"bytes_per_second": 1e12, "torch.float32": 1e12, "empty_microseconds": 2.5}
     few = {"batch": 8, "nodes": 16, "prefix": 8192, "rows": 64}
     large = {"head_bytes": 300_000_000, "weight_bytes": 90_000_000}
     rows = [
@@ -126,12 +140,10 @@ def test_targets_are_met_or_missed_or_not_measured():
         timed_row("commit_kv", "B8", 9.0, bytes=1, sizes={"batch": 8}),
         timed_row("pack_tree", "B1", 10.5, bytes=1, sizes={"batch": 1}),
         timed_row("accept_tree", "B8", 5.0, bytes=1, sizes={"batch": 8}),
-        {"op": "commit_kv", "case": "B1", "error": "no"},
     ]  # fmt: skip
-    passed = ["tree_attention", "lm_head", "draft_step", "commit_kv", "pack_tree"]
-    for row in rows:
-        row |= judge(row, limits, row["op"] in passed)
-    told = targets({"rows": rows, "limits": limits, "passed": passed})
+    gates = {f"{row['op']} {row['of']}": True for row in rows}
+    gates |= {"accept_tree B8": False, "draft_step llama": None}
+    told = targets(content_of(rows, gates, LIMITS))
     for line in (
         "floor ≥ 100 µs, N·H/G ≤ 64: of copy | ≥ 85 % | 2 of 2 | 80 % (longer) | missed",
         "floor < 100 µs, N·H/G ≤ 64: over the floor | ≤ 8 µs | 2 of 2 | 8.5 µs (short) | missed",
@@ -140,22 +152,20 @@ def test_targets_are_met_or_missed_or_not_measured():
         "x masked SDPA | ≥ 1.5 | 2 of 3 | 1.82 (long) | met",
         "N = 1: x SDPA | ≥ 1 | 1 of 1 | 1 (one) | met",
         "of copy | ≥ 90 % | 1 of 1 | 90.9 % (llama) | met",
-        "time over the weights' own | ≤ 1.25 | 1 of 1 | 1.2 (llama) | met",
-        "x eager | ≥ 2 | 1 of 1 | 2 (llama) | met",
+        "time over the weights' own | ≤ 1.25 | 0 of 1 | - | checks not done",
         "commit_kv, B ≤ 8: time | ≤ 10 µs | 1 of 1 | 9 µs (B8) | met",
         "pack_tree, B ≤ 8: time | ≤ 10 µs | 1 of 1 | 10.5 µs (B1) | missed",
-        "accept_tree, B ≤ 8: time | ≤ 10 µs | 0 of 0 | - | checks not passed",
+        "accept_tree, B ≤ 8: time | ≤ 10 µs | 0 of 1 | - | not right: B8",
     ):
         assert f"{line} |" in told, told
     assert told.endswith("A graph of one empty launch: 2.5 µs.")
 
 
 def test_what_the_targets_need_is_timed_first():
-    from gpu_cases import OPS
     from gpu_targets import TARGETS
     from gpu_times import in_turns
 
-    first = [f"{op} {case.name}" for op, case in in_turns(OPS, dry=False)][:28]
+    first = [f"{op} {case.name}" for op, case in in_turns(dry=False)][:18]
     needed = {f"tree_attention llama3-8b-B{shape}-bfloat16" for shape in (
         "32-N16-P8192", "8-N16-P32768", "8-N64-P8192", "1-N16-P2048", "1-N64-P2048", "1-N1-P8192", "8-N1-P8192")}  # fmt: skip
     needed |= {
@@ -164,7 +174,9 @@ def test_what_the_targets_need_is_timed_first():
     }
     needed |= {"beam_step llama3-8b-head-B2-W10-bfloat16", "draft_step llama3-8b-B1-W10-bfloat16"}
     assert needed <= set(first)
-    assert {op for target in TARGETS for op in target.ops} <= {name.split()[0] for name in first}
+    turns = [op for op, _ in in_turns(dry=False)]
+    assert turns[:3] == 3 * ["lm_head"]
+    assert {op for target in TARGETS for op in target.ops} <= {*turns[:40]}
 
 
 def test_the_references_of_packing_wait_for_nothing():
@@ -180,8 +192,7 @@ def test_the_references_of_packing_wait_for_nothing():
 
 @pytest.mark.parametrize("op", ["lm_head", "beam_step"])
 def test_a_head_has_a_peer_without_a_sort_of_the_vocabulary(op):
-    from gpu_cases import cases_of, take_apart
-    from gpu_times import distance
+    from gpu_cases import cases_of, distance, take_apart
     from peers.references import peers_of
 
     case = next(c for c in cases_of(op, dry=True) if "float32" in c.name)

@@ -1,0 +1,338 @@
+"""A whole training in one call: the default model writes text, both drafters learn from it, and what they reach is measured.
+
+    python bench/gpu_train.py --seconds 480 --out FOLDER [--model PART]
+
+FOLDER/training.json has curves and what is known of the data, FOLDER/drafters.zip the drafters as folders; both are written
+anew whenever there is more, so that what was reached stays when time is over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gpu import BEGAN, machine, write_whole
+from gpu_model import STORE, model_folder, store
+from gpu_run import PATHS, ROOT, Row, told
+
+QUESTIONS = ROOT / "tests/data/questions.jsonl"
+# The share of the time by which a stage has ended.
+WRITTEN = 0.40
+TRAINED = {"redrafter": 0.72, "kangaroo": 0.97}
+LONGEST = 1024
+"""Tokens of a conversation, its template included: what memory is counted for."""
+MOST_ROWS = 1024
+MOST_EPOCHS = {"redrafter": 4, "kangaroo": 6}
+HELD_OUT = 12
+PROBED = 64
+"""Conversations that tell how fast a drafter learns."""
+MOST_BYTES = 12_000_000
+EXIT_LAYER = 5
+
+
+class Progress:
+    """What is known, written down as it comes."""
+
+    def __init__(self, folder: Path, head: Row) -> None:
+        self.folder, self.content = folder, head
+        self.saved = 0.0
+
+    def save(self, **facts: Any) -> None:
+        self.content |= facts
+        self.content["seconds_so_far"] = round(time.monotonic() - BEGAN, 1)
+        self.saved = time.monotonic()
+        try:
+            write_whole(self.folder / "training.json", json.dumps(self.content, indent=1).encode())
+        except OSError as error:
+            print(f"training.json: not written: {error}", flush=True)
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - BEGAN:5.0f} s  {text}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=480.0, help="From process start.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, nargs="*", default=[], help="Parts, or a folder.")
+    parser.add_argument("--store", type=Path, default=STORE, help="Where parts are put aside.")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rows", type=int, help="Conversations at once; as memory allows.")
+    parser.add_argument("--answer-tokens", type=int, default=224)
+    options = parser.parse_args()
+    sys.path[:0] = [path for path in PATHS if path not in sys.path]
+    folder = model_folder(store(options.model, options.store))
+    import torch
+
+    from specdec.loading import load_target
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("gpu_train.py: expected a CUDA device, got none; --device cpu tries it out")
+        return 2
+    dtype = torch.bfloat16
+    target = load_target(str(folder), dtype=dtype, device=options.device)
+    head = {
+        "measured": options.device == "cuda",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": options.seconds,
+        "machine": machine(dry=False),
+    }
+    progress = Progress(options.out, head)
+    progress.save()
+    with tempfile.TemporaryDirectory(prefix="gpu-train-") as scratch:
+        text = Path(scratch) / "text.jsonl"
+        rows = options.rows or rows_that_fit(target)
+        until = BEGAN + WRITTEN * options.seconds
+        data = write_text(target, text, rows, options.answer_tokens, until, progress)
+        progress.save(data=data)
+        right, ends = True, BEGAN + options.seconds
+        for method, share in TRAINED.items():
+            until = BEGAN + share * options.seconds
+            try:
+                learn(target, method, text, Path(scratch), until, ends, progress)
+            except Exception as error:  # the other one goes on
+                right = False
+                progress.save(**{method: {**progress.content.get(method, {}), **told(error)}})
+                progress.say(f"{method}: {told(error)['error']}")
+    print(json.dumps(progress.content.get("data")))
+    return 0 if right else 1
+
+
+def rows_that_fit(target: Any) -> int:
+    """Say how many conversations the device's free memory holds: keys, values and a step's logits."""
+    import torch
+
+    if target.device.type != "cuda":
+        return 4
+    free, _ = torch.cuda.mem_get_info()
+    config = target.config
+    heads = config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    slot = 2 * config.num_hidden_layers * heads * size * target.dtype.itemsize
+    # The library copies a layer's keys and values to add a token, and its samplers copy logits.
+    row = 1.25 * LONGEST * slot + 12 * config.vocab_size * 4
+    return max(1, min(MOST_ROWS, int(0.6 * free / row)))
+
+
+def write_text(
+    target: Any, out: Path, rows: int, answer_tokens: int, until: float, progress: Progress
+) -> Row:
+    """Let the target write conversations, as many at once as fit, until the time is over; at least one batch."""
+    import torch
+
+    from specdec.evaluate.questions import read_questions
+    from specdec.train.data import Overlap, SelfWriter
+
+    exclude = Overlap.of(text for q in read_questions(QUESTIONS) for text in q.turns)
+    began, number, longest = time.monotonic(), 0, 0.0
+    modes: Counter[str] = Counter()
+    seen: Counter[int] = Counter()
+    lengths: list[int] = []
+    prompt_tokens = 0
+    while number == 0 or time.monotonic() + longest < until:
+        started = time.monotonic()
+        writer = SelfWriter(target.model, target.tokenizer, batch=rows, answer_tokens=answer_tokens)
+        try:
+            lines = writer.write(number, exclude)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+            rows //= 2
+            progress.say(f"memory holds fewer: {rows} conversations at once")
+            torch.cuda.empty_cache()
+            continue
+        with out.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        number += 1
+        longest = max(longest, time.monotonic() - started)
+        for line in lines:
+            modes[line["mode"]] += 1
+            seen.update(line["answer_ids"])
+            lengths.append(len(line["answer_ids"]))
+            prompt_tokens += len(line["prompt_ids"])
+        spent = time.monotonic() - began
+        progress.say(f"{sum(lengths)} answer tokens, {sum(lengths) / spent:.0f} a second")
+        progress.save(data=described(rows, number, modes, seen, lengths, prompt_tokens, spent))
+    return dict(progress.content["data"])
+
+
+def described(
+    rows: int, batches: int, modes: Counter[str], seen: Counter[int], lengths: list[int],
+    prompt_tokens: int, seconds: float,
+) -> Row:  # fmt: skip
+    """Say what is known of the data."""
+    total = sum(lengths)
+    frequent = sum(count for _, count in seen.most_common(8192))
+    return {
+        "rows": rows,
+        "batches": batches,
+        "conversations": len(lengths),
+        "modes": dict(modes),
+        "answer_tokens": total,
+        "prompt_tokens": prompt_tokens,
+        "mean_answer": total / max(1, len(lengths)),
+        "longest_answer": max(lengths, default=0),
+        "different_tokens": len(seen),
+        "share_of_8192_tokens": frequent / max(1, total),
+        "tokens_per_second": total / seconds,
+        "seconds": seconds,
+    }
+
+
+def config_of(target: Any, method: str) -> Any:
+    """Shape a drafter as the shipped one is."""
+    from specdec.drafters.kangaroo import KangarooConfig
+    from specdec.drafters.redrafter import ReDrafterConfig
+
+    width, heads = target.config.hidden_size, target.config.num_attention_heads
+    if method == "redrafter":
+        return ReDrafterConfig(
+            hidden_size=width, exit_dim=2 * width, trained_length=4, draft_length=4, beam_width=4,
+            least=0.1, least_step=0.4,
+        )  # fmt: skip
+    depth = min(EXIT_LAYER, len(target.layer_types) - 1)
+    return KangarooConfig(
+        hidden_size=width, heads=heads, kv_heads=heads, head_dim=width // heads, exit_layer=depth,
+        eta=0.7,
+    )  # fmt: skip
+
+
+def learn(
+    target: Any, method: str, text: Path, scratch: Path, until: float, ends: float,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Train a drafter for as many epochs as the time allows, on as much text.
+
+    Args:
+        target: the teacher.
+        method: which drafter.
+        text: what it learns from.
+        scratch: where what is unfinished goes.
+        until: when it should have ended, by what a probe says of its speed.
+        ends: when it is given up.
+        progress: takes what is known.
+    """
+    lines = text.read_text(encoding="utf-8").splitlines(keepends=True)
+    probe = scratch / "probe.jsonl"
+    probe.write_text("".join(lines[: HELD_OUT + PROBED]), encoding="utf-8")
+    times: list[tuple[float, str, int]] = []
+
+    def note(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        times.append((time.monotonic(), what, done))
+
+    run(target, method, probe, scratch / f"probe-{method}", 2, note)
+    step, validation, reading = speeds(times)
+    steps_of = batch_of(target, method)
+    learned = lines[HELD_OUT:]
+    positions = sum(units(line, method) for line in learned)
+    left = until - time.monotonic() - reading * len(learned)
+    epoch = step * positions / steps_of + validation
+    epochs = int(left / (1.15 * epoch))
+    progress.say(f"{method}: {1e3 * step:.1f} ms a step, {epoch:.0f} s an epoch, {left:.0f} s left")
+    if epochs < 1:  # less text then
+        share = max(0.0, left / 1.15 - validation) / max(1e-9, epoch - validation)
+        kept = max(PROBED, int(share * len(learned)))
+        text = scratch / f"{method}.jsonl"
+        text.write_text("".join(lines[: HELD_OUT + kept]), encoding="utf-8")
+    report: Row = {"step_seconds": step, "validation_seconds": validation, "curve": []}
+
+    def show(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if time.monotonic() > ends:
+            raise TimeoutError(f"{method}: {done} of {total} steps in its time")
+        report["curve"].append({"what": what, "done": done, "of": total, **figures})
+        if time.monotonic() - progress.saved > 5:
+            progress.save(**{method: report})
+
+    epochs = max(1, min(MOST_EPOCHS[method], epochs))
+    out = run(target, method, text, scratch / f"run-{method}", epochs, show)
+    report |= json.loads((out / "training.json").read_text(encoding="utf-8"))  # its log, too
+    del report["curve"]
+    report["validation"] = next(x["validation"] for x in report["log"][::-1] if "validation" in x)
+    report["shipped"] = shipped_validation(target, method, text)
+    progress.save(**{method: report})
+    size = save_drafters(scratch, progress.folder)
+    progress.say(f"{method}: {report['validation']}; drafters.zip {size / 1e6:.1f} MB")
+    if size > MOST_BYTES:
+        raise ValueError(f"drafters.zip: expected at most {MOST_BYTES} bytes, got {size}")
+
+
+def batch_of(target: Any, method: str) -> int:
+    """Positions of a step, or texts."""
+    return {"redrafter": 512 if target.device.type == "cuda" else 32, "kangaroo": 8}[method]
+
+
+def units(line: str, method: str) -> int:
+    """Count what a drafter learns of a conversation: texts, or positions at most."""
+    fields = json.loads(line)
+    return 1 if method == "kangaroo" else len(fields["prompt_ids"]) + len(fields["answer_ids"])
+
+
+def run(
+    target: Any, method: str, text: Path, folder: Path, epochs: int, progress: Callable[..., None]
+) -> Path:
+    """Train, and return where the drafter is."""
+    from specdec.train.loop import Schedule
+    from specdec.train.run import Recipe, train_drafter
+
+    rate = {"redrafter": 2e-3, "kangaroo": 1e-2}[method]
+    schedule = Schedule(epochs=epochs, batch=batch_of(target, method), learning_rate=rate)
+    vocabulary = min(8192, target.config.vocab_size)
+    recipe = Recipe(schedule, draft_vocabulary=vocabulary, held_out=HELD_OUT)
+    out = folder / method
+    depth = min(EXIT_LAYER, len(target.layer_types) - 1)
+    train_drafter(
+        target, config_of(target, method), [text], folder, out, recipe,
+        features=folder.with_name(f"features-{text.stem}"), exit_layers=[depth], progress=progress,
+    )  # fmt: skip
+    return out
+
+
+def speeds(times: list[tuple[float, str, int]]) -> tuple[float, float, float]:
+    """Tell seconds a step, a validation, and a conversation that is read, from a probe of two epochs."""
+    steps = [(at, done) for at, what, done in times if what == "training"]
+    # After each epoch the training's last figures come, then the validation's.
+    (_, _), (first_validated, first), (second, last), (validated, _) = steps[-4:]
+    reads = [(at, done) for at, what, done in times if what == "reading"]
+    reading = 0.0
+    if len(reads) > 1 and reads[-1][1] > reads[0][1]:
+        reading = (reads[-1][0] - reads[0][0]) / (reads[-1][1] - reads[0][1])
+    return (second - first_validated) / max(1, last - first), validated - second, reading
+
+
+def shipped_validation(target: Any, method: str, text: Path) -> Row | None:
+    """Measure the shipped drafter on the same prompts; None for a model that none is shipped for."""
+    from specdec.drafters import load_drafter
+    from specdec.train.data import read_conversations
+    from specdec.train.validate import acceptance
+
+    try:
+        drafter = load_drafter(method, target)
+    except ValueError:
+        return None
+    prompts = [c.prompt_ids for c in read_conversations(text)[:HELD_OUT]]
+    return acceptance(target, drafter, prompts)
+
+
+def save_drafters(scratch: Path, folder: Path) -> int:
+    """Put all that was trained so far into one file, and return its size."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for method in TRAINED:
+            for file in sorted((scratch / f"run-{method}" / method).glob("*")):
+                archive.write(file, f"{method}/{file.name}")
+    write_whole(folder / "drafters.zip", packed.getvalue())
+    return len(packed.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""A training in one call: text, two drafters, and what is known of them, in as much time as there is."""
+
+import json
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import save_chat_model
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Train on a tiny model's own text; returns the exit code, what is known, and the names of what was trained."""
+    monkeypatch.syspath_prepend(BENCH)
+    import gpu_train
+
+    from specdec.train import validate
+
+    folder, out = tmp_path / "model", tmp_path / "out"
+    save_chat_model(folder)
+    sizes = {
+        "WRITTEN": 0.0,
+        "HELD_OUT": 2,
+        "PROBED": 6,
+        "MOST_EPOCHS": {"redrafter": 1, "kangaroo": 1},
+    }
+    for name, value in sizes.items():
+        monkeypatch.setattr(gpu_train, name, value)
+    monkeypatch.setattr(gpu_train, "batch_of", lambda target, method: {"redrafter": 64, "kangaroo": 3}[method])  # fmt: skip
+    monkeypatch.setattr(validate, "NEW_TOKENS", 4)
+
+    def train():
+        monkeypatch.setattr(gpu_train, "BEGAN", time.monotonic())
+        words = ["--device", "cpu", "--rows", "12", "--answer-tokens", "8", "--model", str(folder)]
+        monkeypatch.setattr(sys, "argv", ["gpu_train.py", *words, "--out", str(out)])
+        code = gpu_train.main()
+        files = zipfile.ZipFile(out / "drafters.zip").namelist()
+        return code, json.loads((out / "training.json").read_text()), files
+
+    return train
+
+
+@pytest.mark.slow
+def test_one_call_writes_text_and_trains_both_drafters(train, tmp_path):
+    from specdec import load_target
+    from specdec.drafters import load_drafter
+
+    code, known, files = train()
+    assert code == 0, known
+    data = known["data"]
+    assert data["answer_tokens"] > 0 and data["conversations"] >= 12 and data["tokens_per_second"] > 0  # fmt: skip
+    for method in ("redrafter", "kangaroo"):
+        report = known[method]
+        assert report["validation"]["tokens_per_round"] >= 1
+        assert {"loss", "right_1"} <= report["log"][0].keys()
+        assert report["shipped"] is None  # none is for this model
+        assert f"{method}/model.safetensors" in files
+    assert not known["measured"]
+    zipfile.ZipFile(tmp_path / "out/drafters.zip").extractall(tmp_path / "drafters")
+    target = load_target(str(tmp_path / "model"), dtype=torch.bfloat16)
+    for method in ("redrafter", "kangaroo"):
+        load_drafter(tmp_path / "drafters" / method, target)
+
+
+def test_a_drafter_that_fails_leaves_the_other(train, monkeypatch):
+    import gpu_train
+
+    config_of = gpu_train.config_of
+
+    def broken(target, method):
+        if method == "redrafter":
+            raise RuntimeError("no such shape")
+        return config_of(target, method)
+
+    monkeypatch.setattr(gpu_train, "config_of", broken)
+    code, known, files = train()
+    assert code == 1
+    assert known["redrafter"]["error"] == "RuntimeError: no such shape"
+    assert known["kangaroo"]["validation"] and "kangaroo/model.safetensors" in files
+
+
+def test_memory_that_is_full_halves_the_batch(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    import gpu_train
+
+    from specdec import load_target
+    from specdec.train import data
+
+    save_chat_model(tmp_path / "model")
+    target = load_target(str(tmp_path / "model"))
+    tried = []
+
+    class Writer:
+        def __init__(self, model, tokenizer, *, batch, answer_tokens):
+            self.batch = batch
+
+        def write(self, number, exclude):
+            tried.append((number, self.batch))
+            if self.batch > 2:
+                raise torch.OutOfMemoryError
+            return [{"prompt_ids": [1], "answer_ids": [2, 3], "mode": "greedy"}] * self.batch
+
+    monkeypatch.setattr(data, "SelfWriter", Writer)
+    progress = gpu_train.Progress(tmp_path, {})
+    found = gpu_train.write_text(target, tmp_path / "text", 8, 4, 0.0, progress)
+    assert tried == [(0, 8), (0, 4), (0, 2)]
+    assert (found["rows"], found["answer_tokens"], found["different_tokens"]) == (2, 4, 2)
