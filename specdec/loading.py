@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from .certificate import certify, certify_exact, own_logits
-from .models import DEFAULT_MODEL, load_model
+from .embedded import DEFAULT_MODEL
+from .models import load_model
 from .target import Target
 
 
@@ -19,6 +20,8 @@ def load_target(
     device: str | torch.device = "cpu",
     exact: bool = False,
     pack: bool | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Target:
     """Load a model and certify that trees can be verified with it.
 
@@ -31,6 +34,9 @@ def load_target(
             four times the cache in bf16; refused where this machine's arithmetic does not allow it.
         pack: pack the linear layers of a CPU model, in place; faster, and as much memory again for them. A model
             packed once must not be trained, changed or moved afterwards. None packs models given by name only.
+        revision: branch, tag or commit of a hub id; None for its main branch.
+        trust_remote_code: run the Python code that a hub id or a folder brings along, for a model that is none of
+            the library's own.
 
     Returns:
         The target, with its tokenizer where a name was given.
@@ -40,7 +46,13 @@ def load_target(
     """
     tokenizer = None
     if isinstance(model, str | os.PathLike):
-        model, tokenizer = load_model(os.fspath(model), dtype=dtype, device=device)
+        model, tokenizer = load_model(
+            os.fspath(model),
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
         pack = pack is not False
     try:
         target = Target(model, tokenizer, exact=exact)

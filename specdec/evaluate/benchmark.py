@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from ..metrics import CTAR_WIDTHS, Metrics
 from ..target import Target
-from .methods import PLAIN, TRANSFORMERS, Runner
+from .method_names import PLAIN, TRANSFORMERS
+from .methods import Runner
 from .questions import Question
 from .replay import SAME, TIE_RATE, Verdict, judge
 from .runs import Run, decode_speedup, efficiency, speed

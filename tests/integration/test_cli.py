@@ -32,7 +32,6 @@ def tiny_folder(tmp_path_factory):
 
 
 def run(capsys, *arguments, code=0):
-    cli.console.file = cli.messages.file = None  # whatever pytest captures with now
     sys.argv = ["specdec", *map(str, arguments)]
     with pytest.raises(SystemExit) as stopped:
         cli.main()
