@@ -27,12 +27,13 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from specdec import session
+from specdec.embedded import EMBEDDED
 from specdec.evaluate.benchmark import Prompt, chat_prompts, run_benchmark
 from specdec.evaluate.methods import TRANSFORMERS, Runner
 from specdec.evaluate.questions import read_questions
 from specdec.loading import load_target
 from specdec.metrics import Stopwatch
-from specdec.models import EMBEDDED, _convert, load_model
+from specdec.models import _convert, load_model
 
 METHODS = ["plain", TRANSFORMERS, "lookup", "redrafter", "kangaroo", "mixed"]
 QUESTIONS = ROOT / "tests/data/questions.jsonl"

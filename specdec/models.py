@@ -37,6 +37,7 @@ from .progress import Show, progress
 
 MANIFEST = "manifest.json"
 MAIN = "main"
+MOST_LETTERS = 600  # of a library's message
 SCRATCH = ".new-"
 
 
@@ -143,9 +144,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         # Torch's own message explains how to run the file's code after all.
         return "its weights want code to be run, or are damaged; nothing was run"
-    first = (str(error).strip() or "no reason given").splitlines()[0]
+    line = " ".join(str(error).split())[:MOST_LETTERS] or "no reason given"
     speaks = isinstance(error, OSError | ValueError)
-    return first if speaks else f"{type(error).__name__}: {first}"
+    return line if speaks else f"{type(error).__name__}: {line}"
 
 
 def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:

@@ -23,24 +23,23 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: naming `path`, if it cannot be written or is no regular file; what was there stays.
     """
-    real = _real(path)
-    scratch = real.with_name(f".specdec-{uuid.uuid4().hex}")
-    try:
-        with _naming(path):
+    with _naming(path):
+        real = _real(path)
+        scratch = real.with_name(f".specdec-{uuid.uuid4().hex}")
+        try:
             yield scratch
             if real.exists():
                 shutil.copymode(real, scratch)
             scratch.replace(real)
-    finally:
-        with suppress(OSError):
-            scratch.unlink()
+        finally:
+            with suppress(OSError):
+                scratch.unlink()
 
 
 @contextmanager
 def appended_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write behind what it holds; errors as in `whole_file`."""
-    real = _real(path)
-    with _naming(path), real.open("ab") as file:
+    with _naming(path), _real(path).open("ab") as file:
         yield file
 
 
@@ -59,9 +58,11 @@ def check_file(path: Path, name: str) -> None:
 
 def check_folder(path: Path, name: str) -> None:
     """Raise ValueError, calling the path `name`, unless files can be written in a folder, which may be a new one."""
-    nearest = Path(os.path.realpath(path))
+    nearest = path.absolute()
     try:
         while not nearest.exists():
+            if nearest.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, "is a link to nothing")
             nearest = nearest.parent
         _try_out(nearest)
     except OSError as error:

@@ -122,21 +122,24 @@ def data(
     check_file(out, "out")
     kept_out = [text for path in exclude or [] for q in read_questions(path) for text in q.turns]
 
-    from ..train.data import Overlap, SelfWriter, read_turns, write_data
+    from ..train.data import Overlap, SelfWriter, check_out, read_turns, write_data
     from .loading import ModelChoice
+
+    check_out(out)
 
     turns = None if prompts is None else read_turns(prompts)
     target = ModelChoice.of(
         model, revision, trust_remote_code, dtype=DType.bfloat16, device=device, threads=threads
     ).target()
-    if answer_tokens >= target.position_limit:
-        raise ValueError(
-            f"answer_tokens: expected fewer than the model's {target.position_limit} positions, "
-            f"got {answer_tokens}"
-        )
     writer = SelfWriter(
-        target.model, target.tokenizer, batch=batch, answer_tokens=answer_tokens, seed=seed
+        target.model,
+        target.tokenizer,
+        batch=batch,
+        answer_tokens=answer_tokens,
+        seed=seed,
+        positions=target.position_limit,
     )
+    writer.check_turns(turns or [])
     with progress() as show:
         write_data(
             writer,

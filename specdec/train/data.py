@@ -7,6 +7,7 @@ needed: user turns are sampled from the model behind a few opening words, answer
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -121,6 +122,7 @@ class SelfWriter:
         batch: int = 32,
         answer_tokens: int = 224,
         seed: int = 0,
+        positions: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -130,6 +132,7 @@ class SelfWriter:
             batch: conversations written at once.
             answer_tokens: most tokens of an answer.
             seed: of openers and samples.
+            positions: most tokens of a conversation; None for no bound.
 
         Raises:
             ValueError: if the tokenizer has no chat template.
@@ -138,6 +141,7 @@ class SelfWriter:
             raise ValueError("model: expected a tokenizer with a chat template, got one without")
         self.model, self.tokenizer = model, tokenizer
         self.batch, self.answer_tokens, self.seed = batch, answer_tokens, seed
+        self.positions = math.inf if positions is None else positions
         whole = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
         self.before_turn, _, self.after_turn = whole.partition(MARK)
 
@@ -158,16 +162,10 @@ class SelfWriter:
         if turns is None:
             turns = self._turns(random.Random(f"{self.seed} {number}"))
         turns = [turn for turn in turns if turn.strip() and turn not in exclude]
-        if not turns:
+        ids = [prompt for turn in turns if len(prompt := self._prompt(turn)) < self.positions]
+        if not ids:
             return []
-        prompts = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
-            )
-            for turn in turns
-        ]
         sampled = number % SAMPLED_EVERY == SAMPLED_EVERY - 1
-        ids = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
         answers = self._generate(ids, self.answer_tokens, ANSWER if sampled else None)
         mode = "sampled" if sampled else "greedy"
         return [
@@ -175,6 +173,22 @@ class SelfWriter:
             for prompt, answer in zip(ids, answers, strict=True)
             if answer
         ]
+
+    def check_turns(self, turns: list[str]) -> None:
+        """Raise ValueError for a user turn that leaves no room for an answer."""
+        for number, turn in enumerate(turns, 1):
+            if (length := len(self._prompt(turn))) >= self.positions:
+                raise ValueError(
+                    f"prompts: expected fewer tokens than the model's {self.positions} positions, "
+                    f"got {length} in turn {number}"
+                )
+
+    def _prompt(self, turn: str) -> list[int]:
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
+        )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _turns(self, choice: random.Random) -> list[str]:
         # Rows of one batch are equally long at most, so short and long turns are not mixed.
@@ -205,7 +219,7 @@ class SelfWriter:
         out = self.model.generate(
             ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
-            max_new_tokens=tokens,
+            max_new_tokens=int(min(tokens, self.positions - longest)),
             do_sample=sampling is not None,
             pad_token_id=pad,
             **(sampling or {}),
@@ -240,8 +254,7 @@ def write_data(
     Returns:
         Answer tokens in the file.
     """
-    if out.suffix == ".gz":
-        raise ValueError(f"out: expected a name that does not end in .gz, got {out}")
+    check_out(out)
     # What a batch depends on, besides its number.
     made = {"seed": writer.seed, "size": writer.batch, "answer_tokens": writer.answer_tokens}
     number, written = _resume(out, made)
@@ -259,6 +272,12 @@ def write_data(
         number += 1
         progress(written)
     return written
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError for a name that says that the file is packed, as it is written plain."""
+    if out.suffix == ".gz":
+        raise ValueError(f"out: expected a name that does not end in .gz, got {out}")
 
 
 def _resume(out: Path, made: dict[str, int]) -> tuple[int, int]:

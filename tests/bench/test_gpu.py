@@ -92,7 +92,7 @@ def test_parts_of_a_gguf_file_are_joined_checked_and_converted_once(tmp_path, mo
 
     import gpu_decoding
 
-    from specdec.models import Embedded
+    from specdec.embedded import Embedded
 
     halves = [tmp_path / "a", tmp_path / "b"]
     for half, content in zip(halves, (b"first", b"second"), strict=True):

@@ -93,7 +93,9 @@ def test_every_name_is_there_and_listed(package):
     assert set(module.__all__) <= set(dir(module))
     for name in module.__all__:
         assert getattr(module, name) is vars(module)[name]
-    with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'magic'"):
+    with pytest.raises(
+        AttributeError, match=f"module '{module.__name__}' has no attribute 'magic'"
+    ):
         _ = module.magic
 
 
