@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .reasons import reason
+
 SHOWN = 60
 
 
@@ -24,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a readable JSON file, got {_reason(error)}") from error
+        raise ValueError(f"{path}: expected a readable JSON file, got {reason(error)}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
@@ -48,7 +50,7 @@ def read_json_lines(path: Path, name: str) -> Iterator[tuple[int, str, dict[str,
                     yield number, line, _object(line)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{name}: expected a readable JSONL file, got {path} ({_reason(error)})"
+            f"{name}: expected a readable JSONL file, got {path} ({reason(error)})"
         ) from error
 
 
@@ -76,9 +78,3 @@ def shown(line: str) -> str:
     """Cut a line for a message."""
     line = line.rstrip("\n")
     return repr(line if len(line) <= SHOWN else line[: SHOWN - 3] + "...")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

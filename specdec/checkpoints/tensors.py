@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..json_files import read_json
+from ..reasons import reason
 from ..whole_file import whole_file
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -63,7 +64,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: expected undamaged safetensors, got {_line(error)}") from error
+        raise ValueError(f"{path}: expected undamaged safetensors, got {reason(error)}") from error
 
 
 def _check_complete(path: Path) -> None:
@@ -114,7 +115,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         ) from error
     except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected an undamaged file of tensors, got {_line(error)}"
+            f"{path}: expected an undamaged file of tensors, got {reason(error)}"
         ) from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected tensors by name, got something else")
@@ -127,7 +128,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
         try:
             save_file(tensors, scratch, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise OSError(errno.EIO, _line(error)) from error
+            raise OSError(errno.EIO, reason(error)) from error
 
 
 def write_pickle(path: Path, value: dict[str, Any]) -> None:
@@ -166,7 +167,3 @@ def tensor_digest(tensor: Tensor) -> str:
 
 def _others(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

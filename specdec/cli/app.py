@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from ..reasons import reason
 from .bench import bench
 from .convert import convert
 from .info import info
@@ -38,17 +39,13 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UsageError as error:
         fail(f"{error.format_message()} (see {_command(error)} --help)")  # type: ignore[attr-defined]
-    except (OSError, ValueError) as error:
-        fail(_reason(error))
+    except OSError as error:
+        fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+    except ValueError as error:
+        fail(str(error))
     sys.exit(code)
 
 
 def _command(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     return "specdec" if context is None else context.command_path
-
-
-def _reason(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__

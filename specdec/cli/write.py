@@ -12,6 +12,7 @@ from ..drafters import BEST, check_drafter_name
 from ..embedded import DEFAULT_MODEL
 from ..json_files import is_text
 from ..limits import MAX_NODES
+from ..reading import chat_ids, check_chat_template, text_ids
 from .options import (
     DeviceOption,
     DrafterOption,
@@ -99,9 +100,10 @@ def generate(
     picker = _picker(target, temperature, top_p, seed)
     drafter = best_drafter(target) if drafter == BEST else drafter
     if raw:
-        ids = target.tokenizer(text)["input_ids"]
+        ids = text_ids(target.tokenizer, text)
     else:
-        ids = _chat_ids(target, [{"role": "user", "content": text}])
+        check_chat_template(target.tokenizer)
+        ids = chat_ids(target.tokenizer, [{"role": "user", "content": text}])
         console.print(text, style="bold", markup=False, emoji=False)
     _, metrics = _show(session, ids, max_new_tokens, picker)
     _legend()
@@ -132,7 +134,6 @@ def chat(
     check_sampling(temperature, top_p, seed)
     check_drafter_name(drafter)
 
-    from ..evaluate.benchmark import check_chat_template
     from ..session import Session
     from .loading import ModelChoice
 
@@ -148,7 +149,9 @@ def chat(
     while (line := _ask()) is not None:
         history.append({"role": "user", "content": line})
         console.print("[bold]model: [/bold]", end="")
-        tokens, metrics = _show(session, _chat_ids(target, history), max_new_tokens, picker)
+        tokens, metrics = _show(
+            session, chat_ids(target.tokenizer, history), max_new_tokens, picker
+        )
         answer = target.tokenizer.decode(tokens, skip_special_tokens=True)
         history.append({"role": "assistant", "content": answer})
         console.print(
@@ -192,15 +195,6 @@ def _picker(target: Target, temperature: float, top_p: float, seed: int | None) 
         return Greedy()
     settings = {"temperature": temperature, "top_p": top_p}
     return sampler(new_sampling(seed, [0], target.device, **settings), target)
-
-
-def _chat_ids(target: Target, history: list[dict[str, str]]) -> list[int]:
-    from ..evaluate.benchmark import check_chat_template
-
-    check_chat_template(target.tokenizer)
-    encoded = target.tokenizer.apply_chat_template(history, add_generation_prompt=True)
-    ids: list[int] = encoded["input_ids"]
-    return ids
 
 
 def _show(

@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..json_files import is_text, read_json_lines, shown, texts_of
+from ..reading import chat_text, check_chat_template, text_ids
 from ..target import Target
 from ..whole_file import appended_file, whole_file
 from .openers import OPENERS, Opener
@@ -83,13 +84,15 @@ def read_conversations(path: Path, tokenizer: Any = None) -> list[Conversation]:
 
 
 def _conversation(fields: dict[str, Any], tokenizer: Any) -> Conversation | None:
+    prompt: object
+    answer: object
     if tokenizer is not None and is_text(text := fields.get("text")):
-        ids = tokenizer(text)["input_ids"]
+        ids = text_ids(tokenizer, str(text))
         prompt, answer = ids[:1], ids[1:]  # nothing is expected before the first token
     else:
         prompt, answer = fields.get("prompt_ids"), fields.get("answer_ids")
-        if not isinstance(prompt, list) or not isinstance(answer, list):
-            return None
+    if not isinstance(prompt, list) or not isinstance(answer, list):
+        return None
     ids = prompt + answer
     valid = bool(ids) and all(type(i) is int and i >= 0 for i in ids)
     return Conversation(prompt, answer) if valid else None
@@ -137,12 +140,11 @@ class SelfWriter:
         Raises:
             ValueError: if the tokenizer has no chat template.
         """
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise ValueError("model: expected a tokenizer with a chat template, got one without")
+        check_chat_template(tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.batch, self.answer_tokens, self.seed = batch, answer_tokens, seed
         self.positions = math.inf if positions is None else positions
-        whole = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
+        whole = chat_text(tokenizer, [{"role": "user", "content": MARK}])
         self.before_turn, _, self.after_turn = whole.partition(MARK)
 
     def write(
@@ -184,18 +186,16 @@ class SelfWriter:
                 )
 
     def _prompt(self, turn: str) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
-        )
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        messages = [{"role": "user", "content": turn}]
+        text = chat_text(self.tokenizer, messages, add_generation_prompt=True)
+        return text_ids(self.tokenizer, text, add_special_tokens=False)
 
     def _turns(self, choice: random.Random) -> list[str]:
         # Rows of one batch are equally long at most, so short and long turns are not mixed.
         most = choice.choice(OPENERS).tokens
         openers = choice.choices([o for o in OPENERS if o.tokens == most], k=self.batch)
         ids = [
-            self.tokenizer(self.before_turn + o.text, add_special_tokens=False)["input_ids"]
+            text_ids(self.tokenizer, self.before_turn + o.text, add_special_tokens=False)
             for o in openers
         ]
         written = self._generate(ids, most, TURN)

@@ -1,8 +1,8 @@
 """Whatever a command is given, it ends with success or with one line that says why not, never in a traceback."""
 
 import io
-import os
 import json
+import os
 import shutil
 import sys
 from unittest.mock import patch
@@ -93,7 +93,9 @@ def commands(draw):
 
 
 EVERYTHING = settings(
-    max_examples=int(os.environ.get('N', 70)), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("N", 70)),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -152,7 +154,7 @@ def test_any_options(ends_well, command, content):
     ends_well(command, content)
 
 
-@settings(EVERYTHING, max_examples=25)
+@settings(EVERYTHING)
 @given(
     st.lists(
         words | paths | st.sampled_from(["generate", "train", "bench", "--model", "--magic"]),
@@ -163,7 +165,7 @@ def test_any_words(ends_well, arguments):
     ends_well(arguments, b"")
 
 
-@settings(EVERYTHING, max_examples=25)
+@settings(EVERYTHING)
 @given(st.binary(max_size=20) | st.text(max_size=9).map(str.encode))
 def test_any_input(ends_well, stdin):
     ends_well(["chat", *SMALL, "--max-new-tokens", "1", "--drafter", "none"], b"", stdin)
@@ -178,7 +180,7 @@ def damage(draw):
     return name, draw(st.floats(0, 1)), draw(st.binary(max_size=4)), draw(st.none() | json_values)
 
 
-@settings(EVERYTHING, max_examples=40)
+@settings(EVERYTHING)
 @given(damage(), st.randoms())
 def test_any_damage_of_a_model(ends_well, tiny_folder, tmp_path, how, choice):
     name, at, patched, value = how
