@@ -24,9 +24,10 @@ from specdec.drafters.redrafter import ReDrafter, ReDrafterModel
 from specdec.evaluate.benchmark import Benchmark, Prompt, chat_prompts, run_benchmark
 from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
 from specdec.evaluate.questions import read_questions
+from specdec.limits import MAX_NODES
 from specdec.loading import load_target
 from specdec.models import load_model
-from specdec.session import MAX_NODES, end_tokens
+from specdec.session import end_tokens
 from specdec.target import Target
 from specdec.train.run import REPORT
 

@@ -8,11 +8,12 @@ import torch
 from transformers import PreTrainedModel
 
 from .certificate import certify, certify_exact, own_logits
+from .embedded import DEFAULT_MODEL
 from .independence import certify_independence, refuse_known
 from .locks import lock_of
 from .memory import Needs, enough_memory, gigabytes
 from .model_state import ModelState, check_mode
-from .models import DEFAULT_MODEL, load_model
+from .models import load_model
 from .packed_linear import repack
 from .releases import warn_of_newer_release
 from .target import Target
@@ -25,6 +26,8 @@ def load_target(
     device: str | torch.device = "cpu",
     exact: bool = False,
     pack: bool | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Target:
     """Load a model and certify that trees can be verified with it.
 
@@ -37,6 +40,9 @@ def load_target(
             four times the cache in bf16; refused where this machine's arithmetic does not allow it.
         pack: pack the linear layers of a CPU model, in place; faster, and as much memory again for them. A model
             packed once must not be trained, changed or moved afterwards. None packs models given by name only.
+        revision: branch, tag or commit of a hub id; None for its main branch.
+        trust_remote_code: run the Python code that a hub id or a folder brings along, for a model that is none of
+            the library's own.
 
     Returns:
         The target, with its tokenizer where a name was given.
@@ -48,7 +54,13 @@ def load_target(
     warn_of_newer_release()
     tokenizer = None
     if isinstance(model, str | os.PathLike):
-        model, tokenizer = load_model(os.fspath(model), dtype=dtype, device=device)
+        model, tokenizer = load_model(
+            os.fspath(model),
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
         pack = pack is not False
     refuse_known(model)
     try:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from .cache import Rows, TreeCache
 from .decode import decode
 from .drafters import Drafter, load_drafter
+from .limits import MAX_NODES, check_max_nodes
 from .loading import follow_changes
 from .locks import lock_of
 from .memory import Needs, enough_memory, gigabytes
@@ -23,8 +24,6 @@ from .sampling import Greedy, Picker
 from .state import Emitted, State, Stops
 from .target import Target
 
-MAX_NODES = 16
-LARGEST_TREE = 256
 # On a CPU each node of a pass costs time (docs/benchmarks.md), and several rows already share the weights' way through memory. Of 8 to
 # 64 nodes per pass 8 wrote fastest in batches of four and of eight. A root and its likeliest child always have their place.
 PASS_NODES, LEAST_NODES = 8, 2
@@ -307,12 +306,6 @@ def check_texts(texts: list[list[int]], target: Target, name: str) -> None:
             raise ValueError(
                 f"{name}: expected ids from 0 to {vocabulary - 1}, got {min(ids)} to {max(ids)} in row {row}"
             )
-
-
-def check_max_nodes(max_nodes: int | None) -> None:
-    """Raise ValueError unless a tree may have that many nodes; None leaves it to the session."""
-    if max_nodes is not None and not 1 <= max_nodes <= LARGEST_TREE:
-        raise ValueError(f"max_nodes: expected 1 to {LARGEST_TREE}, got {max_nodes}")
 
 
 def end_tokens(source: GenerationConfig | int | Sequence[int]) -> list[int]:

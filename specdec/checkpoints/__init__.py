@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from .convert import Conversion, Layout, conversion_table, export_drafter, import_drafter
-from .format import (
-    Description,
-    load_drafter_checkpoint,
-    read_description,
-    save_checkpoint,
-    save_drafter,
-)
-from .target_facts import TargetFacts
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .convert import Conversion, conversion_table, export_drafter, import_drafter
+    from .format import (
+        Description,
+        load_drafter_checkpoint,
+        read_description,
+        save_checkpoint,
+        save_drafter,
+    )
+    from .layout import Layout
+    from .target_facts import TargetFacts
 
 __all__ = [
     "Conversion",
@@ -25,3 +31,19 @@ __all__ = [
     "save_checkpoint",
     "save_drafter",
 ]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "convert": ["Conversion", "conversion_table", "export_drafter", "import_drafter"],
+        "format": [
+            "Description",
+            "load_drafter_checkpoint",
+            "read_description",
+            "save_checkpoint",
+            "save_drafter",
+        ],
+        "layout": ["Layout"],
+        "target_facts": ["TargetFacts"],
+    },
+)

@@ -5,34 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..drafters.kangaroo import KangarooConfig
 from ..drafters.redrafter import ReDrafterConfig
+from ..json_files import read_json
 from ..target import Target
-from ..whole_file import whole_file
+from ..whole_file import check_new_folder, whole_file
 from .format import CONFIG, method_of, read_description, read_weights, save_checkpoint
 from .kangaroo_layout import LAYER, read_kangaroo, write_kangaroo
+from .layout import Layout
 from .mapping import Move
 from .redrafter_layout import read_redrafter, write_redrafter
 from .target_facts import TargetFacts
-from .tensors import PICKLE, SAFETENSORS, read_json, read_tensors
-
-
-class Layout(StrEnum):
-    """What a drafter can be written as."""
-
-    own = "own"
-    apple = "apple"
-    kangaroo = "kangaroo"
+from .tensors import PICKLE, SAFETENSORS, read_tensors, write_pickle, write_safetensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +38,10 @@ class Conversion:
         """Write the files.
 
         Raises:
-            ValueError: if the folder is there and holds something.
+            ValueError: if the folder is there and holds something, or cannot be written to.
         """
-        check_out(folder)
+        check_new_folder(folder, "out")
         self.write_into(folder)
-
-
-def check_out(folder: Path) -> None:
-    """Raise ValueError unless a folder is new or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"out: expected a new or an empty folder, got {folder}")
 
 
 def import_drafter(source: Path, target: Target, *, exit_layer: int | None = None) -> Conversion:
@@ -139,15 +124,13 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _write_safetensors(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / SAFETENSORS) as scratch:
-        save_file(tensors, scratch, metadata={"format": "pt"})
+    write_safetensors(folder / SAFETENSORS, tensors)
     _write_config(folder, config)
 
 
 def _write_pickle(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / PICKLE) as scratch:
-        torch.save(tensors, scratch)
+    write_pickle(folder / PICKLE, tensors)
     _write_config(folder, config)
 
 

@@ -12,16 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
 from ..drafters.protocol import Drafter
 from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel, check_draft_vocabulary
+from ..json_files import read_json
 from ..target import Target
 from ..whole_file import whole_file
 from .target_facts import TargetFacts
-from .tensors import SAFETENSORS, check_names, check_shapes, read_file, read_json, tensor_digest
+from .tensors import (
+    SAFETENSORS,
+    check_names,
+    check_shapes,
+    read_file,
+    tensor_digest,
+    write_safetensors,
+)
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -110,8 +117,7 @@ def save_checkpoint(
     }
     folder.mkdir(parents=True, exist_ok=True)
     # The weights first: stopped between the two, the folder's digests tell that it is no checkpoint.
-    with whole_file(folder / SAFETENSORS) as scratch:
-        save_file(weights, scratch, metadata={"format": "pt"})
+    write_safetensors(folder / SAFETENSORS, weights)
     with whole_file(folder / CONFIG) as scratch:
         scratch.write_text(json.dumps(description, indent=1) + "\n")
 

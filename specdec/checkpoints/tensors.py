@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..json_files import read_json
+from ..reasons import reason
+from ..whole_file import whole_file
+
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: if the file is missing or is something else.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a readable JSON file, got {_line(error)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -72,7 +64,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: expected undamaged safetensors, got {_line(error)}") from error
+        raise ValueError(f"{path}: expected undamaged safetensors, got {reason(error)}") from error
 
 
 def _check_complete(path: Path) -> None:
@@ -99,8 +91,23 @@ def _check_complete(path: Path) -> None:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    found = read_pickle(path)
+    if not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
+        raise ValueError(f"{path}: expected tensors by name, got something else")
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a dictionary in torch's own format, without running anything that the file holds.
+
+    Raises:
+        ValueError: if the file is damaged, holds something else or wants code to be run.
+    """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what its pickle looks like
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Torch's own message explains how to run the file's code after all.
         raise ValueError(
@@ -108,13 +115,28 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         ) from error
     except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected an undamaged file of tensors, got {_line(error)}"
+            f"{path}: expected an undamaged file of tensors, got {reason(error)}"
         ) from error
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
-    ):
+    if not isinstance(found, dict):
         raise ValueError(f"{path}: expected tensors by name, got something else")
-    return {name: tensor.detach() for name, tensor in found.items()}
+    return found
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to a file that is whole or not there; OSError if it cannot be written."""
+    with whole_file(path) as scratch:
+        try:
+            save_file(tensors, scratch, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(errno.EIO, reason(error)) from error
+
+
+def write_pickle(path: Path, value: dict[str, Any]) -> None:
+    """Write in torch's own format a file that is whole or not there; OSError if it cannot be written."""
+    buffer = io.BytesIO()  # torch hides why a file cannot be written
+    torch.save(value, buffer)
+    with whole_file(path) as scratch:
+        scratch.write_bytes(buffer.getbuffer())
 
 
 def check_names(where: Path, expected: Iterable[str], found: Iterable[str]) -> None:
@@ -145,7 +167,3 @@ def tensor_digest(tensor: Tensor) -> str:
 
 def _others(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

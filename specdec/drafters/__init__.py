@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from .lookup import LookupConfig, LookupDrafter
-from .mixed import MixedDrafter
-from .names import BEST, DRAFTERS, best_drafter, check_drafter_name, load_drafter
-from .plain import NoDrafter
-from .protocol import Budget, Drafter, Proposals
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .lookup import LookupConfig, LookupDrafter
+    from .mixed import MixedDrafter
+    from .names import BEST, DRAFTERS, best_drafter, check_drafter_name, load_drafter
+    from .plain import NoDrafter
+    from .protocol import Budget, Drafter, Proposals
 
 __all__ = [
     "BEST",
@@ -22,3 +27,14 @@ __all__ = [
     "check_drafter_name",
     "load_drafter",
 ]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "lookup": ["LookupConfig", "LookupDrafter"],
+        "mixed": ["MixedDrafter"],
+        "names": ["BEST", "DRAFTERS", "best_drafter", "check_drafter_name", "load_drafter"],
+        "plain": ["NoDrafter"],
+        "protocol": ["Budget", "Drafter", "Proposals"],
+    },
+)

@@ -1,20 +1,35 @@
-"""Drafters by name: some are made on the spot, some are shipped for the default model, others lie in folders."""
+"""Drafters by name: some are made on the spot, some are shipped for the default model, others lie in folders.
+
+Names are checked before torch is there, so everything that needs it is imported where it is used.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..models import DEFAULT_MODEL
-from ..target import Target
-from .lookup import LookupDrafter
-from .mixed import MixedDrafter
-from .plain import NoDrafter
-from .protocol import Drafter
+from ..embedded import DEFAULT_MODEL
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {"none": NoDrafter, "lookup": LookupDrafter}
+if TYPE_CHECKING:
+    from ..target import Target
+    from .protocol import Drafter
+
+
+def _none() -> Drafter:
+    from .plain import NoDrafter
+
+    return NoDrafter()
+
+
+def _lookup() -> Drafter:
+    from .lookup import LookupDrafter
+
+    return LookupDrafter()
+
+
+DRAFTERS: dict[str, Callable[[], Drafter]] = {"none": _none, "lookup": _lookup}
 # Checkpoints for the default model, in folders of these names.
 SHIPPED = ("redrafter", "kangaroo")
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
@@ -39,6 +54,8 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
         ValueError: if a name is unknown, a checkpoint is damaged or was made for another target, a drafter that
             drafts alone is part of a union, or a setting is unknown or out of range.
     """
+    from .mixed import MixedDrafter
+
     name = os.fspath(name)
     check_drafter_name(name)
     parts = _parts(best_drafter(target) if name == BEST else name)
@@ -52,14 +69,13 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
 
 def best_drafter(target: Target) -> str:
     """Name the fastest drafter for a target: `mixed` for the model that drafters are shipped for, else `lookup`."""
-    from ..checkpoints import read_description  # checkpoints build on this package
+    from ..checkpoints import read_description
 
     folder = SHIPPED_FOLDER / "redrafter"
     if not folder.is_dir():
         return "lookup"
-    made_for = read_description(
-        folder
-    ).target  # a damaged one is an error, not a reason for another
+    # A damaged one is an error, not a reason for another.
+    made_for = read_description(folder).target
     try:
         made_for.check(target)
     except ValueError:
@@ -69,8 +85,6 @@ def best_drafter(target: Target) -> str:
 
 def check_drafter_name(name: str) -> None:
     """Raise ValueError for a name that no drafter has, before anything is loaded."""
-    from ..checkpoints import read_description
-
     if name == BEST:
         return
     parts = _parts(name)
@@ -80,11 +94,13 @@ def check_drafter_name(name: str) -> None:
             continue
         if part in SHIPPED and not folder.is_dir():
             raise ValueError(f"drafter: expected {part} in {folder}, got none; {_advice(part)}")
-        if not folder.is_dir():
+        if not part or not folder.is_dir():
             raise ValueError(
                 f"drafter: expected one of {', '.join(KNOWN)}, a checkpoint's folder, or several joined by '+', "
                 f"got {name!r}"
             )
+        from ..checkpoints import read_description  # needs torch, unlike a name
+
         method = read_description(folder).method
         if method == "kangaroo" and len(parts) > 1:
             raise ValueError(
@@ -104,10 +120,7 @@ def _folder(part: str) -> Path:
 
 
 def _load(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
-    from ..checkpoints import (  # they build on this package
-        load_drafter_checkpoint,
-        read_description,
-    )
+    from ..checkpoints import load_drafter_checkpoint, read_description
 
     folder = _folder(part)
     if part in SHIPPED:

@@ -13,8 +13,10 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..metrics import CTAR_WIDTHS, Metrics
+from ..reading import chat_ids, check_chat_template
 from ..target import Target
-from .methods import PLAIN, TRANSFORMERS, Runner
+from .method_names import PLAIN, TRANSFORMERS
+from .methods import Runner
 from .questions import Question
 from .replay import SAME, TIE_RATE, Verdict, judge
 from .runs import Run, decode_speedup, efficiency, speed
@@ -125,12 +127,6 @@ def run_benchmark(
     return Benchmark(runs, summary, describe_machine(runner.target, reference))
 
 
-def check_chat_template(tokenizer: Any) -> None:
-    """Raise ValueError unless the tokenizer can write a conversation as the model expects it."""
-    if tokenizer.chat_template is None:
-        raise ValueError("model: expected a tokenizer with a chat template, got none")
-
-
 def check_questions(target: Target, questions: list[Question]) -> None:
     """Raise ValueError for a first turn that the model cannot take, before anything is run."""
     check_chat_template(target.tokenizer)
@@ -153,8 +149,7 @@ def chat_prompts(tokenizer: Any, questions: list[Question], turns: int) -> Itera
 
         for turn, text in enumerate(question.turns[:turns]):
             messages.append({"role": "user", "content": text})
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-            yield Prompt(question, turn, ids, answer)
+            yield Prompt(question, turn, chat_ids(tokenizer, messages), answer)
 
 
 def _summarize(method: str, runs: list[Run], metrics: Metrics, *, full: bool) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from ..drafters import Drafter, check_drafter_name, load_drafter
+from ..drafters import Drafter, load_drafter
 from ..metrics import Metrics
 from ..session import Session
 from ..target import Target
+from .method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP
 
-PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP = "plain", "transformers", "transformers-lookup"
 # What the library's documentation suggests for prompt lookup.
 PROMPT_LOOKUP_TOKENS = 10
 # Settings with which the library's greedy generation is more than the best token, and values that change nothing.
@@ -50,20 +50,6 @@ class Written(NamedTuple):
     """None for the library's methods, which do not tell."""
 
 
-def check_methods(names: list[str]) -> None:
-    """Raise ValueError unless every name is a method or a drafter."""
-    known = [PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP]
-    for name in names:
-        if name in known:
-            continue
-        try:
-            check_drafter_name(name)
-        except ValueError as error:
-            raise ValueError(
-                f"methods: expected some of {', '.join(known)} and drafters, got {name!r} ({error})"
-            ) from error
-
-
 def check_generation_config(config: GenerationConfig) -> None:
     """Raise ValueError where a model's own settings change what greedy generation picks."""
     for name, harmless in ALTERS_GREEDY_TEXT.items():
@@ -97,7 +83,9 @@ class Runner:
         self._drafters: dict[str, Drafter] = {}
 
     def write(self, method: str, prompt: list[int], max_new_tokens: int) -> Written:
-        """Let a method write up to `max_new_tokens` tokens after `prompt`."""
+        """Let a method write up to `max_new_tokens` tokens after `prompt`, fewer where the model's positions end."""
+        # The library's methods would go on beyond them.
+        max_new_tokens = min(max_new_tokens, self.target.position_limit - len(prompt))
         if method in (TRANSFORMERS, TRANSFORMERS_LOOKUP):
             return self._library(method, prompt, max_new_tokens)
         drafter = self._drafter("none" if method == PLAIN else method)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from ..json_files import is_text, read_json_lines, shown, texts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +32,15 @@ def read_questions(
     Raises:
         ValueError: if the file cannot be read, a line is not such an object, or nothing is left.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"prompts: expected a readable JSONL file, got {path} ({error})"
-        ) from error
     questions = []
     seen: Counter[str] = Counter()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        question = _parse(path, number, line)
+    for number, line, fields in read_json_lines(path, "prompts"):
+        question = _question(fields)
+        if question is None:
+            raise ValueError(
+                f"prompts: expected an object with question_id, category and a list turns of texts in {path} "
+                f"line {number}, got {shown(line)}"
+            )
         seen[question.category] += 1
         if per_category is None or seen[question.category] <= per_category:
             questions.append(question)
@@ -50,18 +49,10 @@ def read_questions(
     return questions[:limit]
 
 
-def _parse(path: Path, number: int, line: str) -> Question:
+def _question(fields: dict[str, Any]) -> Question | None:
+    category, turns = fields.get("category"), texts_of(fields.get("turns"))
     try:
-        fields = json.loads(line)
-        question = Question(
-            int(fields["question_id"]), str(fields["category"]), list(fields["turns"])
-        )
-        valid = bool(question.turns) and all(isinstance(t, str) and t for t in question.turns)
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        shown = line if len(line) <= 60 else line[:57] + "..."
-        raise ValueError(
-            f"prompts: expected an object with question_id, category and turns in {path} line {number}, got {shown}"
-        )
-    return question
+        number = int(fields["question_id"])
+    except (KeyError, OverflowError, TypeError, ValueError):
+        return None
+    return Question(number, str(category), turns) if is_text(category) and turns else None

@@ -6,11 +6,10 @@ needed: user turns are sampled from the model behind a few opening words, answer
 
 from __future__ import annotations
 
-import gzip
 import json
+import math
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..json_files import is_text, read_json_lines, shown, texts_of
+from ..reading import chat_text, check_chat_template, text_ids
 from ..target import Target
-from ..whole_file import whole_file
+from ..whole_file import appended_file, whole_file
 from .openers import OPENERS, Opener
 
 # Every third batch of answers is sampled: greedy text alone repeats itself, sampled text alone is not what is decoded.
@@ -28,6 +29,7 @@ SAMPLED_EVERY = 3
 TURN = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 ANSWER = {"temperature": 0.8, "top_k": 50, "top_p": 1.0}
 OVERLAP = 13
+BEGIN = b'{"prompt_ids": ['
 MARK = "\u2063user turn\u2063"
 
 
@@ -69,33 +71,31 @@ def read_conversations(path: Path, tokenizer: Any = None) -> list[Conversation]:
     Raises:
         ValueError: if the file cannot be read or a line is something else.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
     conversations = []
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                conversations.append(_parse(path, number, line, tokenizer))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"data: expected a readable JSONL file, got {path} ({error})") from error
+    for number, line, fields in read_json_lines(path, "data"):
+        conversation = _conversation(fields, tokenizer)
+        if conversation is None:
+            raise ValueError(
+                "data: expected an object with prompt_ids and answer_ids, or a text, in "
+                f"{path} line {number}, got {shown(line)}"
+            )
+        conversations.append(conversation)
     return conversations
 
 
-def _parse(path: Path, number: int, line: str, tokenizer: Any) -> Conversation:
-    try:
-        fields = json.loads(line)
-        if tokenizer is not None and "text" in fields:
-            ids = tokenizer(str(fields["text"]))["input_ids"]
-            fields = {"prompt_ids": ids[:1], "answer_ids": ids[1:]}
-        conversation = Conversation(list(fields["prompt_ids"]), list(fields["answer_ids"]))
-        ids = conversation.prompt_ids + conversation.answer_ids
-        valid = bool(ids) and all(isinstance(i, int) and i >= 0 for i in ids)
-    except (json.JSONDecodeError, KeyError, TypeError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"data: expected an object with prompt_ids and answer_ids, or a text, in {path} line {number}, got {line[:60]!r}"
-        )
-    return conversation
+def _conversation(fields: dict[str, Any], tokenizer: Any) -> Conversation | None:
+    prompt: object
+    answer: object
+    if tokenizer is not None and is_text(text := fields.get("text")):
+        ids = text_ids(tokenizer, str(text))
+        prompt, answer = ids[:1], ids[1:]  # nothing is expected before the first token
+    else:
+        prompt, answer = fields.get("prompt_ids"), fields.get("answer_ids")
+    if not isinstance(prompt, list) or not isinstance(answer, list):
+        return None
+    ids = prompt + answer
+    valid = bool(ids) and all(type(i) is int and i >= 0 for i in ids)
+    return Conversation(prompt, answer) if valid else None
 
 
 def check_conversations(conversations: Sequence[Conversation], target: Target) -> None:
@@ -125,6 +125,7 @@ class SelfWriter:
         batch: int = 32,
         answer_tokens: int = 224,
         seed: int = 0,
+        positions: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -134,15 +135,16 @@ class SelfWriter:
             batch: conversations written at once.
             answer_tokens: most tokens of an answer.
             seed: of openers and samples.
+            positions: most tokens of a conversation; None for no bound.
 
         Raises:
             ValueError: if the tokenizer has no chat template.
         """
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise ValueError("model: expected a tokenizer with a chat template, got one without")
+        check_chat_template(tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.batch, self.answer_tokens, self.seed = batch, answer_tokens, seed
-        whole = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
+        self.positions = math.inf if positions is None else positions
+        whole = chat_text(tokenizer, [{"role": "user", "content": MARK}])
         self.before_turn, _, self.after_turn = whole.partition(MARK)
 
     def write(
@@ -162,16 +164,10 @@ class SelfWriter:
         if turns is None:
             turns = self._turns(random.Random(f"{self.seed} {number}"))
         turns = [turn for turn in turns if turn.strip() and turn not in exclude]
-        if not turns:
+        ids = [prompt for turn in turns if len(prompt := self._prompt(turn)) < self.positions]
+        if not ids:
             return []
-        prompts = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
-            )
-            for turn in turns
-        ]
         sampled = number % SAMPLED_EVERY == SAMPLED_EVERY - 1
-        ids = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
         answers = self._generate(ids, self.answer_tokens, ANSWER if sampled else None)
         mode = "sampled" if sampled else "greedy"
         return [
@@ -180,12 +176,26 @@ class SelfWriter:
             if answer
         ]
 
+    def check_turns(self, turns: list[str]) -> None:
+        """Raise ValueError for a user turn that leaves no room for an answer."""
+        for number, turn in enumerate(turns, 1):
+            if (length := len(self._prompt(turn))) >= self.positions:
+                raise ValueError(
+                    f"prompts: expected fewer tokens than the model's {self.positions} positions, "
+                    f"got {length} in turn {number}"
+                )
+
+    def _prompt(self, turn: str) -> list[int]:
+        messages = [{"role": "user", "content": turn}]
+        text = chat_text(self.tokenizer, messages, add_generation_prompt=True)
+        return text_ids(self.tokenizer, text, add_special_tokens=False)
+
     def _turns(self, choice: random.Random) -> list[str]:
         # Rows of one batch are equally long at most, so short and long turns are not mixed.
         most = choice.choice(OPENERS).tokens
         openers = choice.choices([o for o in OPENERS if o.tokens == most], k=self.batch)
         ids = [
-            self.tokenizer(self.before_turn + o.text, add_special_tokens=False)["input_ids"]
+            text_ids(self.tokenizer, self.before_turn + o.text, add_special_tokens=False)
             for o in openers
         ]
         written = self._generate(ids, most, TURN)
@@ -209,7 +219,7 @@ class SelfWriter:
         out = self.model.generate(
             ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
-            max_new_tokens=tokens,
+            max_new_tokens=int(min(tokens, self.positions - longest)),
             do_sample=sampling is not None,
             pad_token_id=pad,
             **(sampling or {}),
@@ -244,8 +254,7 @@ def write_data(
     Returns:
         Answer tokens in the file.
     """
-    if out.suffix == ".gz":
-        raise ValueError(f"out: expected a name that does not end in .gz, got {out}")
+    check_out(out)
     # What a batch depends on, besides its number.
     made = {"seed": writer.seed, "size": writer.batch, "answer_tokens": writer.answer_tokens}
     number, written = _resume(out, made)
@@ -256,13 +265,19 @@ def write_data(
             break
         given = None if turns is None else turns[begin : begin + writer.batch]
         lines = writer.write(number, exclude, given)
-        with out.open("a", encoding="utf-8") as file:
+        with appended_file(out) as file:
             for line in lines:
-                file.write(json.dumps({**line, "batch": number, **made}) + "\n")
+                file.write(json.dumps({**line, "batch": number, **made}).encode() + b"\n")
         written += sum(len(line["answer_ids"]) for line in lines)
         number += 1
         progress(written)
     return written
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError for a name that says that the file is packed, as it is written plain."""
+    if out.suffix == ".gz":
+        raise ValueError(f"out: expected a name that does not end in .gz, got {out}")
 
 
 def _resume(out: Path, made: dict[str, int]) -> tuple[int, int]:
@@ -273,47 +288,45 @@ def _resume(out: Path, made: dict[str, int]) -> tuple[int, int]:
     """
     if not out.exists():
         return 0, 0
-    lines = out.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
     try:
+        lines = out.read_bytes().splitlines(keepends=True)
+        cut = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
         records = [json.loads(line) for line in lines]
         numbers = [record["batch"] for record in records]
         others = [record for record in records if any(record[k] != v for k, v in made.items())]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"out: expected a file that specdec data began, got {out}") from error
+        last = max(numbers, default=0)
+        kept = numbers.index(last) if numbers else 0
+        written = sum(len(record["answer_ids"]) for record in records[:kept])
+        ours = cut[: len(BEGIN)] == BEGIN[: len(cut)]  # or the one line of some other file
+        valid = ours and type(last) is int and 0 <= last < 1 << 32
+    except (KeyError, RecursionError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"out: expected a file that specdec data began, got {out}")
     if others:
         found = {name: others[0][name] for name in made}
         raise ValueError(f"out: expected a file made with {made}, got one with {found} in {out}")
-    last = max(numbers, default=0)
-    kept = numbers.index(last) if numbers else 0
     with whole_file(out) as scratch:
-        scratch.write_text("".join(lines[:kept]), encoding="utf-8")
-    return last, sum(len(record["answer_ids"]) for record in records[:kept])
+        scratch.write_bytes(b"".join(lines[:kept]))
+    return last, written
 
 
 def read_turns(path: Path) -> list[str]:
-    """Read user turns from a JSONL file whose lines have `text`, `prompt` or, as in Spec-Bench, `turns`.
+    """Read user turns from a JSONL file whose lines have `text`, `prompt` or, as in Spec-Bench, a list `turns`.
 
     Raises:
-        ValueError: if the file cannot be read or a line has none of them.
+        ValueError: if the file cannot be read, a line has none of them, or nothing is there.
     """
     turns = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"prompts: expected a readable JSONL file, got {path} ({error})"
-        ) from error
-    for number, line in enumerate(lines, 1):
-        try:
-            fields = json.loads(line)
-            turn = fields.get("text") or fields.get("prompt") or fields["turns"][0]
-        except (json.JSONDecodeError, AttributeError, KeyError, IndexError, TypeError):
-            turn = None
-        if not isinstance(turn, str):
+    for number, line, fields in read_json_lines(path, "prompts"):
+        texts = [fields.get("text"), fields.get("prompt"), *(texts_of(fields.get("turns")) or [])]
+        turn = next((text for text in texts if text), None)
+        if not is_text(turn):
             raise ValueError(
-                f"prompts: expected an object with text, prompt or turns in {path} line {number}, got {line[:60]!r}"
+                f"prompts: expected an object with text, prompt or a list turns of texts in {path} line {number}, "
+                f"got {shown(line)}"
             )
-        turns.append(turn)
+        turns.append(str(turn))
+    if not turns:
+        raise ValueError(f"prompts: expected at least one turn in {path}, got none")
     return turns

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.target_facts import fingerprint
+from ..json_files import read_json
 from ..locks import lock_of
 from ..target import Target
-from ..whole_file import whole_file
+from ..whole_file import appended_file, whole_file
 from .data import Conversation
 
 TOP = 16
@@ -93,24 +94,31 @@ def collect_features(
         "of": identity, "exits": list(exit_layers), "batches": 0, "spans": []
     }  # fmt: skip
     if index_file.exists():
-        found = json.loads(index_file.read_text())
-        if found["of"] != identity or not set(exit_layers) <= set(found["exits"]):
+        found = read_json(index_file)
+        wanted = {"of": identity, "exits": list(exit_layers)}
+        if found.get("of") != identity or not set(exit_layers) <= set(found.get("exits", ())):
             raise ValueError(
-                f"features: expected those of {identity} with exit layers {list(exit_layers)}, got "
-                f"{found['of']} with {found['exits']} in {folder}; delete it to collect anew"
+                f"features: expected those of {wanted}, got those of "
+                f"{ {name: found.get(name) for name in wanted} } in {folder}; delete it to collect anew"
             )
         index = found
         exit_layers = index["exits"]  # there may be more
     files = _files(width, exit_layers)
     tokens = index["spans"][-1][2] if index["spans"] else 0
     for name, (columns, dtype) in files.items():  # cut off what was written but not noted
-        with (folder / name).open("ab") as file:
-            file.truncate(tokens * columns * dtype.itemsize)
+        size = tokens * columns * dtype.itemsize
+        with appended_file(folder / name) as file:
+            if file.tell() < size:
+                raise ValueError(
+                    f"features: expected {size} bytes or more in {folder / name}, got {file.tell()}; "
+                    "delete the folder to collect anew"
+                )
+            file.truncate(size)
     for number in range(index["batches"], len(plan)):
         batch = [conversations[i] for i in plan[number]]
         rows = _read(target, batch, exit_layers)
         for name, rows_of_file in rows.items():
-            with (folder / name).open("ab") as file:
+            with appended_file(folder / name) as file:
                 file.write(rows_of_file.contiguous().view(torch.uint8).numpy().tobytes())
         for conversation in batch:
             length = len(conversation.prompt_ids) + len(conversation.answer_ids)

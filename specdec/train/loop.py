@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.tensors import read_pickle, write_pickle
 from ..whole_file import whole_file
 
 STATE, LOG = "state.pt", "log.jsonl"
@@ -169,11 +170,10 @@ def _restore(
 ) -> tuple[int, list[dict[str, Any]]]:
     if not path.exists():
         return 0, []
-    state = torch.load(path, weights_only=True)
-    if state["identity"] != identity:
-        raise ValueError(
-            f"folder: expected a run of {identity}, got one of {state['identity']} in {path}"
-        )
+    state = read_pickle(path)
+    found = state.get("identity")
+    if found != identity:
+        raise ValueError(f"folder: expected a run of {identity}, got one of {found} in {path}")
     with torch.no_grad():
         for name, value in state["weights"].items():
             weights[name].copy_(value)
@@ -196,7 +196,6 @@ def _save(
         "weights": {name: p.detach() for name, p in weights.items()},
         "optimizer": optimizer.state_dict(),
     }
-    with whole_file(folder / STATE) as scratch:
-        torch.save(state, scratch)
+    write_pickle(folder / STATE, state)
     with whole_file(folder / LOG) as scratch:
         scratch.write_text("".join(json.dumps(line) + "\n" for line in log))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..drafters.protocol import Drafter
+from ..limits import MAX_NODES
 from ..metrics import CTAR_WIDTHS, Metrics
-from ..session import MAX_NODES, Session, end_tokens
+from ..session import Session, end_tokens
 from ..target import Target
 
 NEW_TOKENS = 64

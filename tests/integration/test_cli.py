@@ -1,5 +1,6 @@
 """What a person sees: answers, tables, and one line for every mistake."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,43 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from specdec import cli
+from specdec.cli import compare, console
 from specdec.models import embedded_model_path
-from tiny import tiny_model
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 
 
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
-    """A model on disk, small enough to run whole commands with."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model("llama", dtype=torch.float32).save_pretrained(folder)
-    vocabulary = {"<unk>": 0} | {f"w{i}": i for i in range(1, 61)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}w1"
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def run(capsys, *arguments, code=0):
-    cli.console.file = cli.messages.file = None  # whatever pytest captures with now
-    sys.argv = ["specdec", *map(str, arguments)]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert (stopped.value.code or 0) == code
-    return capsys.readouterr()
-
-
-def test_generate_writes_an_answer_and_its_figures(tiny_folder, capsys):
+def test_generate_writes_an_answer_and_its_figures(tiny_folder, run):
     out = run(
-        capsys, "generate", "w5 w6 w5 w6", "--model", tiny_folder, "--max-new-tokens", 20, "--compare"
+        "generate", "w5 w6 w5 w6", "--model", tiny_folder, "--max-new-tokens", 20, "--compare"
     ).out  # fmt: skip
     for figure in (
         "tokens per second",
@@ -56,24 +32,24 @@ def test_generate_writes_an_answer_and_its_figures(tiny_folder, capsys):
     assert out.count("1/1") == 3
 
 
-def test_prompts_are_shown_as_they_are(tiny_folder, capsys):
+def test_prompts_are_shown_as_they_are(tiny_folder, run):
     said = "what does [/INST] or a[i] :smile: mean"
-    out = run(capsys, "generate", said, "--model", tiny_folder, "--max-new-tokens", 2).out
+    out = run("generate", said, "--model", tiny_folder, "--max-new-tokens", 2).out
     assert said in out
 
 
-def test_bench_saves_every_run_and_says_that_tokens_agree(tiny_folder, capsys, tmp_path):
+def test_bench_saves_every_run_and_says_that_tokens_agree(tiny_folder, run, tmp_path):
     saved = tmp_path / "runs.json"
     arguments = ("--model", tiny_folder, "--limit", 2, "--max-new-tokens", 6, "--json", saved)
-    out = run(capsys, "bench", "--prompts", QUESTIONS, *arguments).out
+    out = run("bench", "--prompts", QUESTIONS, *arguments).out
     assert "2/2" in out
     result = json.loads(saved.read_text())
     assert len(result["runs"]) == 2 * 4
     assert list(tmp_path.iterdir()) == [saved]
 
 
-def test_bench_ends_with_1_when_an_answer_differs(tiny_folder, capsys, monkeypatch):
-    write = cli.Runner.write
+def test_bench_ends_with_1_when_an_answer_differs(tiny_folder, run, monkeypatch):
+    write = compare.Runner.write
 
     def wrong(self, method, prompt, most):
         written = write(self, method, prompt, most)
@@ -83,35 +59,46 @@ def test_bench_ends_with_1_when_an_answer_differs(tiny_folder, capsys, monkeypat
             else written
         )
 
-    monkeypatch.setattr(cli.Runner, "write", wrong)
+    monkeypatch.setattr(compare.Runner, "write", wrong)
     arguments = ("--model", tiny_folder, "--limit", 1, "--max-new-tokens", 6)
     assert "differ beyond the tie rule" in run(
-        capsys, "bench", "--prompts", QUESTIONS, *arguments, code=1
+        "bench", "--prompts", QUESTIONS, *arguments, code=1
     ).err  # fmt: skip
 
 
 def test_bench_finds_a_prompt_that_is_too_long_before_it_runs_anything(
-    tiny_folder, capsys, tmp_path, monkeypatch
+    tiny_folder, run, tmp_path, monkeypatch
 ):
     lines = [
         {"question_id": i, "category": "a", "turns": ["w3 " * n]} for i, n in ((1, 2), (2, 300))
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr(cli, "run_benchmark", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(compare, "run_benchmark", lambda *_, **__: pytest.fail("ran"))
     arguments = ("--prompts", tmp_path / "q.jsonl", "--model", tiny_folder)
-    error = run(capsys, "bench", *arguments, code=2).err
+    error = run("bench", *arguments, code=2).err
     assert "positions, got 301 in question 2" in error
 
 
-def test_chat_keeps_what_was_said(tiny_folder, capsys, monkeypatch):
-    said = iter(["w5 w6", "w7 w8", ""])
-    monkeypatch.setattr(cli.console, "input", lambda prompt: next(said))
-    out = run(capsys, "chat", "--model", tiny_folder, "--max-new-tokens", 8).out
+def test_chat_keeps_what_was_said(tiny_folder, run, monkeypatch):
+    said = iter(["w5 w6", "", "w7 w8", "/exit", "w9"])
+    monkeypatch.setattr(console, "input", lambda prompt: next(said))
+    out = run("chat", "--model", tiny_folder, "--max-new-tokens", 8).out
     assert out.count("tokens/s") == 2
+    assert list(said) == ["w9"]
 
 
-def test_info_says_what_is_there(tiny_folder, capsys):
-    out = run(capsys, "info", "--model", tiny_folder).out
+@pytest.mark.parametrize("end", ["", "/exit\nw9\n", " /exit "])
+def test_a_piped_chat_shows_whose_turn_it_is(tiny_folder, run, monkeypatch, end):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffw5 [w6]\n\n  \nw7\n" + end))
+    out = run("chat", "--model", tiny_folder, "--max-new-tokens", 4).out
+    for line in ("you: w5 [w6]\nmodel: ", "you: w7\nmodel: "):
+        assert line in out
+    assert out.count("tokens/s") == 2
+    assert "w9" not in out
+
+
+def test_info_says_what_is_there(tiny_folder, run):
+    out = run("info", "--model", tiny_folder).out
     for fact in ("torch", "transformers", "threads", "exact bfloat16", "LlamaForCausalLM"):
         assert fact in out
 
@@ -138,15 +125,12 @@ def test_info_says_what_is_there(tiny_folder, capsys):
         (["bench", "--prompts", str(QUESTIONS), "--json", "/no/where.json"], "json: expected a file in an existing folder"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, capsys, arguments, message):
-    captured = run(capsys, *arguments, "--model", tiny_folder, code=2)
-    (line,) = captured.err.strip().splitlines()
-    assert line.startswith("specdec: ")
-    assert message in line
+def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, refused, arguments, message):
+    assert message in refused(*arguments, "--model", tiny_folder)
 
 
-def test_an_unknown_model_and_an_unsupported_one_are_named(capsys, tmp_path):
-    assert "got 'no/model'" in run(capsys, "generate", "x", "--model", "no/model", code=2).err
+def test_an_unknown_model_and_an_unsupported_one_are_named(run, tmp_path, capsys):
+    assert "got 'no/model'" in run("generate", "x", "--model", "no/model", code=2).err
     from transformers import MambaConfig, MambaForCausalLM
 
     shape = {"vocab_size": 11, "hidden_size": 8, "state_size": 4, "num_hidden_layers": 1}
@@ -154,7 +138,7 @@ def test_an_unknown_model_and_an_unsupported_one_are_named(capsys, tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
     tokenizer.save_pretrained(tmp_path)
     capsys.readouterr()  # what the library says while saving
-    error = run(capsys, "generate", "x", "--model", tmp_path, code=2).err
+    error = run("generate", "x", "--model", tmp_path, code=2).err
     assert "model: MambaForCausalLM is not supported" in error
     assert len(error.strip().splitlines()) == 1
 

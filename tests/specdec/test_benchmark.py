@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 
 from specdec.evaluate.benchmark import chat_prompts, run_benchmark
-from specdec.evaluate.methods import Runner, check_methods
+from specdec.evaluate.method_names import check_methods
+from specdec.evaluate.methods import Runner
 from specdec.evaluate.questions import Question, read_questions
 from specdec.evaluate.replay import SAME, Verdict, judge
 from specdec.evaluate.report import benchmark_tables, metrics_table

@@ -267,7 +267,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_that_was_there(tmp_path, monkey
     first = redrafter(target)
     save_drafter(tmp_path, first)
     monkeypatch.setattr(
-        "specdec.checkpoints.format.save_file",
+        "specdec.checkpoints.tensors.save_file",
         lambda tensors, path, metadata: (path.write_text("half"), 1 / 0),
     )
     with pytest.raises(ZeroDivisionError):

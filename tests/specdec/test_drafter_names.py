@@ -24,8 +24,9 @@ from specdec.checkpoints import (
 )
 from specdec.drafters import LookupDrafter, MixedDrafter, check_drafter_name, load_drafter, names
 from specdec.drafters.redrafter import ReDrafter
-from specdec.evaluate.methods import Runner, check_methods
-from specdec.models import DEFAULT_MODEL
+from specdec.embedded import DEFAULT_MODEL
+from specdec.evaluate.method_names import check_methods
+from specdec.evaluate.methods import Runner
 from tiny import VOCABULARY, random_prompt
 
 # Names
@@ -103,7 +104,6 @@ def run(capsys, monkeypatch):
     def command(*arguments, code=0):
         monkeypatch.setenv("COLUMNS", "150")
         monkeypatch.setattr(sys, "argv", ["specdec", *map(str, arguments)])
-        cli.messages.file = None  # whatever pytest captures with now
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert (stopped.value.code or 0) == code
@@ -115,8 +115,7 @@ def run(capsys, monkeypatch):
 @pytest.fixture
 def target_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "specdec.checkpoints.command.load_model",
-        lambda name, dtype: (target_of(int(name)).model, None),
+        "specdec.cli.loading.load_weights", lambda name, **options: target_of(int(name)).model
     )
 
 

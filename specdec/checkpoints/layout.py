@@ -1,0 +1,13 @@
+"""The layouts of checkpoints."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Layout(StrEnum):
+    """What a drafter can be written as."""
+
+    own = "own"
+    apple = "apple"
+    kangaroo = "kangaroo"

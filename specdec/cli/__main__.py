@@ -1,0 +1,5 @@
+"""Run the command line: `python -m specdec.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,51 @@
+"""All commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import typer
+
+from ..reasons import reason
+from .bench import bench
+from .convert import convert
+from .info import info
+from .terminal import fail, help_alone
+from .train import app as train
+from .train import data
+from .write import chat, generate
+
+# What typer raises for a mistake on the command line.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The same text in fewer passes: lossless speculative decoding for Hugging Face models.",
+)
+for command in (generate, chat, bench, info, data, convert):
+    app.command()(command)
+app.add_typer(train, name="train")
+app.callback(invoke_without_command=True)(help_alone)
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # whatever the terminal can show
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        fail(f"{error.format_message()} (see {_command(error)} --help)")  # type: ignore[attr-defined]
+    except OSError as error:
+        fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+    except ValueError as error:
+        fail(str(error))
+    sys.exit(code)
+
+
+def _command(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return "specdec" if context is None else context.command_path

@@ -1,0 +1,55 @@
+"""Methods compared, with a bar meanwhile and tables after. Imports torch, as `loading` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import count as count_up
+
+from ..evaluate.benchmark import Benchmark, Prompt, run_benchmark
+from ..evaluate.method_names import PLAIN, TRANSFORMERS
+from ..evaluate.methods import Runner
+from ..evaluate.questions import Question
+from ..evaluate.report import benchmark_tables
+from ..progress import progress
+from ..session import end_tokens
+from ..target import Target
+from .loading import ModelChoice
+from .terminal import console
+
+
+def compare_methods(
+    target: Target,
+    choice: ModelChoice,
+    prompts: Iterable[Prompt],
+    methods: list[str],
+    max_new_tokens: int,
+    max_nodes: int,
+    count: int = 1,
+) -> Benchmark:
+    """Run methods on `count` prompts, show how far it is and what came out."""
+    methods = list(dict.fromkeys([PLAIN, *methods]))
+    library = any(method.startswith(TRANSFORMERS) for method in methods)
+    runner = Runner(
+        target,
+        choice.weights() if library else None,
+        max_nodes=max_nodes,
+        eos=end_tokens(target.model.generation_config),
+    )
+    runs = count_up(1)
+    with progress() as show:
+
+        def tell(question: Question, method: str) -> None:
+            note = f"{question.category} {question.question_id}: {method}"
+            show("runs", next(runs), count * len(methods), note)
+
+        result = run_benchmark(
+            runner,
+            prompts,
+            methods,
+            max_new_tokens=max_new_tokens,
+            load_model64=lambda: choice.weights().cpu().double(),
+            progress=tell,
+        )
+    for table in benchmark_tables(result)[: None if count > 1 else 2]:
+        console.print(table)
+    return result

@@ -1,0 +1,343 @@
+"""The commands `data` and `train`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..embedded import DEFAULT_MODEL
+from ..evaluate.questions import read_questions
+from ..progress import Show, progress
+from ..whole_file import check_file, check_folder
+from .options import (
+    LARGEST_TRAINING_SEED,
+    MOST_THREADS,
+    DeviceOption,
+    DType,
+    RevisionOption,
+    TrustOption,
+    above,
+    between,
+    home,
+)
+from .terminal import help_alone, messages
+
+if TYPE_CHECKING:
+    from ..drafters.kangaroo import KangarooConfig
+    from ..drafters.redrafter import ReDrafterConfig
+    from ..target import Target
+    from ..train.run import Recipe
+
+app = typer.Typer(help="Train a drafter on text that its target wrote; goes on after a kill.")
+app.callback(invoke_without_command=True)(help_alone)
+
+
+class Labels(StrEnum):
+    """What a ReDrafter learns of its target."""
+
+    distribution = "distribution"
+    greedy = "greedy"
+
+
+ModelOption = Annotated[
+    str, typer.Option(help="The target: a name, a hub id, or a folder.", callback=home)
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="CPU threads; all cores if not given.", callback=between(1, MOST_THREADS)),
+]
+DataArgument = Annotated[
+    list[Path], typer.Argument(help="JSONL files from specdec data.", callback=home)
+]
+OutOption = Annotated[Path, typer.Option(help="Where the drafter goes.", callback=home)]
+RunOption = Annotated[
+    Path, typer.Option(help="Where an unfinished training is kept.", callback=home)
+]
+FeaturesOption = Annotated[
+    Path | None, typer.Option(help="Hidden states that several trainings share.", callback=home)
+]
+ExitsOption = Annotated[
+    str, typer.Option(help="Exit layers to collect for trainings to come, by commas.")
+]
+VocabularyOption = Annotated[
+    int,
+    typer.Option(
+        help="Tokens that can be drafted, the most frequent ones; 0 for all.", callback=between(0)
+    ),
+]
+EpochsOption = Annotated[int, typer.Option(help="Passes over the data.", callback=between(1))]
+BatchOption = Annotated[
+    int,
+    typer.Option(help="Positions (ReDrafter) or texts (Kangaroo) a step.", callback=between(1)),
+]
+RateOption = Annotated[float, typer.Option(help="Peak learning rate.", callback=above(0))]
+SeedOption = Annotated[
+    int,
+    typer.Option(help="Of weights and order.", callback=between(0, LARGEST_TRAINING_SEED)),
+]
+HeldOutOption = Annotated[
+    int, typer.Option(help="First texts of the data, to validate on.", callback=between(1))
+]
+
+
+def data(
+    out: Annotated[
+        Path, typer.Argument(help="JSONL file; continued if it is there.", callback=home)
+    ],
+    tokens: Annotated[
+        int, typer.Option(help="Answer tokens wanted.", callback=between(1))
+    ] = 1_000_000,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL of user turns to answer (text, prompt or turns); own ones if not given.",
+            callback=home,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Questions in Spec-Bench's format that must stay out of the data.", callback=home
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(help="Conversations written at once.", callback=between(1, 65536))
+    ] = 64,
+    answer_tokens: Annotated[
+        int, typer.Option(help="Most tokens of an answer.", callback=between(1))
+    ] = 224,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Let the target write its own training data."""
+    check_file(out, "out")
+    kept_out = [text for path in exclude or [] for q in read_questions(path) for text in q.turns]
+
+    from ..train.data import Overlap, SelfWriter, check_out, read_turns, write_data
+    from .loading import ModelChoice
+
+    check_out(out)
+
+    turns = None if prompts is None else read_turns(prompts)
+    target = ModelChoice.of(
+        model, revision, trust_remote_code, dtype=DType.bfloat16, device=device, threads=threads
+    ).target()
+    writer = SelfWriter(
+        target.model,
+        target.tokenizer,
+        batch=batch,
+        answer_tokens=answer_tokens,
+        seed=seed,
+        positions=target.position_limit,
+    )
+    writer.check_turns(turns or [])
+    with progress() as show:
+        write_data(
+            writer,
+            out,
+            tokens=tokens,
+            exclude=Overlap.of(kept_out),
+            turns=turns,
+            progress=lambda written: show("writing", min(written, tokens), tokens, ""),
+        )
+
+
+@app.command()
+def redrafter(
+    data: DataArgument,
+    out: OutOption,
+    run: RunOption,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    exit_dim: Annotated[
+        int | None,
+        typer.Option(
+            help="Width of the blocks; twice the target's if not given.", callback=between(1, 65536)
+        ),
+    ] = None,
+    residual_blocks: Annotated[
+        int, typer.Option(help="How many blocks.", callback=between(0, 64))
+    ] = 2,
+    own_head: Annotated[
+        bool, typer.Option("--own-head", help="A head of its own, as in the paper.")
+    ] = False,
+    length: Annotated[
+        int, typer.Option(help="Tokens ahead that are learned.", callback=between(1, 64))
+    ] = 5,
+    beam_width: Annotated[
+        int, typer.Option(help="Beams, when it drafts.", callback=between(1, 64))
+    ] = 8,
+    least: Annotated[
+        float,
+        typer.Option(
+            help="Probability under which a node is not verified.", callback=between(0, 1)
+        ),
+    ] = 0.03,
+    least_step: Annotated[
+        float,
+        typer.Option(
+            help="Probability of all beams under which drafting ends.", callback=between(0, 1)
+        ),
+    ] = 0.15,
+    labels: Annotated[Labels, typer.Option(help="What it learns of the target.")] = (
+        Labels.distribution
+    ),
+    draft_vocabulary: VocabularyOption = 8192,
+    epochs: EpochsOption = 4,
+    batch: BatchOption = 512,
+    learning_rate: RateOption = 2e-3,
+    held_out: HeldOutOption = 24,
+    seed: SeedOption = 0,
+    features: FeaturesOption = None,
+    exit_layers: ExitsOption = "",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train a ReDrafter by local distillation."""
+    layers = _check_arguments(data, out, run, features, exit_layers)
+
+    from ..drafters.redrafter import ReDrafterConfig
+    from ..train.loop import Schedule
+    from ..train.run import Recipe
+    from .loading import ModelChoice
+
+    recipe = Recipe(
+        Schedule(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed),
+        draft_vocabulary=draft_vocabulary or None,
+        held_out=held_out,
+        labels=labels,
+    )
+    target = ModelChoice.of(
+        model, revision, trust_remote_code, dtype=DType.bfloat16, device=device, threads=threads
+    ).target()
+    width = target.config.hidden_size
+    config = ReDrafterConfig(
+        hidden_size=width,
+        exit_dim=2 * width if exit_dim is None else exit_dim,
+        residual_blocks=residual_blocks,
+        tied_head=not own_head,
+        trained_length=length,
+        draft_length=length,
+        beam_width=beam_width,
+        least=least,
+        least_step=least_step,
+    )
+    _train(target, config, data, run, out, recipe, features, layers)
+
+
+@app.command()
+def kangaroo(
+    data: DataArgument,
+    out: OutOption,
+    run: RunOption,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    exit_layer: Annotated[int, typer.Option(help="Layers that draft.", callback=between(1))] = 2,
+    kv_heads: Annotated[
+        int | None,
+        typer.Option(help="As many as query heads if not given.", callback=between(1)),
+    ] = None,
+    eta: Annotated[
+        float,
+        typer.Option(
+            help="Probability under which a token is a draft's last.", callback=between(0)
+        ),
+    ] = 0.6,
+    gamma: Annotated[int, typer.Option(help="Most tokens of a draft.", callback=between(1))] = 6,
+    draft_vocabulary: VocabularyOption = 8192,
+    epochs: EpochsOption = 4,
+    batch: BatchOption = 8,
+    learning_rate: RateOption = 1e-2,
+    held_out: HeldOutOption = 24,
+    seed: SeedOption = 0,
+    features: FeaturesOption = None,
+    exit_layers: ExitsOption = "",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train a Kangaroo adapter by self-distillation."""
+    layers = _check_arguments(data, out, run, features, exit_layers)
+
+    from ..drafters.kangaroo import KangarooConfig
+    from ..train.loop import Schedule
+    from ..train.run import Recipe
+    from .loading import ModelChoice
+
+    recipe = Recipe(
+        Schedule(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed),
+        draft_vocabulary=draft_vocabulary or None,
+        held_out=held_out,
+    )
+    target = ModelChoice.of(
+        model, revision, trust_remote_code, dtype=DType.bfloat16, device=device, threads=threads
+    ).target()
+    heads = target.config.num_attention_heads
+    config = KangarooConfig(
+        hidden_size=target.config.hidden_size,
+        heads=heads,
+        kv_heads=heads if kv_heads is None else kv_heads,
+        head_dim=target.config.hidden_size // heads,
+        exit_layer=exit_layer,
+        eta=eta,
+        gamma=gamma,
+    )
+    _train(target, config, data, run, out, recipe, features, layers)
+
+
+def _check_arguments(
+    data: list[Path], out: Path, run: Path, features: Path | None, exit_layers: str
+) -> list[int]:
+    """Check what is read and written, before seconds are spent on the model; return the exit layers."""
+    for path in data:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ValueError(
+                f"data: expected a readable JSONL file, got {path} ({error.strerror})"
+            ) from error
+    for folder, name in ((out, "out"), (run, "run"), (features, "features")):
+        if folder is not None:
+            check_folder(folder, name)
+    try:
+        return [int(layer) for layer in exit_layers.split(",") if layer]
+    except ValueError as error:
+        raise ValueError(f"exit_layers: expected numbers by commas, got {exit_layers!r}") from error
+
+
+def _train(
+    target: Target,
+    config: ReDrafterConfig | KangarooConfig,
+    data: list[Path],
+    run: Path,
+    out: Path,
+    recipe: Recipe,
+    features: Path | None,
+    exit_layers: list[int],
+) -> None:
+    from ..train.run import train_drafter
+
+    with progress() as show:
+        log = train_drafter(
+            target, config, data, run, out, recipe,
+            features=features, exit_layers=exit_layers, progress=_with_figures(show),
+        )  # fmt: skip
+    last = next(line["validation"] for line in reversed(log) if "validation" in line)
+    messages.print(f"{out}: {json.dumps({k: round(v, 3) for k, v in last.items()})}", markup=False)
+
+
+def _with_figures(show: Show) -> Callable[[str, int, int, dict[str, float]], None]:
+    def tell(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        show(what, done, total, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+    return tell

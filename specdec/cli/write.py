@@ -1,0 +1,231 @@
+"""The commands that write text: generate and chat."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..drafters import BEST, check_drafter_name
+from ..embedded import DEFAULT_MODEL
+from ..json_files import is_text
+from ..limits import MAX_NODES
+from ..reading import chat_ids, check_chat_template, text_ids
+from .options import (
+    DeviceOption,
+    DrafterOption,
+    DType,
+    DTypeOption,
+    ExactOption,
+    ModelOption,
+    NewTokensOption,
+    NodesOption,
+    RevisionOption,
+    SeedOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopPOption,
+    TrustOption,
+    check_sampling,
+)
+from .terminal import console
+
+if TYPE_CHECKING:
+    from ..metrics import Metrics
+    from ..sampling import Picker
+    from ..session import Session
+    from ..target import Target
+
+DRAFTED, OWN = "green", "default"
+END = "/exit"
+DEMO_PROMPT = (
+    "Rewrite this paragraph with every sentence on its own line, and change nothing else: "
+    "The heart pumps blood through the body. The blood carries oxygen from the lungs to the muscles. "
+    "The muscles use the oxygen to release energy. The blood then carries carbon dioxide from the "
+    "muscles back to the lungs, and the lungs breathe it out."
+)
+
+
+def generate(
+    prompt: Annotated[
+        str, typer.Argument(help="What to ask; - reads standard input.")
+    ] = DEMO_PROMPT,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    drafter: DrafterOption = BEST,
+    max_new_tokens: NewTokensOption = 128,
+    max_nodes: NodesOption = MAX_NODES,
+    dtype: DTypeOption = DType.float32,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    exact: ExactOption = False,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text; no chat template.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also run the plain loop and transformers.")
+    ] = False,
+) -> None:
+    """Write an answer, the accepted draft tokens in green, then say how it went."""
+    text = _said(_read(sys.stdin.read) if prompt == "-" else prompt)
+    if not text.strip():
+        raise ValueError("prompt: expected some text, got none")
+    if compare and temperature:
+        raise ValueError(
+            f"compare: expected temperature 0, as greedy texts are compared, got {temperature}"
+        )
+    check_sampling(temperature, top_p, seed)
+    check_drafter_name(drafter)
+
+    from ..drafters import best_drafter
+    from ..evaluate.benchmark import Prompt
+    from ..evaluate.method_names import PLAIN, TRANSFORMERS
+    from ..evaluate.questions import Question
+    from ..evaluate.report import metrics_table
+    from ..session import Session
+    from .compare import compare_methods
+    from .loading import ModelChoice
+
+    choice = ModelChoice.of(
+        model, revision, trust_remote_code, dtype=dtype, device=device, threads=threads
+    )
+    target = choice.target(exact=exact)
+    session = Session(target, drafter, max_nodes=max_nodes)
+    picker = _picker(target, temperature, top_p, seed)
+    drafter = best_drafter(target) if drafter == BEST else drafter
+    if raw:
+        ids = text_ids(target.tokenizer, text)
+    else:
+        check_chat_template(target.tokenizer)
+        ids = chat_ids(target.tokenizer, [{"role": "user", "content": text}])
+        console.print(text, style="bold", markup=False, emoji=False)
+    _, metrics = _show(session, ids, max_new_tokens, picker)
+    _legend()
+
+    console.print(metrics_table(metrics, f"{drafter}, {dtype}"))
+    if compare:
+        asked = Prompt(Question(0, "prompt", [text]), 0, ids, lambda tokens: None)
+        methods = [drafter, PLAIN, TRANSFORMERS]
+        compare_methods(target, choice, [asked], methods, max_new_tokens, max_nodes)
+
+
+def chat(
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    drafter: DrafterOption = BEST,
+    max_new_tokens: NewTokensOption = 512,
+    max_nodes: NodesOption = MAX_NODES,
+    dtype: DTypeOption = DType.float32,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    exact: ExactOption = False,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = None,
+) -> None:
+    """Talk with the model; what was read stays cached. /exit or the end of input ends it, an empty line is passed over."""
+    check_sampling(temperature, top_p, seed)
+    check_drafter_name(drafter)
+
+    from ..session import Session
+    from .loading import ModelChoice
+
+    choice = ModelChoice.of(
+        model, revision, trust_remote_code, dtype=dtype, device=device, threads=threads
+    )
+    target = choice.target(exact=exact)
+    check_chat_template(target.tokenizer)
+    session = Session(target, drafter, max_nodes=max_nodes)
+    picker = _picker(target, temperature, top_p, seed)
+    history: list[dict[str, str]] = []
+    _legend()
+    while (line := _ask()) is not None:
+        history.append({"role": "user", "content": line})
+        console.print("[bold]model: [/bold]", end="")
+        tokens, metrics = _show(
+            session, chat_ids(target.tokenizer, history), max_new_tokens, picker
+        )
+        answer = target.tokenizer.decode(tokens, skip_special_tokens=True)
+        history.append({"role": "assistant", "content": answer})
+        console.print(
+            f"{metrics.tokens_per_second:.1f} tokens/s, {metrics.tokens_per_round:.2f} per round",
+            style="dim",
+        )
+
+
+def _ask() -> str | None:
+    """Return the next line that says something; None at the end."""
+    while True:
+        try:
+            line = _said(_read(lambda: console.input("[bold]you: [/bold]"))).strip()
+        except EOFError:
+            console.print()
+            return None
+        if not sys.stdin.isatty():  # a terminal shows what is typed
+            console.print(line, markup=False, emoji=False)
+        if line:
+            return None if line == END else line
+
+
+def _read(read: Callable[[], str]) -> str:
+    """Read from standard input, without a byte-order mark."""
+    try:
+        return read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt: expected text in UTF-8, got other bytes ({error})") from error
+
+
+def _said(text: str) -> str:
+    if not is_text(text):
+        raise ValueError(f"prompt: expected text in UTF-8, got other bytes in {text[:60]!a}")
+    return text
+
+
+def _picker(target: Target, temperature: float, top_p: float, seed: int | None) -> Picker:
+    from ..sampling import Greedy, new_sampling, sampler
+
+    if temperature == 0:
+        return Greedy()
+    settings = {"temperature": temperature, "top_p": top_p}
+    return sampler(new_sampling(seed, [0], target.device, **settings), target)
+
+
+def _show(
+    session: Session, ids: list[int], max_new_tokens: int, picker: Picker
+) -> tuple[list[int], Metrics]:
+    """Stream an answer to the terminal."""
+    from ..metrics import Metrics
+    from ..session import end_tokens
+    from ..streaming import Detokenizer
+
+    metrics = Metrics()
+    tokens: list[int] = []
+    text = Detokenizer(session.target.tokenizer)
+    rounds = session.stream(
+        [ids],
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=end_tokens(session.target.model.generation_config),
+        picker=picker,
+        metrics=metrics,
+    )
+    for (emitted,) in rounds:
+        tokens += emitted.tokens
+        for place, token in enumerate(emitted.tokens):
+            style = DRAFTED if place < emitted.drafted else OWN
+            console.print(text.add(token), style=style, end="", markup=False, emoji=False)
+        console.file.flush()
+    console.print()
+    return tokens, metrics
+
+
+def _legend() -> None:
+    console.print(
+        f"[{DRAFTED}]green[/]: drafted and accepted   default: the target's own", style="dim"
+    )

@@ -1,0 +1,282 @@
+"""What people give a command by mistake: each is one line, exit code 2, and nothing is changed."""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint_parts import APPLE
+from specdec import models
+
+QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"prompt_ids": [3, 4], "answer_ids": [5, 6, 7, 8]}\n' * 30)
+    return path
+
+
+NUMBERS = [
+    *(("generate", "w1", name, value) for name, values in {
+        "--max-new-tokens": ["0", "-1", "x", "1.5", "1e3"],
+        "--max-nodes": ["0", "257", "-1", "9" * 30],
+        "--threads": ["0", "-1", "9" * 30, "100000", "two"],
+        "--temperature": ["nan", "inf", "-1", "-inf", "warm"],
+        "--seed": ["-1", str(2**64), "9" * 5000, "x"],
+    }.items() for value in values),
+    *(("generate", "w1", "--temperature", "1", "--top-p", value) for value in ["0", "nan", "1.1", "inf", "-1"]),
+    *(("bench", "--prompts", str(QUESTIONS), name, value)
+      for name in ("--limit", "--per-category", "--turns") for value in ["0", "-1", "x"]),
+    *(("data", "x.jsonl", name, value) for name, values in {
+        "--tokens": ["0", "-1"], "--batch": ["0", "9" * 30], "--answer-tokens": ["0", "-3"], "--seed": ["-1", str(2**32)],
+    }.items() for value in values),
+]  # fmt: skip
+TRAINING = [
+    *((method, name, value) for method in ("redrafter", "kangaroo") for name, values in {
+        "--epochs": ["0", "-1"], "--batch": ["0"], "--learning-rate": ["0", "nan", "inf", "-1"], "--held-out": ["0"],
+        "--seed": ["-1", "9" * 30], "--draft-vocabulary": ["-1"], "--exit-layers": ["1,x", "1.5", "²"],
+        "--threads": ["0"],
+    }.items() for value in values),
+    *(("redrafter", name, value) for name, values in {
+        "--exit-dim": ["0", "9" * 30], "--residual-blocks": ["-1", "9" * 30], "--length": ["0", "65"],
+        "--beam-width": ["0", "65"], "--least": ["nan", "-1", "2"], "--least-step": ["nan", "inf"], "--labels": ["", "data"],
+    }.items() for value in values),
+    *(("kangaroo", name, value) for name, values in {
+        "--exit-layer": ["0", "-1"], "--kv-heads": ["0"], "--eta": ["nan", "inf", "-1"], "--gamma": ["0"],
+    }.items() for value in values),
+]  # fmt: skip
+
+
+def named(line, option):
+    """Whether a message names an option, in our way or in typer's."""
+    return option in line or line.startswith(f"specdec: {option[2:].replace('-', '_')}: ")
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Nothing is loaded for what is wrong anyway."""
+    monkeypatch.setattr("specdec.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_numbers_out_of_range_are_named_before_the_model_is_loaded(refused, texts, tmp_path):
+    folders = ("--out", tmp_path / "out", "--run", tmp_path / "run")
+    lines = {arguments: refused(*arguments) for arguments in NUMBERS}
+    lines |= {a: refused("train", a[0], texts, *folders, *a[1:]) for a in TRAINING}
+    for arguments, line in lines.items():
+        assert named(line, arguments[-2]), (arguments, line)
+    assert list(tmp_path.iterdir()) == [texts]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("kind", ["null", "file", "folder", "nowhere", "proc", "circle"])
+def test_what_cannot_be_written_is_named_before_the_model_is_loaded(refused, texts, tmp_path, kind):
+    for path, target in {"circle": "circle", "link": "/dev/full"}.items():
+        (tmp_path / path).symlink_to(target)
+    place = {
+        "null": "/dev/null", "file": f"{texts}/x", "folder": str(tmp_path), "nowhere": "/proc/no/x", "proc": "/proc/x",
+        "circle": str(tmp_path / "circle"),
+    }[kind]  # fmt: skip
+    ask = ("bench", "--prompts", QUESTIONS)
+    assert refused(*ask, "--json", place).startswith("specdec: json: expected a file in an")
+    assert refused("data", place).startswith("specdec: out: expected a file in an existing folder")
+    if kind == "folder":
+        place = str(texts)  # a file, where a folder is wanted
+    assert refused("convert", APPLE, place).startswith("specdec: out: expected a ")
+    good = {name: tmp_path / name for name in ("out", "run", "features")}
+    for name in good:
+        places = [x for n, p in (good | {name: place}).items() for x in (f"--{n}", p)]
+        line = refused("train", "kangaroo", texts, *places)
+        assert line.startswith(f"specdec: {name}: expected a folder that can be written to")
+    assert {path.name for path in tmp_path.iterdir()} == {"texts.jsonl", "circle", "link"}
+
+
+@pytest.mark.usefixtures("no_model")
+def test_names_and_files_that_are_not_there_are_named(refused, texts, tmp_path):
+    for drafter in (
+        "",
+        "+",
+        "lookup+",
+        "magic",
+        str(texts),
+        "/dev/null",
+        "~nobody",
+        "a\nb",
+        "x" * 300,
+    ):
+        assert "drafter" in refused("generate", "w1", "--drafter", drafter) or len(drafter) == 300
+    ask = ("bench", "--prompts", QUESTIONS)
+    for names in ("", ",", "plain,", "plain,,lookup", "magic", " , "):
+        assert refused(*ask, "--methods", names).startswith("specdec: methods: expected some of ")
+    for place in ("no", tmp_path, "/dev/null", "/proc/self/mem"):
+        assert "prompts: expected " in refused("bench", "--prompts", place)
+        assert "prompts: expected " in refused("data", tmp_path / "x", "--prompts", place)
+    folders = ("--out", tmp_path / "out", "--run", tmp_path / "run")
+    assert "data: expected" in refused("train", "redrafter", "no", *folders)
+    assert "out: expected a name that does not end in .gz" in refused("data", tmp_path / "x.gz")
+
+
+def test_prompts_are_text(tiny_folder, refused, monkeypatch, tmp_path):
+    here = ("--model", tiny_folder, "--drafter", "none")
+    for text in ("w1 \udcff", "\ud800", "\udfff w1"):
+        assert "prompt: expected text in UTF-8" in refused("generate", text, *here)
+    for data in (b"w1 \xff", b"\xff\xfew\x001\x00", b"\xc3"):
+        for command in (("generate", "-"), ("chat",)):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
+            assert "prompt: expected text in UTF-8" in refused(*command, *here)
+    for data in (b"", b"\n \n", b"\xef\xbb\xbf"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
+        assert "prompt: expected some text, got none" in refused("generate", "-", *here)
+
+
+def test_a_mark_before_a_prompt_is_left_out(tiny_folder, run, monkeypatch):
+    for data in (b"w5 w6", b"\xef\xbb\xbfw5 w6"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
+        out = run("generate", "-", "--model", tiny_folder, "--max-new-tokens", 2).out
+        assert out.startswith("w5 w6\n")
+
+
+def test_temperatures_at_the_ends_write_text(tiny_folder, run):
+    for temperature in ("1e-300", "1e-40", "1e300"):
+        run(
+            "generate",
+            "w5",
+            "--model",
+            tiny_folder,
+            "--max-new-tokens",
+            3,
+            "--temperature",
+            temperature,
+        )
+
+
+def test_devices_that_are_not_there_are_named(tiny_folder, refused):
+    for device in (
+        "",
+        "toaster",
+        "cpu:-1",
+        "cuda:9999",
+        "meta",
+        "xla",
+        "hpu",
+        "xpu",
+        "opengl",
+        "cuda:0:1",
+        "\0",
+    ):
+        assert "device: expected one " in refused(
+            "generate", "w1", "--model", tiny_folder, "--device", device
+        )
+
+
+def test_threads_are_set_before_the_model_is_loaded(tiny_folder, run, monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    for command in (["generate", "w1", "--max-new-tokens", 1], ["chat"], ["info"],
+                    ["bench", "--prompts", QUESTIONS, "--limit", 1, "--max-new-tokens", 1]):  # fmt: skip
+        assert f"{run(*command, '--model', tiny_folder, '--threads', 1)}"
+    assert told == [1] * 4
+
+
+def test_a_model_without_a_tokenizer_is_enough_where_none_is_needed(
+    tiny_folder, run, refused, tmp_path, monkeypatch
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    for path in folder.glob("token*"):
+        path.unlink()
+    (folder / "chat_template.jinja").unlink()
+    assert "LlamaForCausalLM" in run("info", "--model", folder).out
+    # Of another width: what is wrong with it is said, and no tokenizer is missed.
+    assert "48" in refused("convert", APPLE, tmp_path / "x", "--target", folder)
+    for command in (
+        ["generate", "w1"],
+        ["chat"],
+        ["bench", "--prompts", QUESTIONS],
+        ["data", tmp_path / "d"],
+    ):
+        line = refused(*command, "--model", folder)
+        assert line.startswith("specdec: model: expected ")
+        assert str(folder) in line
+
+
+def test_a_model_without_a_chat_template_is_named_before_it_is_asked(
+    tiny_folder, refused, tmp_path
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "chat_template.jinja").unlink()
+    for command in (
+        ["generate", "w1"],
+        ["chat"],
+        ["bench", "--prompts", QUESTIONS],
+        ["data", tmp_path / "d"],
+    ):
+        assert "expected a tokenizer with a chat template" in refused(*command, "--model", folder)
+
+
+def test_revisions_and_code_come_to_the_model(run, refused, tiny_folder, monkeypatch, tmp_path):
+    for option in (["--revision", "v1"], ["--trust-remote-code"]):
+        name = option[0][2:].replace("-", "_")
+        for command in (
+            ["generate", "w1"],
+            ["info"],
+            ["data", tmp_path / "x"],
+            ["convert", APPLE, tmp_path / "y"],
+        ):
+            assert f"{name}: expected" in refused(*command, *option)
+    seen = []
+    load = models.AutoModelForCausalLM.from_pretrained
+
+    def spy(source, **options):
+        seen.append((options["revision"], options["trust_remote_code"]))
+        return load(source, **options)
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", spy)
+    ask = ("generate", "w1", "--model", tiny_folder, "--max-new-tokens", 1)
+    run(*ask, "--revision", "v1", "--trust-remote-code")
+    assert seen == [("v1", True)]
+
+
+def test_a_benchmark_ends_where_the_positions_end(tiny_folder, run, tmp_path):
+    """The library's methods would go on beyond them, and differ."""
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question_id": 1, "category": "a", "turns": ["w3 " * 150]}))
+    run(
+        "bench",
+        "--prompts",
+        path,
+        "--model",
+        tiny_folder,
+        "--methods",
+        "transformers",
+        "--max-new-tokens",
+        9**30,
+    )
+
+
+def test_what_a_command_of_the_shell_does_is_done_for_options(
+    tiny_folder, run, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    ask = (
+        "bench",
+        "--prompts",
+        QUESTIONS,
+        "--limit",
+        1,
+        "--max-new-tokens",
+        1,
+        "--methods",
+        "plain",
+    )
+    run(*ask, "--model", "~/model", "--json=~/runs.json")
+    assert (tmp_path / "runs.json").is_file()
