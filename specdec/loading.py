@@ -38,8 +38,8 @@ def load_target(
         device: for a model given by name.
         exact: make every logit independent of what is verified beside it, to the bit, at some cost in time and
             four times the cache in bf16; refused where this machine's arithmetic does not allow it.
-        pack: pack the linear layers of a CPU model, in place; faster, and as much memory again for them. A model
-            packed once must not be trained, changed or moved afterwards. None packs models given by name only.
+        pack: pack the linear layers of a CPU model, in place; faster, and as much memory again for them. None packs
+            models given by name only.
         revision: branch, tag or commit of a hub id; None for its main branch.
         trust_remote_code: run the Python code that a hub id or a folder brings along, for a model that is none of
             the library's own.

@@ -27,9 +27,10 @@ from typing import Any
 import torch
 import transformers
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .embedded import DEFAULT_MODEL, EMBEDDED, SAMPLE
+from .memory import Needs, enough_memory, gigabytes
 from .progress import Show, progress
 from .quiet import quiet
 from .reasons import foreign, reason
@@ -61,6 +62,7 @@ def load_model(
         The model in evaluation mode, and the tokenizer.
 
     Raises:
+        MemoryError: if there is not enough of it.
         ValueError: if there is no such model, a cached one is damaged, it has no tokenizer, its weights are not those
             that its config describes, the device lacks the dtype, or `revision` or `trust_remote_code` is set for an
             embedded model.
@@ -99,18 +101,43 @@ def _weights(
 ) -> PreTrainedModel:
     if dtype == torch.float64 and torch.device(device).type == "mps":
         raise ValueError("dtype: expected one that mps has, got float64")
-    with _library(name):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            revision=revision or MAIN,
-            trust_remote_code=trust_remote_code,
+
+    def needed() -> str:
+        needs = Needs.of(_outline(name, source, revision, trust_remote_code), dtype)
+        return f"{gigabytes(needs.weights)} for weights in {dtype} on {device}"
+
+    advice = "load a smaller model, a smaller dtype, or on another device"
+    with enough_memory(needed, advice):
+        with _library(name), enough_memory(needed, advice):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                revision=revision or MAIN,
+                trust_remote_code=trust_remote_code,
+            )
+        _check_weights(name, model, report)
+        _check_end_tokens(name, getattr(model.generation_config, "eos_token_id", None))
+        return model.to(device).eval()
+
+
+def load_outline(
+    name: str = DEFAULT_MODEL, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a model without its weights, on the meta device; arguments and errors as in `load_model`."""
+    source = _source(name, revision, trust_remote_code)
+    return _outline(name, source, revision, trust_remote_code)
+
+
+def _outline(
+    name: str, source: str, revision: str | None, trust_remote_code: bool
+) -> PreTrainedModel:
+    with _library(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(
+            source, revision=revision or MAIN, trust_remote_code=trust_remote_code
         )
-    _check_weights(name, model, report)
-    _check_end_tokens(name, getattr(model.generation_config, "eos_token_id", None))
-    return model.to(device).eval()
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _source(name: str, revision: str | None, trust_remote_code: bool) -> str:

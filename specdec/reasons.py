@@ -26,5 +26,7 @@ def foreign(message: str) -> Iterator[None]:
     """
     try:
         yield
+    except MemoryError:
+        raise  # no fault of the files
     except Exception as error:
         raise ValueError(f"{message} ({reason(error)})") from error

@@ -41,8 +41,8 @@ def main() -> None:
         fail(f"{error.format_message()} (see {_command(error)} --help)")  # type: ignore[attr-defined]
     except OSError as error:
         fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
-    except ValueError as error:
-        fail(str(error))
+    except (MemoryError, ValueError) as error:
+        fail(str(error) or "memory: expected more, got none left")
     sys.exit(code)
 
 

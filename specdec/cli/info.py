@@ -23,6 +23,8 @@ def info(
     import transformers
 
     from ..loading import load_target
+    from ..memory import Needs, gigabytes
+    from ..models import load_outline
     from ..packed_linear import can_pack
     from .loading import ModelChoice
 
@@ -41,6 +43,14 @@ def info(
     table.add_row("threads", str(torch.get_num_threads()))
     packable = [d for d in (DType.float32, DType.bfloat16) if can_pack(getattr(torch, d))]
     table.add_row("packed linears", ", ".join(packable) or "none")
+    outline = load_outline(model, revision=revision, trust_remote_code=trust_remote_code)
+    for precision in (DType.float32, DType.bfloat16):
+        needs = Needs.of(outline, getattr(torch, precision))
+        table.add_row(
+            f"memory {precision}",
+            f"weights {gigabytes(needs.weights)}, packed copies (CPU) {gigabytes(needs.packed)}, "
+            f"1000 tokens of a row {gigabytes(1000 * needs.cache)}",
+        )
     for precision in (DType.float32, DType.bfloat16):
         weights = choice._replace(dtype=getattr(torch, precision)).weights()
         possible = "yes"

@@ -7,11 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from specdec.cli import main
 from specdec.loading import load_target
 from specdec.memory import Needs, enough_memory
+from specdec.models import load_model
 from specdec.packed_linear import PackedLinear
 from specdec.session import Session
-from tiny import CONFIGS, random_prompt, tiny_model
+from tiny import CONFIGS, letters, random_prompt, tiny_model
 
 CPU = "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
 
@@ -79,3 +81,24 @@ def test_packed_copies_that_do_not_fit_say_so(monkeypatch):
     with pytest.raises(MemoryError, match="for packed copies .* pack=False") as caught:
         load_target(model, pack=True)
     assert not re.search(r"\n", str(caught.value))
+
+
+def test_weights_that_do_not_fit_say_how_many_there_are(monkeypatch, tmp_path):
+    model = tiny_model("llama", dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    letters().save_pretrained(tmp_path)
+    monkeypatch.setattr("specdec.models.AutoModelForCausalLM.from_pretrained", fails)
+    needed = "expected 0.00 GB for weights in torch.float32 on cpu, got less; load a smaller model"
+    with pytest.raises(MemoryError, match=needed):
+        load_model(str(tmp_path))
+
+
+def test_the_command_line_says_so_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["specdec", "info"])
+    monkeypatch.setattr(
+        "specdec.models.load_outline", enough_memory(lambda: "3 GB", "buy some")(fails)
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "specdec: memory: expected 3 GB, got less; buy some\n"
