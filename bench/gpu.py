@@ -141,7 +141,7 @@ class Group:
         """Write for a process that can no longer."""
         tail = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
         lines = ({"case": case, **what, "tail": tail}, {"event": "ended", "case": case})
-        with self.rows_file.open("a", encoding="utf-8") as file:
+        with suppress(OSError), self.rows_file.open("a", encoding="utf-8") as file:
             file.writelines("\n" + json.dumps(line) + "\n" for line in lines)
 
     def stop(self) -> None:

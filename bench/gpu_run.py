@@ -106,16 +106,14 @@ def work(module: str, run: Run) -> None:
         if run.late:
             return
         run.add(event="begun", case=job.name, at=time.monotonic())
-        failed = False
         try:
             for row in job.do():
                 run.add(case=job.name, **row)
         except Exception as error:  # a case that fails hides no other
-            failed = True
             run.add(case=job.name, **told(error))
         run.add(event="ended", case=job.name)
         if torch is not None and not run.dry:
-            clear(torch, failed)
+            clear(torch)
 
 
 def told(error: Exception) -> Row:
@@ -124,12 +122,11 @@ def told(error: Exception) -> Row:
     return {"error": line, "tail": "".join(traceback.format_exception(error))[-TAIL:]}
 
 
-def clear(torch: Any, failed: bool) -> None:
+def clear(torch: Any) -> None:
     """Give memory back; end the process if the device refuses everything from now on, as after a bad address."""
     gc.collect()
     try:
-        if failed:
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
     except RuntimeError:
         sys.exit(BROKEN)

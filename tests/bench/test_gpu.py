@@ -43,6 +43,7 @@ def dry_run(tmp_path_factory, tiny_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the run, on a machine that does much else
 def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
     from gpu import parts_of
     from report_gpu import NOT_MEASURED, gpu_page
@@ -61,6 +62,7 @@ def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the run, on a machine that does much else
 def test_a_dry_run_fills_every_table(dry_run):
     from gpu_cases import OPS
     from gpu_figures import gates_of, rows_of, timed_rows
@@ -115,8 +117,28 @@ def test_parts_follow_one_another_and_leave_time_for_the_end():
 
 PARTS = """
 import os, signal, sys, time
-from pathlib import Path
+from types import SimpleNamespace
 from gpu_run import Job
+
+class Cuda:
+    broken = False
+
+    def is_available():
+        return True
+
+    def empty_cache():
+        pass
+
+    def synchronize():
+        if Cuda.broken:
+            raise RuntimeError("an illegal memory access was encountered")
+
+if "GPU" in os.environ:
+    sys.modules["torch"] = SimpleNamespace(cuda=Cuda)
+
+def breaks():
+    yield from rows(1)
+    Cuda.broken = True
 
 def rows(*values):
     for value in values:
@@ -143,8 +165,8 @@ def missing():
     import no_such_package
     yield {}
 
-WAYS = {"good": lambda: rows(1), "many": many, "broken": broken, "killed": killed, "hangs": hangs, "missing": missing,
-        "last": lambda: rows(1)}
+WAYS = {"good": lambda: rows(1), "many": many, "broken": broken, "killed": killed, "hangs": hangs, "missing": missing, "breaks": breaks,
+        "last": lambda: rows(1), "where": lambda: rows(os.getpid()), "there": lambda: rows(os.getpid())}
 
 def jobs(run):
     if run.group == "no-import":
@@ -161,16 +183,16 @@ def run(tmp_path, monkeypatch, capsys):
     (tmp_path / "gpu_made_up.py").write_text(PARTS)
     folder = tmp_path / "out"
 
-    def run(*groups, seconds=120.0, until=0.9, longest=60.0, later=True):
+    def run(*groups, seconds=120.0, until=0.9, longest=60.0, gpu_there=False):
         parts = [gpu.Part("correct", until, longest, [("made_up", group) for group in groups])]
-        parts += [gpu.Part("first", 1.0, longest, [("made_up", "last")])] if later else []
+        parts += [gpu.Part("first", 1.0, longest, [("made_up", "last")])]
         head = {"measured": False, "date": "now", "machine": gpu.machine(dry=True)}
         archive = gpu.Archive(folder, head)
         paths = os.pathsep.join([str(tmp_path), *gpu.PATHS])
         began = time.monotonic()
         there = gpu.run_parts(
-            parts, archive, began=began, seconds=seconds, options=["--dry"],
-            environment={**os.environ, "PYTHONPATH": paths}, missing={},
+            parts, archive, began=began, seconds=seconds, options=[] if gpu_there else ["--dry"],
+            environment={**os.environ, "PYTHONPATH": paths, **({"GPU": "1"} if gpu_there else {})}, missing={},
         )  # fmt: skip
         assert there
         return archive.content, capsys.readouterr().out, time.monotonic() - began
@@ -198,6 +220,13 @@ def test_a_process_that_dies_is_started_again_behind_the_job_that_killed_it(run)
     died = [row["error"] for row in content["rows"] if "error" in row]
     assert died == 2 * ["died with exit code -9"]
     assert told.count("- op killed: died with exit code -9") == 2
+
+
+def test_a_device_that_refuses_everything_gets_a_new_process(run):
+    content, _, _ = run("where there breaks last", "where breaks there", gpu_there=True)
+    assert not [row for row in content["rows"] if "error" in row]
+    one, two, _, _, three, _, four, _ = (row["value"] for row in content["rows"])
+    assert one == two and three != four
 
 
 def test_a_job_that_takes_too_long_is_stopped_and_the_next_ones_are_done(run):

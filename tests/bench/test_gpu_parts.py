@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,6 +263,28 @@ def test_a_peer_that_breaks_says_why_and_the_others_are_timed(monkeypatch):
     (row,) = gpu_times.time_case(Run("all", Path(), float("inf"), dry=True), op, case, "alone")
     assert row["times"]["broken"] == {"error": "RuntimeError: no such card"}
     assert "error" in row["times"]["eager"] and row["times"]["kernel"]["median_microseconds"] > 0
+
+
+def test_attention_is_timed_in_as_many_splits_as_are_asked_for(monkeypatch):
+    import gpu_times
+    from gpu_run import Run
+
+    kernel = import_module("specdec_kernels.tree_attention.kernel")
+    asked = []
+    launch = kernel.launch_tree_attention
+
+    def noted(*args, **options):
+        asked.append(kernel.choose_splits)
+        return launch(*args, **options)
+
+    monkeypatch.setattr(kernel, "launch_tree_attention", noted)
+    case = cases_of("tree_attention", dry=True)[0]
+    run = Run("all", Path(), float("inf"), dry=True)
+    (row,) = gpu_times.time_splits(run, case, 3)
+    assert 3 in [choose() for choose in asked if choose.__name__ == "<lambda>"]
+    assert row["of"] == f"{case.name} in 3 splits"
+    assert row["times"]["kernel"]["median_microseconds"] > 0
+    assert gpu_times.split_case().name == "vicuna-7b-B1-N16-P8192-float16"
 
 
 def test_a_gpu_run_asks_for_no_package_that_is_not_there():
