@@ -1,3 +1,5 @@
+"""Commands to run in this process, a tiny model for them, and the default model, loaded once in each way."""
+
 import sys
 
 import pytest
@@ -6,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specdec import cli
+from specdec.loading import load_target
 from tiny import tiny_model
 
 
@@ -50,3 +53,18 @@ def refused(run):
         return line
 
     return command
+
+
+@pytest.fixture(scope="session")
+def target32():
+    return load_target(dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def exact16():
+    try:
+        return load_target(dtype=torch.bfloat16, exact=True)
+    except ValueError as error:
+        if not str(error).startswith("exact:"):
+            raise
+        pytest.skip(f"this machine cannot: {error}")

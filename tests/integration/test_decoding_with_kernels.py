@@ -18,7 +18,7 @@ from specdec_kernels import dispatch
 from specdec_kernels.testing.calls import counted_calls
 from tiny import random_prompt, tiny_model
 
-NEW = 8
+NEW = 5
 
 # What each drafter has to have run, beside what every round runs.
 OPS = {
