@@ -63,16 +63,16 @@ def _tree_attention_kernel(
     i_g = tl.program_id(0) // tiles % (HEADS // GROUP)
     i_b = (tl.program_id(0) // tiles // (HEADS // GROUP)).to(tl.int64)
 
-    # A row of padding has no prefix, and none of its nodes is seen: what it writes are zeros.
+    # A row of padding has a prefix of -1 slots, where no split ends: it sees neither slots nor nodes, and writes zeros.
     row = cache_row(cache_rows_ptr, i_b)
-    prefix = tl.where(row < 0, 0, tl.load(prefix_ptr + i_b)).to(tl.int32)
+    prefix = tl.where(row < 0, -1, tl.load(prefix_ptr + i_b)).to(tl.int32)
     shared = shared_prefix(shared_rows_ptr, shared_lens_ptr, i_b)
     begin = own_prefix(prefix, tl.minimum(shared, prefix), window)
     chunk = tokens_per_split(prefix - begin, splits)
     start = begin + i_split * chunk
     if (i_split > 0) & (start >= prefix):
         return
-    stop = tl.minimum(start + chunk, prefix)
+    stop = tl.maximum(tl.minimum(start + chunk, prefix), begin)
 
     o_r = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_r = o_r < rows
@@ -93,7 +93,7 @@ def _tree_attention_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     # The last split goes on with the tree. Parents precede children: no row sees a node behind this tile's last one.
-    seen = tl.where((stop == prefix) & (row >= 0), tl.max(node) + 1, 0)
+    seen = tl.where(stop == prefix, tl.max(node) + 1, 0)
     sets = ancestors_ptr + (tree + node) * tl.cdiv(nodes, 64)
     acc, top, total = attend(
         acc, top, total, q, k_ptr, v_ptr, stride_ks, stride_vs, start, stop, edges,
