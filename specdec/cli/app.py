@@ -35,6 +35,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # whatever the terminal can show
+    if sys.stdin is None:  # whoever started us has closed it
+        sys.stdin = io.StringIO()
     try:
         code = app(standalone_mode=False)
     except UsageError as error:

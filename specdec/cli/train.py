@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -300,12 +301,8 @@ def _check_arguments(
 ) -> list[int]:
     """Check what is read and written, before seconds are spent on the model; return the exit layers."""
     for path in data:
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise ValueError(
-                f"data: expected a readable JSONL file, got {path} ({error.strerror})"
-            ) from error
+        if path.is_dir() or not os.access(path, os.R_OK):
+            raise ValueError(f"data: expected a readable JSONL file, got {path}")
     for folder, name in ((out, "out"), (run, "run"), (features, "features")):
         if folder is not None:
             check_folder(folder, name)

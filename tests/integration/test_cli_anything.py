@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import sys
 from unittest.mock import patch
@@ -22,7 +21,7 @@ LINES = [
     {"text": "w5 w6 w7"},
 ]
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=4,
 )  # fmt: skip
@@ -93,9 +92,7 @@ def commands(draw):
 
 
 EVERYTHING = settings(
-    max_examples=int(os.environ.get("N", 70)),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -154,36 +151,30 @@ def test_any_options(ends_well, command, content):
     ends_well(command, content)
 
 
-@settings(EVERYTHING)
-@given(
-    st.lists(
-        words | paths | st.sampled_from(["generate", "train", "bench", "--model", "--magic"]),
-        max_size=4,
-    )
-)
+@EVERYTHING
+@given(st.lists(words | paths | st.sampled_from(["generate", "train", "--model"]), max_size=4))
 def test_any_words(ends_well, arguments):
     ends_well(arguments, b"")
 
 
-@settings(EVERYTHING)
+@settings(EVERYTHING, max_examples=8)
 @given(st.binary(max_size=20) | st.text(max_size=9).map(str.encode))
 def test_any_input(ends_well, stdin):
-    ends_well(["chat", *SMALL, "--max-new-tokens", "1", "--drafter", "none"], b"", stdin)
-    ends_well(["generate", "-", *SMALL, "--max-new-tokens", "1", "--drafter", "none"], b"", stdin)
+    for command in (["chat"], ["generate", "-"]):
+        ends_well([*command, *SMALL, "--max-new-tokens", "1", "--drafter", "none"], b"", stdin)
 
 
-@st.composite
-def damage(draw):
-    """A file of a model's folder, and what becomes of it."""
-    name = draw(st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
-                                 "generation_config.json", "chat_template.jinja"]))  # fmt: skip
-    return name, draw(st.floats(0, 1)), draw(st.binary(max_size=4)), draw(st.none() | json_values)
+FILES = [
+    "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "generation_config.json",
+    "chat_template.jinja",
+]  # fmt: skip
 
 
-@settings(EVERYTHING)
-@given(damage(), st.randoms())
-def test_any_damage_of_a_model(ends_well, tiny_folder, tmp_path, how, choice):
-    name, at, patched, value = how
+@EVERYTHING
+@given(
+    st.sampled_from(FILES), st.floats(0, 1), st.binary(max_size=4), st.booleans(), st.none() | json_values
+)  # fmt: skip
+def test_any_damage_of_a_model(ends_well, tiny_folder, tmp_path, name, at, bits, cut, value):
     folder = tmp_path / "model"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(tiny_folder, folder)
@@ -191,14 +182,11 @@ def test_any_damage_of_a_model(ends_well, tiny_folder, tmp_path, how, choice):
     content = path.read_bytes()
     if value is not None and name.endswith(".json"):
         fields = json.loads(content)
-        fields[choice.choice(list(fields))] = value
+        fields[list(fields)[int(at * (len(fields) - 1))]] = value
         path.write_text(json.dumps(fields))
     else:
-        cut = int(at * len(content))
-        path.write_bytes(
-            content[:cut] + patched + content[cut + len(patched) :] * choice.randint(0, 1)
-        )
-    ends_well(
-        ["generate", "w1", "--model", str(folder), "--max-new-tokens", "1", "--drafter", "none"],
-        b"",
-    )
+        place = int(at * len(content))
+        rest = b"" if cut else content[place + len(bits) :]
+        path.write_bytes(content[:place] + bits + rest)
+    few = ["--max-new-tokens", "1", "--drafter", "none"]
+    ends_well(["generate", "w1", "--model", str(folder), *few], b"")

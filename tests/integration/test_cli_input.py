@@ -280,3 +280,28 @@ def test_what_a_command_of_the_shell_does_is_done_for_options(
     )
     run(*ask, "--model", "~/model", "--json=~/runs.json")
     assert (tmp_path / "runs.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer_config.json", {"model_max_length": []}),
+        ("tokenizer_config.json", {"model_max_length": "x"}),
+        ("generation_config.json", {"eos_token_id": [[2]]}),
+        ("generation_config.json", {"eos_token_id": 2.5}),
+        ("generation_config.json", {"eos_token_id": "end"}),
+        ("chat_template.jinja", "{% for m in messages %}"),
+        ("chat_template.jinja", "{{ messages[0].content.wrong() }}"),
+        ("chat_template.jinja", "{{ raise_exception('roles must alternate') }}"),
+        ("tokenizer.json", ""),
+        ("tokenizer.json", "[]"),
+    ],
+)
+def test_wrong_settings_of_a_model_are_one_line(tiny_folder, refused, tmp_path, name, change):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    path = folder / name
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(change)
+    assert "model: expected " in refused("generate", "w1", "--model", folder)
