@@ -92,7 +92,8 @@ def test_token_ids_are_lists_of_numbers(tmp_path, ids):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff\xfe{\x00}\x00", b'{"a": "\xe9"}', gzip.compress(b"{}" * 9, mtime=0)[:-9], b"\x1f\x8bx"]
+    "data",
+    [b"\xff\xfe{\x00}\x00", b'{"a": "\xe9"}', gzip.compress(b"{}" * 9, mtime=0)[:-9], b"\x1f\x8bx"],
 )
 def test_files_that_are_no_text_are_named(tmp_path, reader, data):
     read, _, name = reader
