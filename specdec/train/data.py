@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..json_files import is_text, read_json_lines, shown, texts_of
+from ..quiet import quiet
 from ..reading import chat_text, check_chat_template, text_ids
 from ..target import Target
 from ..whole_file import appended_file, whole_file
@@ -216,14 +217,15 @@ class SelfWriter:
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         ends = self.model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
-        out = self.model.generate(
-            ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            max_new_tokens=int(min(tokens, self.positions - longest)),
-            do_sample=sampling is not None,
-            pad_token_id=pad,
-            **(sampling or {}),
-        )
+        with quiet():  # padding is where it should be, and a token may look like it
+            out = self.model.generate(
+                ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                max_new_tokens=int(min(tokens, self.positions - longest)),
+                do_sample=sampling is not None,
+                pad_token_id=pad,
+                **(sampling or {}),
+            )
         return [_until(new, ends) for new in out[:, longest:].tolist()]
 
 
