@@ -192,7 +192,7 @@ def test_fails():
     assert False
 
 def test_takes_long():
-    time.sleep(60)
+    time.sleep(9999)
 """
 
 
@@ -203,7 +203,7 @@ def test_tests_are_counted_with_few_examples_and_stopped_in_time(tmp_path, monke
     file.write_text(TESTS)
     words = ["-p", "few_examples", str(file)]
     monkeypatch.setenv("PYTHONPATH", str(BENCH))
-    row = run_pytest([*words, "-k", "not long"], time.monotonic() + 60)
+    row = run_pytest([*words, "-k", "not long"], float("inf"))
     assert (row["ok"], row["passed"]) == (False, 2)
     assert "test_fails" in row["failed"][0] and "assert False" in row["tail"]
     row = run_pytest([*words, "-k", "long"], time.monotonic() + 2)

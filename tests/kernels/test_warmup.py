@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from compiling import compile_in_another_process
 from specdec_kernels import DecodeShape, warmup
@@ -26,16 +27,17 @@ DECODES = (
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """The keys of every sweep, decode and warm-up, found in a process that does not interpret."""
-    results = tmp_path_factory.mktemp("keys") / "keys.json"
-    run = compile_in_another_process(SCRIPT, results)
-    assert results.exists(), run.stderr
+def found(shared_folder):
+    """The keys of every sweep, decode and warm-up, found in a process that does not interpret, once for all workers."""
+    results = shared_folder / "keys.json"
+    with FileLock(results.with_suffix(".lock")):
+        if not results.exists():
+            run = compile_in_another_process(SCRIPT, results)
+            assert results.exists(), run.stderr
     return {name: {Key(*key) for key in keys} for name, keys in json.loads(results.read_text()).items()}  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("op", sorted(OPS))
 def test_sizes_that_vary_change_nothing_but_tiles(op, found):
     assert found[op]

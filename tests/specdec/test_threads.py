@@ -14,12 +14,12 @@ import every_drafter
 import specdec
 from specdec.attention import ATTENTION
 from specdec.certificate import own_logits
+from specdec.drafters import NoDrafter
 from specdec.loading import load_target
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 
 NEW = 12
-WAIT = 60
 
 
 def fresh(**options):
@@ -54,7 +54,7 @@ def test_a_pass_of_another_thread_waits():
 
     def write(prompt, first):
         if not first:
-            inside.wait(WAIT)
+            inside.wait()
         return Session(target, "lookup").generate([prompt], max_new_tokens=NEW).tokens[0]
 
     texts = run_in_threads(lambda: write(prompts[0], True), lambda: write(prompts[1], False))
@@ -132,24 +132,23 @@ def test_loading_beside_a_decode_is_right():
 
 
 def test_a_session_in_use_refuses_another_thread():
-    model = fresh()
-    session = Session(load_target(model), "none")
-    prompt = random_prompt(8, 1)
     inside, outside = threading.Event(), threading.Event()
 
-    def linger(*_):
-        inside.set()
-        outside.wait(WAIT)
+    class Lingering(NoDrafter):
+        def draft(self, state, budget):
+            inside.set()
+            outside.wait()
+            return super().draft(state, budget)
 
-    session.generate([prompt], max_new_tokens=2)
-    hook = model.model.layers[0].register_forward_pre_hook(linger)
+    model = fresh()
+    session = Session(load_target(model), Lingering())
+    prompt = random_prompt(8, 1)
 
     def second():
-        inside.wait(WAIT)
+        inside.wait()
         try:
             return next(session.stream([prompt], max_new_tokens=2))
         finally:
-            hook.remove()
             outside.set()
 
     first, other = run_in_threads(
