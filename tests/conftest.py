@@ -15,9 +15,11 @@ settings.load_profile("repeatable")
 
 # Tests ask no hub for anything; read when huggingface_hub is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Workers share the processors.
+# Workers, and what they start, share the processors.
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+threads = max(1, torch.get_num_threads() // workers)
+torch.set_num_threads(threads)
+os.environ["OMP_NUM_THREADS"] = str(threads)
 # Inductor's cache does not see that a fake has changed: workers share one that no other run has.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     inductor = TemporaryDirectory(prefix="inductor-")

@@ -1,6 +1,7 @@
 """What Triton would look compiled kernels up by, over sizes as decodes vary them, in whole decodes, and after warm-up.
 
-Run where kernels are not interpreted; writes JSON of `[[kernel, constants, arguments, options], …]` by name.
+Run where kernels are not interpreted; writes JSON of `[[kernel, constants, arguments, options], …]` by name. With `--all` a
+sweep goes through every number of nodes, else through those at the edges of tiles.
 """
 
 import json
@@ -52,6 +53,7 @@ from specdec_kernels.warmup import (
 
 ARCH = "sm_90"
 BATCHES, SEEDS = (1, 2, 3, 16), (0, 1, 2**31, 2**63 + 5)
+NODE_COUNTS = range(1, 66) if "--all" in sys.argv else (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)  # fmt: skip
 
 
 def ids(*shape):
@@ -68,7 +70,7 @@ def floats(*shape, dtype=torch.bfloat16):
 def sweep_tree_attention():
     for heads, kv_heads, size in ((32, 8, 128), (9, 3, 64)):
         cache = floats(16, kv_heads, 9000, size)
-        for batch, nodes in product(BATCHES, range(1, 66)):
+        for batch, nodes in product(BATCHES, NODE_COUNTS):
             q = floats(batch, heads, nodes, size).transpose(1, 2)
             for prefix, named, shared in product((0, 17, 256, 4999, 8000), (False, True), (False, True)):  # fmt: skip
                 rows = ids(batch) if named else None

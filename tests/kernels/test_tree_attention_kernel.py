@@ -310,6 +310,7 @@ def test_a_tree_is_its_branches_run_as_chains(kernel_device):
 GARBAGE = 77 << 33
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize(

@@ -27,12 +27,12 @@ DECODES = (
 
 
 @pytest.fixture(scope="module")
-def found(shared_folder):
+def found(shared_folder, whole):
     """The keys of every sweep, decode and warm-up, found in a process that does not interpret, once for all workers."""
     results = shared_folder / "keys.json"
     with FileLock(results.with_suffix(".lock")):
         if not results.exists():
-            run = compile_in_another_process(SCRIPT, results)
+            run = compile_in_another_process(SCRIPT, results, *["--all"] * whole)
             assert results.exists(), run.stderr
     return {name: {Key(*key) for key in keys} for name, keys in json.loads(results.read_text()).items()}  # fmt: skip
 
