@@ -226,7 +226,7 @@ class TreeCache(Cache):
         self.current = TreePass(
             ancestors,
             depth,
-            prefix_lens=self.lengths[rows.ids] + behind,
+            prefix_lens=self.lengths[rows.ids] + behind if behind else self.lengths[rows.ids],
             longest_prefix=longest,
             same_prefix=min(lengths) == longest,
             cache_rows=rows.ids if len(rows.host) < self.shape[2] else None,

@@ -68,8 +68,7 @@ def decode(
         with clock("accept"):
             accepted = accept(tree, picked)
         with clock("commit"):
-            proposed = proposals.valid.sum(1) + 1
-            written = state.write(tree, accepted, verified.hidden, proposed)
+            written = state.write(tree, accepted, verified.hidden, proposals.valid.sum(1))
             state.cache.commit(accepted, state.rows)
         with clock("observe"):
             drafter.observe(state, tree, accepted, verified.hidden)

@@ -105,31 +105,34 @@ class State:
             tree: what was verified.
             accepted: what was accepted.
             hidden: `[B, N, E]`, the target's hidden states at the nodes.
-            proposed: `[B]` int64, proposals behind each tree.
+            proposed: `[B]` int64, proposals behind each tree, without the root.
 
         Returns:
-            `[B, N + 3]` int64 for `advance`: the new tokens, then how many, nodes, proposals.
+            `[B, N + 3]` int64 for `advance`: the new tokens, then how many were accepted, nodes, proposals.
         """
         nodes = tree.tokens.shape[1]
+        ends = accepted.lengths[:, None]  # [B, 1]
         drafted = tree.tokens.gather(1, accepted.path.clamp(min=0)).roll(-1, 1)
-        new = drafted.scatter(1, accepted.lengths[:, None], accepted.next_tokens[:, None])
-        columns = self.lengths[:, None] + torch.arange(1, nodes + 1, device=new.device)
+        new = drafted.scatter(1, ends, accepted.next_tokens[:, None])
+        assert self.cache.current is not None
+        prefix_lens = self.cache.current.prefix_lens  # what was verified lies behind them
+        columns = prefix_lens[:, None] + torch.arange(1, nodes + 1, device=new.device)
         self.text[self.rows.ids[:, None], columns] = new
-        self.left[self.rows.ids] -= accepted.lengths + 1
-        last = accepted.path.gather(1, accepted.lengths[:, None])  # [B, 1]
-        at_last = last[..., None].expand(-1, -1, hidden.shape[-1])
+        self.left.index_add_(0, self.rows.ids, accepted.lengths + 1, alpha=-1)
+        at_last = accepted.path.gather(1, ends)[..., None].expand(-1, -1, hidden.shape[-1])
         self.hidden[self.rows.ids] = hidden.gather(1, at_last)[:, 0]
-        counts = torch.stack([accepted.lengths + 1, tree.sizes, proposed], 1)
+        counts = torch.stack([accepted.lengths, tree.sizes, proposed], 1)
         return torch.cat([new, counts], 1)
 
     def advance(self, written: Tensor) -> list[Emitted]:
         """Tell the host what was `written` and let finished rows leave; the one host read of a round."""
         emitted = []
         for at, values in enumerate(written.tolist()):
-            new, nodes, proposed = values[-3:]
+            accepted, nodes, proposed = values[-3:]
+            new = accepted + 1
             root = self.cache.host_lengths[self.rows.host[at]]
             self.cache.host_lengths[self.rows.host[at]] += new
-            emitted.append(self._emit(at, values[:new], root + 1, nodes, proposed))
+            emitted.append(self._emit(at, values[:new], root + 1, nodes, proposed + 1))
         self._leave(emitted)
         return emitted
 

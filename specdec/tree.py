@@ -42,14 +42,15 @@ class TokenTree:
         """
         batch, nodes = tokens.shape
         index = torch.arange(nodes, device=tokens.device)
+        before = index - 1
         return cls(
             tokens=tokens,
-            parents=(index - 1).expand(batch, -1),
+            parents=before.expand(batch, -1),
             depth=index.expand(batch, -1),
             ancestors=pack_bits(index[:, None] >= index).expand(batch, -1, -1),
             sizes=torch.full((batch,), nodes, device=tokens.device),
             scores=torch.zeros(batch, nodes, device=tokens.device),
-            source=torch.where(index == 0, -1, 0).expand(batch, -1),
+            source=before.clamp(max=0).expand(batch, -1),
         )
 
     @classmethod

@@ -21,8 +21,10 @@ def ancestor_matrix(parents: Tensor) -> Tensor:
     Returns:
         `[B, N, N]` bool: entry `[b, i, j]` is true where `j` is `i` or an ancestor of `i`.
     """
-    nodes = torch.arange(parents.shape[1], device=parents.device)
-    reach = ((nodes == parents[..., None]) | (nodes == nodes[:, None])).float()  # [B, N, N]
+    count = parents.shape[1]
+    nodes = torch.arange(count, device=parents.device)
+    itself = torch.eye(count, dtype=torch.bool, device=parents.device)
+    reach = ((nodes == parents[..., None]) | itself).float()  # [B, N, N]
     # Each squaring doubles the distance covered; N nodes are never further apart than N - 1.
     for _ in range((parents.shape[1] - 1).bit_length()):
         reach = (reach @ reach).clamp_(max=1)
@@ -56,4 +58,6 @@ def unpack_bits(words: Tensor, size: int) -> Tensor:
         `[..., size]` bool.
     """
     member = torch.arange(size, device=words.device)
-    return ((words[..., member // WORD] >> (member % WORD)) & 1).bool()
+    if size > WORD:
+        words, member = words[..., member // WORD], member % WORD
+    return ((words >> member) & 1).bool()

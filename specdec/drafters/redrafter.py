@@ -235,7 +235,8 @@ class ReDrafter(Drafter):
         part = step.context_part(context)
         states = step.initial_state(context)[:, None]  # [B, 1, E]
         # One beam at first: all would be equal.
-        tokens, scores = roots[:, None], torch.zeros(roots.shape, device=roots.device)[:, None]
+        tokens = roots[:, None]
+        scores = torch.zeros_like(tokens, dtype=torch.float32)
         parents = torch.zeros_like(tokens)
         steps: list[Beams] = []
         # Elsewhere the host would wait to see how likely beams are.

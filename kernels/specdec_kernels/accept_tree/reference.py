@@ -22,8 +22,8 @@ def accept_tree_reference(
     right = ((tokens == picked.gather(1, parents.clamp(min=0))) | (node == 0)) & (
         node < sizes[:, None]
     )
-    siblings = (parents[:, :, None] == parents[:, None]) & (node < node[:, None])  # [B, N, N]
-    right &= ~(siblings & right[:, None]).any(-1)
+    siblings = (parents[:, :, None] == parents[:, None]) & right[:, None]  # [B, N, N]
+    right &= ~siblings.tril(-1).any(-1)  # none before it
 
     wrong = pack_bits(~right)[:, None]  # [B, 1, words]
     accepted = right & ((ancestors & wrong) == 0).all(-1)  # [B, N]
@@ -33,6 +33,6 @@ def accept_tree_reference(
     path.scatter_(1, torch.where(accepted, depth, nodes), node.expand(batch, -1))
     path = path[:, :nodes]
     lengths = accepted.sum(1) - 1
-    last = path.gather(1, lengths.clamp(min=0)[:, None])
-    next_tokens = picked.gather(1, last.clamp(min=0))[:, 0]
+    last = path.amax(1, keepdim=True).clamp(min=0)  # indices ascend along a path
+    next_tokens = picked.gather(1, last)[:, 0]
     return path, lengths, next_tokens.where(lengths >= 0, -1)

@@ -50,16 +50,20 @@ def commit_kv(
     if cache_rows is None:
         if batch > kv.shape[2]:
             raise ValueError(f"path: expected at most {kv.shape[2]} rows as in kv, got {batch}")
-        cache_rows = torch.arange(batch, device=kv.device)
-    check_shape("cache_rows", cache_rows, (batch,))
+    else:
+        check_shape("cache_rows", cache_rows, (batch,))
     check_integers(path=path, lengths=lengths, prefix_lens=prefix_lens, cache_rows=cache_rows)
     kernel = chooses_kernel(impl, kv, path, lengths, prefix_lens, cache_rows)
     if kernel:
         check_last_stride(kv=kv)
     if nodes == 1:
         return  # a root alone is in place
-    move = _commit_kv if kernel else commit_kv_reference
-    move(kv, path, lengths, prefix_lens, cache_rows)
+    if not kernel:
+        commit_kv_reference(kv, path, lengths, prefix_lens, cache_rows)
+        return
+    if cache_rows is None:
+        cache_rows = torch.arange(batch, device=kv.device)
+    _commit_kv(kv, path, lengths, prefix_lens, cache_rows)
 
 
 def _launch(*inputs: Tensor) -> None:

@@ -11,24 +11,27 @@ from torch import Tensor
 
 
 def commit_kv_reference(
-    kv: Tensor, path: Tensor, lengths: Tensor, prefix_lens: Tensor, cache_rows: Tensor
+    kv: Tensor, path: Tensor, lengths: Tensor, prefix_lens: Tensor, cache_rows: Tensor | None
 ) -> None:
     """Move; arguments as in `commit_kv`."""
-    there = cache_rows >= 0
-    lengths, prefix_lens = lengths.where(there, 0), prefix_lens.where(there, 0)
+    rows = torch.arange(len(path), device=path.device)
+    if cache_rows is not None:
+        there = cache_rows >= 0
+        lengths, prefix_lens = lengths.where(there, 0), prefix_lens.where(there, 0)
     # On a CPU the longest path is known for nothing; elsewhere reading it would wait for the device, and a compiled
     # graph takes no size from it.
     known = path.device.type == "cpu" and not torch.compiler.is_compiling()
     longest = int(lengths.max()) if known else path.shape[1] - 1
     if longest <= 0:
         return
-    # Rows of padding do what the first other row does: the same numbers come to the same places twice.
-    like = torch.where(there, torch.arange(len(there), device=there.device), there.long().argmax())
-    path, lengths, prefix_lens, cache_rows = (
-        x[like] for x in (path, lengths, prefix_lens, cache_rows)
-    )
+    if cache_rows is not None:
+        # Rows of padding do what the first other row does: the same numbers come to the same places twice.
+        like = torch.where(there, rows, there.long().argmax())
+        path, lengths, prefix_lens, rows = (
+            x[like] for x in (path, lengths, prefix_lens, cache_rows)
+        )
     step = torch.arange(1, longest + 1, device=path.device)  # the root, step 0, is in place
     node = torch.where(step <= lengths[:, None], path[:, 1 : longest + 1], step)
     source, target = prefix_lens[:, None] + node, prefix_lens[:, None] + step  # [B, longest]
-    rows = cache_rows[:, None]
+    rows = rows[:, None]
     kv[:, :, rows, :, target] = kv[:, :, rows, :, source]

@@ -139,19 +139,19 @@ def early_exit_step_reference(
     written = ~stopped if appends is None else ~stopped | appends
     written = written & (prefix_lens >= 0) & (prefix_lens < slots)
     slot = prefix_lens.clamp(0, slots - 1)
-    rows = own = torch.arange(batch, device=hidden.device)
-    idle = stopped
-    like: Tensor | slice = slice(None)
+    rows = torch.arange(batch, device=hidden.device)
+    key, value, idle = k[:, :, 0], v[:, :, 0], stopped
     if cache_rows is not None:
         there = cache_rows >= 0
-        rows, idle, written = cache_rows, stopped | ~there, written & there
+        idle = stopped | ~there
         # Rows of padding write what the first other row does: the same numbers come to the same places twice.
-        like = torch.where(there, own, there.long().argmax())
-    to, at = rows[like], slot[like]
-    for cache, new in ((k_cache, k), (v_cache, v)):
-        cache[to, :, at] = torch.where(
-            written[like, None, None], new[like, :, 0].to(cache.dtype), cache[to, :, at]
+        like = torch.where(there, rows, there.long().argmax())
+        rows, slot, written, key, value = (
+            x[like] for x in (cache_rows, slot, written & there, key, value)
         )
+    written = written[:, None, None]
+    for cache, new in ((k_cache, key), (v_cache, value)):
+        cache[rows, :, slot] = torch.where(written, new.to(cache.dtype), cache[rows, :, slot])
     itself = torch.ones((batch, 1, 1), dtype=torch.int64, device=hidden.device)
     attended = tree_attention(
         q,
@@ -167,7 +167,8 @@ def early_exit_step_reference(
     tokens.copy_(torch.where(idle, tokens, sure.tokens))
     confidence.copy_(torch.where(idle, confidence, sure.confidence.float()))
     positions.copy_(torch.where(idle, positions, positions + 1))
-    stopped.logical_or_(~(confidence >= eta) & ~idle)
+    unsure = ~(confidence >= eta)
+    stopped.logical_or_(unsure if cache_rows is None else unsure & there)
 
 
 def functional_parts(

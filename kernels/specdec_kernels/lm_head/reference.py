@@ -54,14 +54,14 @@ def top_tokens(logits: Tensor, k: int, id_map: Tensor | None) -> TopTokens:
     """Pick from finished logits `[R, V]`; `id_map [V]` translates ids of a draft vocabulary."""
     logits = logits.float()
     best, ids = ordered_topk(logits, k)
-    # The largest logit is known by now, and with it the sum needs one pass. Where all are -inf, so is the sum: from 0 on,
-    # for -inf - -inf would be NaN.
-    highest = best[:, :1].masked_fill(best[:, :1] == -torch.inf, 0)
+    # The largest logit is known by now, and with it the sum needs one pass. Where all are -inf, so is the sum: from a
+    # finite number on, for -inf - -inf would be NaN.
+    lowest = torch.finfo(logits.dtype).min
+    highest = best[:, :1].clamp(min=lowest)
     logsumexp = (logits - highest).exp_().sum(-1, keepdim=True).log_() + highest
     if id_map is not None:
         ids = id_map[ids]
-    log_probs = best - logsumexp.masked_fill(logsumexp == -torch.inf, 0)
-    return TopTokens(ids, log_probs, logsumexp[:, 0])
+    return TopTokens(ids, best - logsumexp.clamp(min=lowest), logsumexp[:, 0])
 
 
 def sure_token(top: TopTokens) -> SureToken:

@@ -68,7 +68,7 @@ def pack_tree_reference(
     valid = valid & (parents >= -1) & (parents < entry[:-1])
     tokens = torch.cat([roots[:, None], tokens], 1)  # [B, K+1]
     source = F.pad(source, (1, 0), value=-1)
-    scores = F.pad(torch.where(scores.isnan(), -torch.inf, scores.float()), (1, 0))
+    scores = F.pad(scores.float().nan_to_num(-torch.inf, torch.inf, -torch.inf), (1, 0))
     parents = F.pad(torch.where(valid, parents + 1, entry[1:]), (1, 0))
 
     # One sweep up the paths: do they end at the root, how long are they, which are equal?
