@@ -219,7 +219,8 @@ def device_name(device: torch.device) -> str:
     """Name a device as the tables of results do."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({_processor()})"
+    capability = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
+    return f"{device.type} ({_processor()}{capability})"
 
 
 def _processor() -> str:
