@@ -109,6 +109,7 @@ def follow_changes(target: Target) -> None:
         target.state.check(now, target.model)
         if now.weights != target.state.weights:
             repack(target.model)
-        target.state, target.changes = now, target.changes + 1
         if target.exact:
             certify_exact(target)
+        # Last: what was refused is refused again.
+        target.state, target.changes = now, target.changes + 1

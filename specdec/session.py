@@ -204,7 +204,7 @@ class Session:
         )
         while state.rows.host:
             with self._alone(cache):
-                if not self._latest is cache.stream is this:
+                if self._latest is not this or cache.stream is not this:
                     raise RuntimeError(
                         "stream: expected the latest of its session and cache, got one that a newer one ended"
                     )

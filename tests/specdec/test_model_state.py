@@ -160,8 +160,9 @@ def test_exact_is_shown_again_with_other_threads(monkeypatch):
     monkeypatch.setattr("specdec.loading.certify_exact", refuse)
     try:
         torch.set_num_threads(threads + 1)
-        with pytest.raises(ValueError, match="exact: no more"):
-            written(target)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="exact: no more"):
+                written(target)
     finally:
         torch.set_num_threads(threads)
 
