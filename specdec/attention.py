@@ -7,10 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from specdec_kernels import tree_attention
-from specdec_kernels.dispatch import chooses_kernel
-
-from .cache import TreePass
+from .tree_pass import TreePass
 
 ATTENTION = "specdec_tree"
 MEANS = {"s_aux": "attention sinks", "attention_mask": "a mask of the layer's own"}
@@ -44,29 +41,9 @@ def _attention(
         raise NotImplementedError(
             f"attention: expected queries, keys and values alone, got {', '.join(MEANS.get(x, x) for x in wanted)} too"
         )
-    q = query.transpose(1, 2)
-    mask = None
-    if chooses_kernel(tree_pass.impl, q):
-        q = q.to(key.dtype)  # a rotation may have widened it; the reference widens keys instead
-    else:
-        group = query.shape[1] // key.shape[1]
-        mask = tree_pass.mask(group=group, window=sliding_window, dtype=key.dtype)
     tree_pass.windows[module.layer_idx] = sliding_window  # type: ignore[index]
-    out = tree_attention(
-        q,
-        key,
-        value,
-        prefix_lens=tree_pass.prefix_lens,
-        ancestors=tree_pass.ancestors,
-        depth=tree_pass.depth,
-        cache_rows=tree_pass.cache_rows,
-        shared_rows=tree_pass.shared.rows,
-        shared_lens=tree_pass.shared.lens,
-        scale=scaling,
-        softcap=softcap,
-        window=sliding_window,
-        mask=mask,
-        impl=tree_pass.impl,
+    out = tree_pass.attend(
+        query.transpose(1, 2), key, value, scale=scaling, softcap=softcap, window=sliding_window
     )
     return out.to(query.dtype), None
 

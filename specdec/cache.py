@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from specdec_kernels import commit_kv, tree_mask
+from specdec_kernels import commit_kv
 from specdec_kernels.dispatch import Impl, chooses_kernel
 
 from .tree import Accepted
+from .tree_pass import Shared, TreePass
 
 # The library's names for a cache; releases before 5.24 have the second alone.
 CACHE_NAMES = ("cache", "past_key_values")
@@ -44,79 +45,37 @@ class Rows(NamedTuple):
         return Rows(self.ids[places], [self.host[at] for at in stay])
 
 
-class Shared(NamedTuple):
-    """Prompts that several rows begin with, each in the cache once; as `tree_attention` takes them."""
+class AttendingCache(Cache):
+    """A cache for models whose layers all attend, with as many heads of one size."""
 
-    rows: Tensor | None
-    """`[rows]` int64, the cache row that holds a row's prompt."""
-    lens: Tensor | None
-    """`[rows]` int64, cached tokens of it."""
+    def __init__(self) -> None:
+        """Leave the library's own layers out."""
+        super().__init__(layers=[])
 
-
-class TreePass:
-    """Where the tokens of one forward pass lie in the cache, and what they see.
-
-    All layers of a pass share it, so a mask is written once per pass and kind of layer.
-    """
-
-    def __init__(
-        self,
-        ancestors: Tensor,
-        depth: Tensor,
-        *,
-        prefix_lens: Tensor,
-        longest_prefix: int,
-        same_prefix: bool,
-        cache_rows: Tensor | None,
-        shared: Shared | None,
-        impl: Impl,
-    ) -> None:
-        """Describe a pass.
-
-        Args:
-            ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
-            depth: `[B, N]` int64.
-            prefix_lens: `[B]` int64, committed tokens per row.
-            longest_prefix: the largest of them, known to the host.
-            same_prefix: whether all rows have the longest prefix.
-            cache_rows: `[B]` int64, None for all rows of the cache in order.
-            shared: where the B rows' prefixes begin, if not in rows of their own.
-            impl: what attends, as in `tree_attention`.
-        """
-        self.impl: Impl = impl
-        # Written out once: a chain's are expanded views, which every layer's kernel would have to copy.
-        self.ancestors, self.depth = ancestors.contiguous(), depth.contiguous()
-        self.prefix_lens, self.cache_rows = prefix_lens, cache_rows
-        self.shared = shared or Shared(None, None)
-        self.positions = prefix_lens[:, None] + depth  # [B, N]
-        self.columns = longest_prefix + depth.shape[1]
-        # Rows in order with one prefix length are written as a slice, others slot by slot.
-        self.start = longest_prefix if same_prefix and cache_rows is None else None
-        if self.start is None:
-            batch, nodes = depth.shape
-            rows = torch.arange(batch, device=depth.device) if cache_rows is None else cache_rows
-            slots = prefix_lens[:, None] + torch.arange(nodes, device=depth.device)
-            self.write_index = rows[:, None], slots
-        self.windows: dict[int, int | None] = {}
-        """Per layer that has attended so far its sliding window; None is none."""
-        self._masks: dict[tuple[int | None, int], Tensor] = {}
-
-    def mask(self, *, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Return `tree_mask` of this pass, written at the first call for a window."""
-        if (window, group) not in self._masks:
-            self._masks[window, group] = tree_mask(
-                self.prefix_lens,
-                self.ancestors,
-                self.depth,
-                columns=self.columns,
-                group=group,
-                window=window,
-                dtype=dtype,
+    @staticmethod
+    def check_heads(key_states: Tensor, value_states: Tensor, *, heads: int, size: int) -> None:
+        """Raise NotImplementedError unless `[B, G, N, D]` keys and values have this many heads of this size."""
+        found, of_size = key_states.shape[1], key_states.shape[3]
+        if value_states.shape != key_states.shape:
+            raise NotImplementedError(
+                f"cache: expected values of the size of keys, {of_size}, got {value_states.shape[-1]}, "
+                "as latent attention has them"
             )
-        return self._masks[window, group]
+        if (found, of_size) != (heads, size):
+            raise NotImplementedError(
+                f"cache: expected {heads} heads of size {size} in every layer, got {found} of {of_size}"
+            )
+
+    def _refuse_state(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(
+            "cache: expected layers that attend, got one with a state of its own, which a tree cannot branch"
+        )
+
+    get_conv_state = update_conv_state = _refuse_state
+    get_recurrent_state = update_recurrent_state = _refuse_state
 
 
-class TreeCache(Cache):
+class TreeCache(AttendingCache):
     """A cache of `capacity + tree_capacity` slots per row, handed to the model's layers as theirs.
 
     The prefix of row `r` is its first `lengths[r]` slots, the tree of a pass lies behind it. Rolling back is
@@ -143,7 +102,7 @@ class TreeCache(Cache):
             dtype: dtype of keys and values; float64 for exact attention.
             device: where they live.
         """
-        super().__init__(layers=[])
+        super().__init__()
         self.shape = (layers, 2, rows)
         self.capacity, self.tree_capacity = capacity, tree_capacity
         self.slots = capacity + tree_capacity
@@ -248,11 +207,6 @@ class TreeCache(Cache):
         now = self.current
         assert now is not None, "a pass must be opened before the layers run"
         batch, heads, _, size = key_states.shape
-        if value_states.shape != key_states.shape:
-            raise NotImplementedError(
-                f"cache: expected values of the size of keys, {size}, got {value_states.shape[-1]}, "
-                "as latent attention has them"
-            )
         layers, *shape = self.shape
         own = layer_idx < layers
         kv = self.kv if own else self.drafter_kv
@@ -260,10 +214,7 @@ class TreeCache(Cache):
             shape = [layers if own else 1, *shape, heads, self.slots, size]
             kv = torch.zeros(shape, dtype=self.dtype, device=self.device)
             self.kv, self.drafter_kv = (kv, self.drafter_kv) if own else (self.kv, kv)
-        if (heads, size) != (kv.shape[3], kv.shape[5]):
-            raise NotImplementedError(
-                f"cache: expected {kv.shape[3]} heads of size {kv.shape[5]} in every layer, got {heads} of {size}"
-            )
+        self.check_heads(key_states, value_states, heads=kv.shape[3], size=kv.shape[5])
         keys, values = kv[layer_idx if own else 0]  # [rows, G, slots, D]
         if now.start is not None:
             keys[:batch, :, now.start : now.columns] = key_states
@@ -273,14 +224,6 @@ class TreeCache(Cache):
             keys[rows, :, slots] = key_states.transpose(1, 2).to(self.dtype)
             values[rows, :, slots] = value_states.transpose(1, 2).to(self.dtype)
         return keys[:, :, : now.columns], values[:, :, : now.columns]
-
-    def _refuse_state(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(
-            "cache: expected layers that attend, got one with a state of its own, which a tree cannot branch"
-        )
-
-    get_conv_state = update_conv_state = _refuse_state
-    get_recurrent_state = update_recurrent_state = _refuse_state
 
     def drafter_layer(self) -> tuple[Tensor, Tensor]:
         """Return the drafter's keys and values `[rows, G', columns, D']` as far as the current pass reaches."""
