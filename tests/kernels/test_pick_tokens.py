@@ -128,6 +128,35 @@ def test_the_short_way_to_a_nucleus_is_taken_and_gives_the_same(monkeypatch):
         assert torch.equal(few, whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("top_k", [1, 2, 50, 299])
+def test_the_short_way_among_the_best_picks_the_same(monkeypatch, top_k, dtype):
+    logits, streams, positions = make_logits(40, 300, 3)
+    logits = logits.to(dtype)
+    logits[::3, 250:] = -torch.inf
+    logits[1::3] = logits[1::3].round()  # many equal the last one kept
+    logits[2::9, 100::60] = torch.nan
+    taken = []
+    short = reference._pick_of_best
+
+    def noted(*args):
+        taken.append(short(*args))
+        return taken[-1]
+
+    def picks(way):
+        monkeypatch.setattr(reference, "_pick_of_best", way)
+        return [
+            pick_tokens(
+                logits[row : row + 1], seed=5, streams=streams[row : row + 1],
+                positions=positions[row : row + 1], temperature=0.7, top_k=top_k,
+            ).item()
+            for row in range(len(logits))
+        ]  # fmt: skip
+
+    assert picks(noted) == picks(lambda *_: None)
+    assert sum(t is not None for t in taken) > 5
+
+
 def test_a_nucleus_is_the_smallest_set_with_its_mass():
     logits = make_logits(40, 300, 4)[0]
     kept = reference.processed_scores(logits, 1.0, None, 0.8) > -torch.inf

@@ -26,6 +26,10 @@ def pick_tokens_reference(
     top_p: float | None,
 ) -> Tensor:
     """Pick; arguments as in `pick_tokens`, checked."""
+    if top_k is not None and top_p is None and _may_look(logits):
+        picked = _pick_of_best(logits, seed, streams, positions, temperature, top_k)
+        if picked is not None:
+            return picked
     scores = processed_scores(logits, temperature, top_k, top_p)
     kept = scores != -torch.inf
     if _may_look(scores) and int(kept.sum()) < kept.numel() // 4:  # cheaper one by one
@@ -33,6 +37,26 @@ def pick_tokens_reference(
         noise = gumbel_noise(seed, streams[rows], positions[rows], ids).to(scores.dtype)
         return scores.index_put((rows, ids), noise, accumulate=True).argmax(-1)
     return (scores + vocabulary_noise(seed, streams, positions, scores.shape[1])).argmax(-1)
+
+
+def _pick_of_best(
+    logits: Tensor, seed: int, streams: Tensor, positions: Tensor, temperature: float, top_k: int
+) -> Tensor | None:
+    """Pick the same without a pass over what is not kept; None where others equal the last that is kept."""
+    if top_k >= logits.shape[1]:
+        return None
+    scores, ids = _tempered(logits, temperature).topk(top_k + 1)
+    if not bool((scores[:, top_k - 1] > scores[:, top_k]).all()):  # equal, or no numbers
+        return None
+    ids, order = ids[:, :top_k].sort()  # so that the lowest id is picked among equals
+    scores = scores.gather(1, order)
+    noise = gumbel_noise(seed, streams[:, None], positions[:, None], ids).to(scores.dtype)
+    return ids.gather(1, (scores + noise).argmax(-1, keepdim=True))[:, 0]
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Divide `[R, V]` logits by the temperature, in float32 unless they are float64."""
+    return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
 
 
 def processed_scores(
@@ -49,8 +73,7 @@ def processed_scores(
     Returns:
         `[R, V]` float32, or float64 if the logits are.
     """
-    scores = logits if logits.dtype == torch.float64 else logits.float()
-    scores = scores / temperature
+    scores = _tempered(logits, temperature)
     if top_k is not None:
         last = scores.topk(top_k).values[:, -1:]
         scores = scores.masked_fill(scores < last, -torch.inf)
