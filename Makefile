@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SPEC_BENCH = $(BIN)/specdec bench --prompts tests/data/questions.jsonl $(BENCH_FLAGS)
 METHODS := plain,transformers,transformers-lookup,lookup,redrafter,kangaroo,mixed
-DATA := bench/training/self_text.jsonl.gz
+DATA := bench/training/self_text.db
 # What both trainings share lies in one folder: delete it to train on other data.
 TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
@@ -98,10 +98,10 @@ compat: $(ENVIRONMENTS:%=.compat/%/installed)
 gpu: $(if $(DRY),.venv/installed-dev)
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) bench/gpu.py --out bench/results/gpu $(if $(DRY),--dry) $(GPU_FLAGS)
 
-# Text like the shipped drafters', anew; `make train DATA=.training/self_text.jsonl` learns from it.
+# Text like the shipped drafters', anew; `make train DATA=.training/self_text.db` learns from it.
 data: .venv/installed
 	mkdir -p .training
-	$(BIN)/specdec data .training/self_text.jsonl --tokens 800000 --exclude tests/data/questions.jsonl
+	$(BIN)/specdec data --append .training/self_text.db --tokens 800000 --exclude tests/data/questions.jsonl
 
 # The shipped drafters, from the text they learned from; hours on two cores, and goes on after a kill.
 train: .venv/installed-dev
@@ -120,17 +120,17 @@ second-model: $(SECOND_FOLDER)/redrafter/training.json $(SECOND_FOLDER)/kangaroo
 	$(BIN)/python bench/report.py
 
 # Short answers: this model's greedy text soon repeats itself.
-$(SECOND_FOLDER)/text.jsonl: | .venv/installed
+$(SECOND_FOLDER)/text.db: | .venv/installed
 	mkdir -p $(@D)
-	$(BIN)/specdec data $(@D)/unfinished.jsonl --model $(SECOND) --tokens 20000 --answer-tokens 64 \
+	$(BIN)/specdec data --append $(@D)/unfinished.db --model $(SECOND) --tokens 20000 --answer-tokens 64 \
 	  --exclude tests/data/questions.jsonl
-	mv $(@D)/unfinished.jsonl $@
+	mv $(@D)/unfinished.db $@
 
-$(SECOND_FOLDER)/redrafter/training.json: $(SECOND_FOLDER)/text.jsonl
+$(SECOND_FOLDER)/redrafter/training.json: $(SECOND_FOLDER)/text.db
 	$(BIN)/specdec train redrafter $< --model $(SECOND) --out $(@D) --run $(SECOND_FOLDER)/run-redrafter \
 	  --features $(SECOND_FOLDER)/features --exit-layers 6 --length 4 --epochs 3 --batch 256 --held-out 8
 
-$(SECOND_FOLDER)/kangaroo/training.json: $(SECOND_FOLDER)/text.jsonl $(SECOND_FOLDER)/redrafter/training.json
+$(SECOND_FOLDER)/kangaroo/training.json: $(SECOND_FOLDER)/text.db $(SECOND_FOLDER)/redrafter/training.json
 	$(BIN)/specdec train kangaroo $< --model $(SECOND) --out $(@D) --run $(SECOND_FOLDER)/run-kangaroo \
 	  --features $(SECOND_FOLDER)/features --exit-layer 6 --epochs 6 --held-out 8
 

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,15 +22,12 @@ from typing import Any
 
 from gpu import BEGAN, machine, write_whole
 from gpu_model import STORE, model_folder, store
-from gpu_run import PATHS, ROOT, Row, told
+from gpu_run import PATHS, Row, told
+from gpu_self_text import rows_that_fit, write_lines, write_text
 
-QUESTIONS = ROOT / "tests/data/questions.jsonl"
 # The share of the time by which a stage has ended.
 WRITTEN = 0.40
 TRAINED = {"redrafter": 0.72, "kangaroo": 0.97}
-LONGEST = 1024
-"""Tokens of a conversation, its template included: what memory is counted for."""
-MOST_ROWS = 1024
 MOST_EPOCHS = {"redrafter": 4, "kangaroo": 6}
 HELD_OUT = 12
 PROBED = 64
@@ -90,11 +86,12 @@ def main() -> int:
     progress = Progress(options.out, head)
     progress.save()
     with tempfile.TemporaryDirectory(prefix="gpu-train-") as scratch:
-        text = Path(scratch) / "text.jsonl"
+        kept, text = Path(scratch) / "text.db", Path(scratch) / "text.jsonl"
         rows = options.rows or rows_that_fit(target)
         until = BEGAN + WRITTEN * options.seconds
-        data = write_text(target, text, rows, options.answer_tokens, until, progress)
+        data = write_text(target, kept, rows, options.answer_tokens, until, progress)
         progress.save(data=data)
+        write_lines(kept, text)
         right, ends = True, BEGAN + options.seconds
         for method, share in TRAINED.items():
             until = BEGAN + share * options.seconds
@@ -106,87 +103,6 @@ def main() -> int:
                 progress.say(f"{method}: {told(error)['error']}")
     print(json.dumps(progress.content.get("data")))
     return 0 if right else 1
-
-
-def rows_that_fit(target: Any) -> int:
-    """Say how many conversations the device's free memory holds: keys, values and a step's logits."""
-    import torch
-
-    if target.device.type != "cuda":
-        return 4
-    free, _ = torch.cuda.mem_get_info()
-    config = target.config
-    heads = config.num_key_value_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    slot = 2 * config.num_hidden_layers * heads * size * target.dtype.itemsize
-    # The library copies a layer's keys and values to add a token, and its samplers copy logits.
-    row = 1.25 * LONGEST * slot + 12 * config.vocab_size * 4
-    return max(1, min(MOST_ROWS, int(0.6 * free / row)))
-
-
-def write_text(
-    target: Any, out: Path, rows: int, answer_tokens: int, until: float, progress: Progress
-) -> Row:
-    """Let the target write conversations, as many at once as fit, until the time is over; at least one batch."""
-    import torch
-
-    from specdec.evaluate.questions import read_questions
-    from specdec.train.data import Overlap, SelfWriter
-
-    exclude = Overlap.of(text for q in read_questions(QUESTIONS) for text in q.turns)
-    began, number, longest = time.monotonic(), 0, 0.0
-    modes: Counter[str] = Counter()
-    seen: Counter[int] = Counter()
-    lengths: list[int] = []
-    prompt_tokens = 0
-    while number == 0 or time.monotonic() + longest < until:
-        started = time.monotonic()
-        writer = SelfWriter(target.model, target.tokenizer, batch=rows, answer_tokens=answer_tokens)
-        try:
-            lines = writer.write(number, exclude)
-        except torch.OutOfMemoryError:
-            if rows == 1:
-                raise
-            rows //= 2
-            progress.say(f"memory holds fewer: {rows} conversations at once")
-            torch.cuda.empty_cache()
-            continue
-        with out.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        number += 1
-        longest = max(longest, time.monotonic() - started)
-        for line in lines:
-            modes[line["mode"]] += 1
-            seen.update(line["answer_ids"])
-            lengths.append(len(line["answer_ids"]))
-            prompt_tokens += len(line["prompt_ids"])
-        spent = time.monotonic() - began
-        progress.say(f"{sum(lengths)} answer tokens, {sum(lengths) / spent:.0f} a second")
-        progress.save(data=described(rows, number, modes, seen, lengths, prompt_tokens, spent))
-    return dict(progress.content["data"])
-
-
-def described(
-    rows: int, batches: int, modes: Counter[str], seen: Counter[int], lengths: list[int],
-    prompt_tokens: int, seconds: float,
-) -> Row:  # fmt: skip
-    """Say what is known of the data."""
-    total = sum(lengths)
-    frequent = sum(count for _, count in seen.most_common(8192))
-    return {
-        "rows": rows,
-        "batches": batches,
-        "conversations": len(lengths),
-        "modes": dict(modes),
-        "answer_tokens": total,
-        "prompt_tokens": prompt_tokens,
-        "mean_answer": total / max(1, len(lengths)),
-        "longest_answer": max(lengths, default=0),
-        "different_tokens": len(seen),
-        "share_of_8192_tokens": frequent / max(1, total),
-        "tokens_per_second": total / seconds,
-        "seconds": seconds,
-    }
 
 
 def config_of(target: Any, method: str) -> Any:
@@ -312,7 +228,7 @@ def speeds(times: list[tuple[float, str, int]]) -> tuple[float, float, float]:
 def shipped_validation(target: Any, method: str, text: Path) -> Row | None:
     """Measure the shipped drafter on the same prompts; None for a model that none is shipped for."""
     from specdec.drafters import load_drafter
-    from specdec.train.data import read_conversations
+    from specdec.selftext.conversation import read_conversations
     from specdec.train.validate import acceptance
 
     try:

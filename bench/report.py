@@ -31,6 +31,7 @@ from report_launches import launches_tables
 from report_ops import ops_page
 from report_sampling import batches_table, coupled_table, equality_table, speed_table
 from report_second import second_model_page
+from report_self_text import value_table, writing_table
 from report_steps import kinds_table, steps_table
 from report_training import PICTURE, draw_training, sizes_table, training_table
 
@@ -45,6 +46,7 @@ def main() -> None:
     matplotlib.use("Agg")
     report_comparison()
     report_training()
+    report_self_text()
     report_dedup()
     report_architectures()
     report_second_model()
@@ -87,6 +89,13 @@ def report_training() -> None:
     draw_training(reports, DOCS / "training.png")
     tables = [PICTURE, sizes_table(reports), training_table(reports)]
     fill(DOCS / "training.md", {"training": "\n\n".join(tables)})
+
+
+def report_self_text() -> None:
+    files = {"self-text": "self_text.json", "text-value": "text_value.json"}
+    writers = {"self-text": writing_table, "text-value": value_table}
+    there = {name: RESULTS / file for name, file in files.items() if (RESULTS / file).exists()}
+    fill(DOCS / "training.md", {name: writers[name](load(path)) for name, path in there.items()})
 
 
 def report_dedup() -> None:

@@ -67,6 +67,15 @@ def load_model(
             that its config describes, the device lacks the dtype, or `revision` or `trust_remote_code` is set for an
             embedded model.
     """
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    source = _source(name, revision, trust_remote_code)
+    return _weights(name, source, dtype, device, revision, trust_remote_code), tokenizer
+
+
+def load_tokenizer(
+    name: str = DEFAULT_MODEL, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Load a tokenizer without its model; arguments and errors as in `load_model`."""
     source = _source(name, revision, trust_remote_code)
     with _library(name):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -75,7 +84,7 @@ def load_model(
     # The library makes a tokenizer of nothing but its special tokens where there are no files.
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise ValueError(f"model: expected a tokenizer in {name!r}, got none")
-    return _weights(name, source, dtype, device, revision, trust_remote_code), tokenizer
+    return tokenizer
 
 
 def load_weights(

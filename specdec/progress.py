@@ -17,12 +17,19 @@ Show = Callable[[str, int, int, str], None]
 def progress() -> Iterator[Show]:
     """Show progress on standard error."""
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     # Of its own, so that it is not silenced with what libraries write meanwhile.
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     columns = (
-        *Progress.get_default_columns()[:2],
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),

@@ -112,7 +112,7 @@ def library_greedy(
 
 
 def library_sampled(
-    model: PreTrainedModel, prompt: list[int], new_tokens: int, stream: int
+    model: PreTrainedModel, prompt: list[int], new_tokens: int, stream: int, **how: float
 ) -> list[int]:
     """Text drawn with the noise of a stream from what the library's own forward says, one unpadded row."""
     ids = torch.tensor([prompt])
@@ -123,6 +123,7 @@ def library_sampled(
                 seed=SEED,
                 streams=torch.tensor([stream]),
                 positions=torch.tensor([ids.shape[1]]),
+                **how,
             )
             ids = torch.cat([ids, token[:, None]], 1)
     return ids[0, len(prompt) :].tolist()

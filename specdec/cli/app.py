@@ -10,10 +10,10 @@ import typer
 from ..reasons import reason
 from .bench import bench
 from .convert import convert
+from .data import data
 from .info import info
 from .terminal import fail, help_alone
 from .train import app as train
-from .train import data
 from .write import chat, generate
 
 # What typer raises for a mistake on the command line.

@@ -15,7 +15,7 @@ from ..limits import LARGEST_SEED, LARGEST_TREE
 
 # More never help, and libraries end the whole process where so many cannot be started.
 MOST_THREADS = max(256, os.cpu_count() or 1)
-# Times a constant and plus the number of a batch it still seeds torch.
+# Seeds a training's weights and order, and self-text.
 LARGEST_TRAINING_SEED = 2**32 - 1
 
 

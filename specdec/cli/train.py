@@ -1,4 +1,4 @@
-"""The commands `data` and `train`."""
+"""The command `train`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..embedded import DEFAULT_MODEL
-from ..evaluate.questions import read_questions
 from ..progress import Show, progress
-from ..whole_file import check_file, check_folder
+from ..whole_file import check_folder
 from .options import (
     LARGEST_TRAINING_SEED,
     MOST_THREADS,
@@ -53,7 +52,7 @@ ThreadsOption = Annotated[
     typer.Option(help="CPU threads; all cores if not given.", callback=between(1, MOST_THREADS)),
 ]
 DataArgument = Annotated[
-    list[Path], typer.Argument(help="JSONL files from specdec data.", callback=home)
+    list[Path], typer.Argument(help="Stores from specdec data, or JSONL files.", callback=home)
 ]
 OutOption = Annotated[Path, typer.Option(help="Where the drafter goes.", callback=home)]
 RunOption = Annotated[
@@ -84,72 +83,6 @@ SeedOption = Annotated[
 HeldOutOption = Annotated[
     int, typer.Option(help="First texts of the data, to validate on.", callback=between(1))
 ]
-
-
-def data(
-    out: Annotated[
-        Path, typer.Argument(help="JSONL file; continued if it is there.", callback=home)
-    ],
-    tokens: Annotated[
-        int, typer.Option(help="Answer tokens wanted.", callback=between(1))
-    ] = 1_000_000,
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSONL of user turns to answer (text, prompt or turns); own ones if not given.",
-            callback=home,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Questions in Spec-Bench's format that must stay out of the data.", callback=home
-        ),
-    ] = None,
-    batch: Annotated[
-        int, typer.Option(help="Conversations written at once.", callback=between(1, 65536))
-    ] = 64,
-    answer_tokens: Annotated[
-        int, typer.Option(help="Most tokens of an answer.", callback=between(1))
-    ] = 224,
-    seed: SeedOption = 0,
-    threads: ThreadsOption = None,
-    device: DeviceOption = "cpu",
-) -> None:
-    """Let the target write its own training data."""
-    check_file(out, "out")
-    kept_out = [text for path in exclude or [] for q in read_questions(path) for text in q.turns]
-
-    from ..train.data import Overlap, SelfWriter, check_out, read_turns, write_data
-    from .loading import ModelChoice
-
-    check_out(out)
-
-    turns = None if prompts is None else read_turns(prompts)
-    target = ModelChoice.of(
-        model, revision, trust_remote_code, dtype=DType.bfloat16, device=device, threads=threads
-    ).target()
-    writer = SelfWriter(
-        target.model,
-        target.tokenizer,
-        batch=batch,
-        answer_tokens=answer_tokens,
-        seed=seed,
-        positions=target.position_limit,
-    )
-    writer.check_turns(turns or [])
-    with progress() as show:
-        write_data(
-            writer,
-            out,
-            tokens=tokens,
-            exclude=Overlap.of(kept_out),
-            turns=turns,
-            progress=lambda written: show("writing", min(written, tokens), tokens, ""),
-        )
 
 
 @app.command()
@@ -302,7 +235,7 @@ def _check_arguments(
     """Check what is read and written, before seconds are spent on the model; return the exit layers."""
     for path in data:
         if path.is_dir() or not os.access(path, os.R_OK):
-            raise ValueError(f"data: expected a readable JSONL file, got {path}")
+            raise ValueError(f"data: expected a readable store or JSONL file, got {path}")
     for folder, name in ((out, "out"), (run, "run"), (features, "features")):
         if folder is not None:
             check_folder(folder, name)

@@ -21,9 +21,9 @@ from torch import Tensor
 from ..checkpoints.target_facts import fingerprint
 from ..json_files import read_json
 from ..locks import lock_of
+from ..selftext.record import Conversation
 from ..target import Target
 from ..whole_file import appended_file, whole_file
-from .data import Conversation
 
 TOP = 16
 BATCH_TOKENS = 4096
@@ -88,8 +88,7 @@ def collect_features(
     width = target.config.hidden_size
     plan = _batches(conversations)
     index_file = folder / "index.json"
-    digest = hashlib.sha256(json.dumps([asdict(c) for c in conversations]).encode()).hexdigest()
-    identity = {"conversations": digest, "target": fingerprint(target)}
+    identity = {"conversations": _digest(conversations), "target": fingerprint(target)}
     index: dict[str, Any] = {
         "of": identity, "exits": list(exit_layers), "batches": 0, "spans": []
     }  # fmt: skip
@@ -162,6 +161,15 @@ def _files(hidden_size: int, exit_layers: Sequence[int]) -> dict[str, tuple[int,
         "top_probs": (TOP, torch.float32),
         **{f"exit_{layer}": (hidden_size, torch.bfloat16) for layer in exit_layers},
     }
+
+
+def _digest(conversations: Sequence[Conversation]) -> str:
+    """Hash their JSON, one after the other."""
+    digest = hashlib.sha256()
+    for at, conversation in enumerate(conversations):
+        digest.update((", " if at else "[").encode() + json.dumps(asdict(conversation)).encode())
+    digest.update(b"]" if len(conversations) else b"[]")
+    return digest.hexdigest()
 
 
 def _batches(conversations: Sequence[Conversation]) -> list[list[int]]:

@@ -19,9 +19,9 @@ from specdec_kernels import EarlyExitAdapter
 from ..checkpoints import TargetFacts, save_drafter
 from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
 from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
+from ..selftext.conversation import Joined, check_conversations, read_conversations
 from ..target import Target
 from ..whole_file import whole_file
-from .data import check_conversations, read_conversations
 from .features import Features, collect_features
 from .kangaroo import KangarooTask
 from .loop import Schedule, train
@@ -70,7 +70,7 @@ def train_drafter(
     Args:
         target: the teacher, which is not changed.
         config: the drafter's shape and how it drafts.
-        data: JSONL files of conversations, from `specdec data`.
+        data: stores from `specdec data`, or JSONL files.
         folder: keeps what is needed to go on after a kill.
         out: where the drafter goes, beside a report of its training.
         recipe: how to train.
@@ -85,7 +85,7 @@ def train_drafter(
         ValueError: if the data cannot be read or is too little, or a folder belongs to another training.
     """
     began = time.time()
-    conversations = [c for path in data for c in read_conversations(path, target.tokenizer)]
+    conversations = Joined([read_conversations(path, target.tokenizer) for path in data])
     held_out, learned = conversations[: recipe.held_out], conversations[recipe.held_out :]
     if not learned:
         raise ValueError(

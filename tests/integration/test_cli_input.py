@@ -33,7 +33,7 @@ NUMBERS = [
     *(("generate", "w1", "--temperature", "1", "--top-p", value) for value in ["0", "nan", "1.1", "inf", "-1"]),
     *(("bench", "--prompts", str(QUESTIONS), name, value)
       for name in ("--limit", "--per-category", "--turns") for value in ["0", "-1", "x"]),
-    *(("data", "x.jsonl", name, value) for name, values in {
+    *(("data", "--append", "x.db", name, value) for name, values in {
         "--tokens": ["0", "-1"], "--batch": ["0", "9" * 30], "--answer-tokens": ["0", "-3"], "--seed": ["-1", str(2**32)],
     }.items() for value in values),
 ]  # fmt: skip
@@ -85,7 +85,8 @@ def test_what_cannot_be_written_is_named_before_the_model_is_loaded(refused, tex
     }[kind]  # fmt: skip
     ask = ("bench", "--prompts", QUESTIONS)
     assert refused(*ask, "--json", place).startswith("specdec: json: expected a file in an")
-    assert refused("data", place).startswith("specdec: out: expected a file in an existing folder")
+    line = refused("data", "--append", place)
+    assert line.startswith("specdec: append: expected a file in an existing folder")
     if kind == "folder":
         place = str(texts)  # a file, where a folder is wanted
     assert refused("convert", APPLE, place).startswith("specdec: out: expected a ")
@@ -116,10 +117,11 @@ def test_names_and_files_that_are_not_there_are_named(refused, texts, tmp_path):
         assert refused(*ask, "--methods", names).startswith("specdec: methods: expected some of ")
     for place in ("no", tmp_path, "/dev/null", "/proc/self/mem"):
         assert "prompts: expected " in refused("bench", "--prompts", place)
-        assert "prompts: expected " in refused("data", tmp_path / "x", "--prompts", place)
+        assert "prompts: expected " in refused(
+            "data", "--append", tmp_path / "x", "--prompts", place
+        )
     folders = ("--out", tmp_path / "out", "--run", tmp_path / "run")
     assert "data: expected" in refused("train", "redrafter", "no", *folders)
-    assert "out: expected a name that does not end in .gz" in refused("data", tmp_path / "x.gz")
 
 
 def test_prompts_are_text(tiny_folder, refused, monkeypatch, tmp_path):
@@ -200,7 +202,7 @@ def test_a_model_without_a_tokenizer_is_enough_where_none_is_needed(
         ["generate", "w1"],
         ["chat"],
         ["bench", "--prompts", QUESTIONS],
-        ["data", tmp_path / "d"],
+        ["data", "--append", tmp_path / "d"],
     ):
         line = refused(*command, "--model", folder)
         assert line.startswith("specdec: model: expected ")
@@ -217,7 +219,7 @@ def test_a_model_without_a_chat_template_is_named_before_it_is_asked(
         ["generate", "w1"],
         ["chat"],
         ["bench", "--prompts", QUESTIONS],
-        ["data", tmp_path / "d"],
+        ["data", "--append", tmp_path / "d"],
     ):
         assert "expected a tokenizer with a chat template" in refused(*command, "--model", folder)
 
@@ -228,7 +230,7 @@ def test_revisions_and_code_come_to_the_model(run, refused, tiny_folder, monkeyp
         for command in (
             ["generate", "w1"],
             ["info"],
-            ["data", tmp_path / "x"],
+            ["data", "--append", tmp_path / "x"],
             ["convert", APPLE, tmp_path / "y"],
         ):
             assert f"{name}: expected" in refused(*command, *option)

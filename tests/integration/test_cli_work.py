@@ -35,12 +35,6 @@ def trained(tiny_folder, tmp_path):
     return arguments
 
 
-def write_data_of(folder, out, prompts=QUESTIONS):
-    return (
-        "data", out, "--model", folder, "--tokens", 30, "--batch", 2, "--answer-tokens", 6, "--prompts", prompts
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("method", ["redrafter", "kangaroo"])
 def test_training_says_how_far_it_is_and_goes_on(trained, run, tmp_path, method):
     said = run(*trained(method)).err
@@ -52,12 +46,7 @@ def test_training_says_how_far_it_is_and_goes_on(trained, run, tmp_path, method)
     assert "training" not in again.split(str(tmp_path))[0]  # all of it was done
 
 
-def test_data_and_benchmarks_say_how_far_they_are(tiny_folder, run, tmp_path):
-    asked = tmp_path / "asked.jsonl"
-    asked.write_text("".join(f'{{"text": "w{i} w7"}}\n' for i in range(2, 20)))
-    said = run(*write_data_of(tiny_folder, tmp_path / "x", asked)).err.splitlines()
-    assert said[0] == "writing 0/30"
-    assert said[-1] == "writing 30/30"
+def test_benchmarks_say_how_far_they_are(tiny_folder, run):
     ask = (
         "bench",
         "--prompts",
@@ -103,23 +92,6 @@ def test_damaged_files_of_a_training_are_named(trained, run, refused, tmp_path):
             assert path.read_bytes() == damaged
         path.write_bytes(whole)
     run(*trained("redrafter"))
-
-
-def test_a_file_that_data_did_not_begin_stays(tiny_folder, refused, tmp_path):
-    path, asked = tmp_path / "notes", tmp_path / "asked.jsonl"
-    asked.write_text('{"text": "w2 w7"}\n')
-    for text in (
-        b"a line",
-        b"two\nlines",
-        b"[1]\n",
-        b'{"a": 1}',
-        b"\0",
-        b"\xff\xfe",
-        b'{"batch": 1}\n',
-    ):
-        path.write_bytes(text)
-        refused(*write_data_of(tiny_folder, path, asked))
-        assert path.read_bytes() == text
 
 
 @pytest.fixture

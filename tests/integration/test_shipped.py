@@ -1,6 +1,5 @@
 """The drafters that are shipped for the default model: small, lossless, and worth having."""
 
-import gzip
 import json
 from pathlib import Path
 
@@ -14,13 +13,15 @@ from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import judge
 from specdec.models import load_model
+from specdec.selftext.conversation import read_records
+from specdec.selftext.overlap import WORDS, Overlap
+from specdec.selftext.template import Template
 from specdec.session import Session, end_tokens
-from specdec.train.data import OVERLAP, Overlap
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = read_questions(ROOT / "tests" / "data" / "questions.jsonl", per_category=1)
 LIBRARY = json.loads((ROOT / "tests" / "data" / "library_greedy.json").read_text())
-TEXTS = ROOT / "bench" / "training" / "self_text.jsonl.gz"
+TEXTS = ROOT / "bench" / "training" / "self_text.db"
 SAMPLE = QUESTIONS[1::6]
 # Tokens per round below which something is broken; measured on all questions: 1.67, 1.38 and 2.77, on the sample: 1.70, 1.43
 # and 2.67.
@@ -117,9 +118,9 @@ def test_no_prompt_of_spec_bench_was_trained_on(target32):
     questions = read_questions(ROOT / "tests" / "data" / "questions.jsonl")
     kept_out = Overlap.of(text for question in questions for text in question.turns)
     # The check can fail: it finds a question in a longer text.
-    assert "Well: " + " ".join(questions[-1].turns[0].split()[: OVERLAP + 2]) in kept_out
-    with gzip.open(TEXTS, "rt") as file:
-        prompts = [json.loads(line)["prompt_ids"] for line in file]
-    assert len(prompts) > 5000
-    overlapping = [text for text in target32.tokenizer.batch_decode(prompts) if text in kept_out]
+    assert "Well: " + " ".join(questions[-1].turns[0].split()[: WORDS + 2]) in kept_out
+    template = Template.of(target32.tokenizer)
+    texts = [text for r in read_records(TEXTS) for text in template.texts_of(r.ids, r.spans)]
+    assert len(texts) > 2 * 5000
+    overlapping = [text for text in texts if text in kept_out]
     assert overlapping == []

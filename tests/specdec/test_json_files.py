@@ -7,7 +7,7 @@ import pytest
 
 from specdec.evaluate.questions import read_questions
 from specdec.json_files import read_json
-from specdec.train.data import read_conversations, read_turns
+from specdec.selftext.conversation import read_conversations, read_turns
 
 QUESTION = {"question_id": 1, "category": "a", "turns": ["x"]}
 CONVERSATION = {"prompt_ids": [1], "answer_ids": [2]}
