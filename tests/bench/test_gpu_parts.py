@@ -291,7 +291,7 @@ def test_a_gpu_run_asks_for_no_package_that_is_not_there():
     """What a machine that is lent for a run lacks."""
     code = (
         "import sys\n"
-        "for name in ('gguf', 'platformdirs', 'matplotlib', 'flashinfer', 'xdist', 'pytest_timeout'): sys.modules[name] = None\n"
+        "for name in ('gguf', 'rensa', 'platformdirs', 'matplotlib', 'flashinfer', 'xdist', 'pytest_timeout'): sys.modules[name] = None\n"
         "import gpu, gpu_correct, gpu_rounds, gpu_times, gpu_texts, gpu_tests, gpu_sweep, gpu_train, specdec.train.run"
     )
     root = BENCH.parent
