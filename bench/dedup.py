@@ -23,9 +23,9 @@ from specdec import Session, load_target
 from specdec.drafters import Budget, Drafter, Proposals, load_drafter
 from specdec.evaluate.benchmark import chat_prompts, describe_machine
 from specdec.evaluate.questions import read_questions
+from specdec.model.target import Target
 from specdec.session import end_tokens
 from specdec.state import State
-from specdec.target import Target
 from specdec_kernels import pack_beams
 
 QUESTIONS = Path(__file__).parents[1] / "tests" / "data" / "questions.jsonl"

@@ -38,7 +38,7 @@ def main() -> None:
     if options.no_model:
         return
     sys.path.insert(0, str(ROOT))
-    from specdec.models import DEFAULT_MODEL, embedded_model_path
+    from specdec.model.sources import DEFAULT_MODEL, embedded_model_path
 
     content = pack(embedded_model_path(DEFAULT_MODEL))
     parts = split(content, DEFAULT_MODEL, options.limit * MIB - tree - SPARE)

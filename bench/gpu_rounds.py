@@ -21,11 +21,11 @@ from gpu_stages import device_stages
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from specdec.cache import Rows, TreeCache
 from specdec.drafters import Budget, Drafter, NoDrafter, Proposals
+from specdec.model.cache import Rows, TreeCache
+from specdec.model.target import Target
 from specdec.session import Generation, Session
 from specdec.state import State
-from specdec.target import Target
 from specdec.tree import TokenTree
 from specdec_kernels.ancestors import ancestor_matrix, pack_bits
 from specdec_kernels.testing.trees import depths, make_parents

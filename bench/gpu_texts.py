@@ -23,8 +23,8 @@ from specdec.evaluate.benchmark import chat_prompts
 from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import SAME, judge
-from specdec.loading import load_target
-from specdec.models import load_model
+from specdec.load import load_target
+from specdec.model.sources import load_model
 
 METHODS = (PLAIN, TRANSFORMERS, "mixed", "redrafter", "lookup", "kangaroo")
 METHODS_DRY = (PLAIN, TRANSFORMERS, "lookup")

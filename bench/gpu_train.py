@@ -70,7 +70,7 @@ def main() -> int:
     folder = model_folder(store(options.model, options.store))
     import torch
 
-    from specdec.loading import load_target
+    from specdec.load import load_target
 
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu_train.py: expected a CUDA device, got none; --device cpu tries it out")

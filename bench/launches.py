@@ -30,9 +30,9 @@ from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, NoDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.metrics import Stopwatch
+from specdec.model.target import Target
 from specdec.sampling import Picker, Walk, new_sampling, sampler
 from specdec.session import Session
-from specdec.target import Target
 from specdec_kernels.gpu import KNOWN
 from specdec_kernels.testing.absent_gpu import CUDA, absent_gpu
 from specdec_kernels.testing.calls import Calls, Counts, counted_calls

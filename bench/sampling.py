@@ -26,9 +26,9 @@ from specdec.drafters import redrafter
 from specdec.evaluate.benchmark import chat_prompts, describe_machine
 from specdec.evaluate.questions import read_questions
 from specdec.metrics import Metrics
+from specdec.model.target import Target
 from specdec.sampling import Greedy, Picker, Sampling, sampler
 from specdec.session import end_tokens
-from specdec.target import Target
 
 QUESTIONS = Path(__file__).parents[1] / "tests/data/questions.jsonl"
 NEW = 64

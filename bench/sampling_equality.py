@@ -22,7 +22,7 @@ from torch import Tensor
 import specdec
 from specdec.evaluate.benchmark import chat_prompts, describe_machine
 from specdec.evaluate.questions import read_questions
-from specdec.target import Target
+from specdec.model.target import Target
 
 QUESTIONS = Path(__file__).parents[1] / "tests/data/questions.jsonl"
 SETTINGS: dict[str, dict[str, Any]] = {

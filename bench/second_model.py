@@ -25,10 +25,10 @@ from specdec.evaluate.benchmark import Benchmark, Prompt, chat_prompts, run_benc
 from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
 from specdec.evaluate.questions import read_questions
 from specdec.limits import MAX_NODES
-from specdec.loading import load_target
-from specdec.models import load_model
+from specdec.load import load_target
+from specdec.model.sources import load_model
+from specdec.model.target import Target
 from specdec.session import end_tokens
-from specdec.target import Target
 from specdec.train.run import REPORT
 
 MODEL = "gemma-3-270m"

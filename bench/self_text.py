@@ -23,7 +23,7 @@ import transformers
 
 from specdec import load_target
 from specdec.evaluate.benchmark import device_name
-from specdec.quiet import quiet
+from specdec.host.quiet import quiet
 from specdec.selftext.conversation import read_records
 from specdec.selftext.row_cache import RowCache, RowsPass
 from specdec.selftext.template import Template

@@ -18,12 +18,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
-from specdec.cache import CACHE_NAME, Rows
 from specdec.evaluate.benchmark import describe_machine
-from specdec.loading import load_target
-from specdec.models import load_model
+from specdec.load import load_target
+from specdec.model.cache import CACHE_NAME, Rows
+from specdec.model.sources import load_model
+from specdec.model.target import Target
 from specdec.sampling import most_likely
-from specdec.target import Target
 from specdec.tree import TokenTree
 
 PREFIX = 300

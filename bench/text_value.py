@@ -20,9 +20,9 @@ from specdec import load_target
 from specdec.drafters.redrafter import ReDrafterConfig
 from specdec.evaluate.benchmark import device_name
 from specdec.evaluate.questions import read_questions
+from specdec.model.target import Target
 from specdec.selftext.conversation import read_records
 from specdec.selftext.template import Template
-from specdec.target import Target
 from specdec.train.loop import Schedule
 from specdec.train.run import Recipe, train_drafter
 

@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from .lazy import lazily
+from .host.lazy import lazily
 
 if TYPE_CHECKING:
     from .drafters import load_drafter
-    from .embedded import DEFAULT_MODEL
-    from .generation import generate, method
-    from .loading import load_target
+    from .huggingface.generate import generate, method
+    from .load import load_target
     from .metrics import Metrics
+    from .model.embedded import DEFAULT_MODEL
+    from .model.target import Target
     from .session import Generation, Session
-    from .target import Target
 
 __version__ = "0.1.0"
 
@@ -31,11 +31,11 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "drafters": ["load_drafter"],
-        "embedded": ["DEFAULT_MODEL"],
-        "generation": ["generate", "method"],
-        "loading": ["load_target"],
+        "model.embedded": ["DEFAULT_MODEL"],
+        "huggingface.generate": ["generate", "method"],
+        "load": ["load_target"],
         "metrics": ["Metrics"],
         "session": ["Generation", "Session"],
-        "target": ["Target"],
+        "model.target": ["Target"],
     },
 )

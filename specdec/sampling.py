@@ -19,10 +19,10 @@ from transformers.generation.logits_process import PrefixConstrainedLogitsProces
 from specdec_kernels import pick_tokens
 from specdec_kernels.dispatch import chooses_kernel
 
-from .late_flag import flag_on
+from .device_flag import flag_on
+from .model.target import Target
 from .processors import of_library
 from .state import State
-from .target import Target
 from .tree import TokenTree
 
 UNKNOWN = -1

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .cache import Rows, TreeCache
 from .decode import decode
 from .drafters import Drafter, load_drafter
+from .host.locks import lock_of
 from .limits import MAX_NODES, check_max_nodes
-from .loading import follow_changes
-from .locks import lock_of
-from .memory import Needs, enough_memory, gigabytes
+from .load import follow_changes
 from .metrics import Metrics, Stopwatch
+from .model.cache import Rows, TreeCache
+from .model.memory import Needs, enough_memory, gigabytes
+from .model.target import Target
 from .sampling import Greedy, Picker
 from .state import Emitted, State, Stops
-from .target import Target
 
 # On a CPU each node of a pass costs time (docs/benchmarks.md), and several rows already share the weights' way through memory. Of 8 to
 # 64 nodes per pass 8 wrote fastest in batches of four and of eight. A root and its likeliest child always have their place.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .cache import Rows, TreeCache
+from .model.cache import Rows, TreeCache
 from .tree import Accepted, TokenTree
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
-from specdec.target import Target
+from specdec.model.target import Target
 from tiny import tiny_model
 
 DATA = Path(__file__).parent / "data"

@@ -18,9 +18,9 @@ from specdec.drafters import LookupDrafter, MixedDrafter, NoDrafter
 from specdec.drafters.coupling import CANDIDATES
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
+from specdec.model.target import Target
 from specdec.sampling import Walk, new_sampling, sampler
 from specdec.session import Session
-from specdec.target import Target
 from specdec_kernels import (
     DraftStepWeights,
     HeadWeights,

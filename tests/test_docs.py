@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from tiny import letters, library_greedy, random_prompt, tiny_model
 
 ROOT = Path(__file__).parents[1]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..drafters.kangaroo import KangarooConfig
 from ..drafters.redrafter import ReDrafterConfig
-from ..json_files import read_json
-from ..target import Target
-from ..whole_file import check_new_folder, whole_file
+from ..host.json_files import read_json
+from ..host.whole_file import check_new_folder, whole_file
+from ..model.target import Target
 from .format import CONFIG, method_of, read_description, read_weights, save_checkpoint
 from .kangaroo_layout import LAYER, read_kangaroo, write_kangaroo
 from .layout import Layout

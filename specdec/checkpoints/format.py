@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
 from ..drafters.protocol import Drafter
 from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel, check_draft_vocabulary
-from ..json_files import read_json
-from ..target import Target
-from ..whole_file import whole_file
+from ..host.json_files import read_json
+from ..host.whole_file import whole_file
+from ..model.target import Target
 from .target_facts import TargetFacts
 from .tensors import (
     SAFETENSORS,

@@ -9,7 +9,7 @@ import torch
 
 from specdec_kernels.dispatch import is_plain
 
-from ..target import Target
+from ..model.target import Target
 
 # Evenly spaced rows of every matrix that the fingerprint reads: a few hundred kilobytes of a 7B model.
 FINGERPRINT_ROWS = 8

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..json_files import read_json
-from ..reasons import reason
-from ..whole_file import whole_file
+from ..host.json_files import read_json
+from ..host.reasons import reason
+from ..host.whole_file import whole_file
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from ..reasons import reason
+from ..host.reasons import reason
 from .bench import bench
 from .convert import convert
 from .data import data

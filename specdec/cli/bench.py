@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from ..embedded import DEFAULT_MODEL
 from ..evaluate.method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP, check_methods
 from ..evaluate.questions import read_questions
+from ..host.whole_file import check_file, whole_file
 from ..limits import MAX_NODES
-from ..whole_file import check_file, whole_file
+from ..model.embedded import DEFAULT_MODEL
 from .options import (
     DeviceOption,
     DType,

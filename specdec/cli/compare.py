@@ -10,9 +10,9 @@ from ..evaluate.method_names import PLAIN, TRANSFORMERS
 from ..evaluate.methods import Runner
 from ..evaluate.questions import Question
 from ..evaluate.report import benchmark_tables
-from ..progress import progress
+from ..host.progress import progress
+from ..model.target import Target
 from ..session import end_tokens
-from ..target import Target
 from .loading import ModelChoice
 from .terminal import console
 

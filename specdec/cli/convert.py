@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from ..checkpoints import Layout
-from ..embedded import DEFAULT_MODEL
-from ..whole_file import check_new_folder
+from ..host.whole_file import check_new_folder
+from ..model.embedded import DEFAULT_MODEL
 from .options import DType, RevisionOption, TrustOption, home
 
 
@@ -33,7 +33,7 @@ def convert(
         check_new_folder(out, "out")  # before seconds are spent on the model
 
     from ..checkpoints import conversion_table, export_drafter, import_drafter
-    from ..target import Target
+    from ..model.target import Target
     from .loading import ModelChoice
 
     if to == Layout.own:

@@ -11,10 +11,10 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..embedded import DEFAULT_MODEL
 from ..evaluate.questions import read_questions
-from ..progress import progress
-from ..whole_file import check_file
+from ..host.progress import progress
+from ..host.whole_file import check_file
+from ..model.embedded import DEFAULT_MODEL
 from .options import (
     LARGEST_TRAINING_SEED,
     MOST_THREADS,
@@ -29,8 +29,8 @@ from .options import (
 from .terminal import console, messages
 
 if TYPE_CHECKING:
+    from ..model.target import Target
     from ..selftext.overlap import Overlap
-    from ..target import Target
     from .loading import ModelChoice
 
 AppendOption = Annotated[
@@ -154,7 +154,7 @@ def _append(
 
 def _show(paths: list[Path], choice: ModelChoice, overlap: Overlap) -> None:
     """Describe files side by side."""
-    from ..models import load_tokenizer
+    from ..model.sources import load_tokenizer
     from ..selftext.conversation import read_records
     from ..selftext.statistics import Statistics
     from ..selftext.template import Template

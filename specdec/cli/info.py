@@ -7,7 +7,7 @@ import platform
 from rich.table import Table
 
 from .. import __version__
-from ..embedded import DEFAULT_MODEL
+from ..model.embedded import DEFAULT_MODEL
 from .options import DType, ModelOption, RevisionOption, ThreadsOption, TrustOption
 from .terminal import console
 
@@ -22,10 +22,10 @@ def info(
     import torch
     import transformers
 
-    from ..loading import load_target
-    from ..memory import Needs, gigabytes
-    from ..models import load_outline
-    from ..packed_linear import can_pack
+    from ..load import load_target
+    from ..model.cpu_linear import can_pack
+    from ..model.memory import Needs, gigabytes
+    from ..model.sources import load_outline
     from .loading import ModelChoice
 
     choice = ModelChoice.of(

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from ..loading import load_target
-from ..models import load_weights
-from ..target import Target
+from ..load import load_target
+from ..model.sources import load_weights
+from ..model.target import Target
 
 
 class ModelChoice(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..embedded import EMBEDDED
 from ..limits import LARGEST_SEED, LARGEST_TREE
+from ..model.embedded import EMBEDDED
 
 # More never help, and libraries end the whole process where so many cannot be started.
 MOST_THREADS = max(256, os.cpu_count() or 1)

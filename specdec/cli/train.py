@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..embedded import DEFAULT_MODEL
-from ..progress import Show, progress
-from ..whole_file import check_folder
+from ..host.progress import Show, progress
+from ..host.whole_file import check_folder
+from ..model.embedded import DEFAULT_MODEL
 from .options import (
     LARGEST_TRAINING_SEED,
     MOST_THREADS,
@@ -30,7 +30,7 @@ from .terminal import help_alone, messages
 if TYPE_CHECKING:
     from ..drafters.kangaroo import KangarooConfig
     from ..drafters.redrafter import ReDrafterConfig
-    from ..target import Target
+    from ..model.target import Target
     from ..train.run import Recipe
 
 app = typer.Typer(help="Train a drafter on text that its target wrote; goes on after a kill.")

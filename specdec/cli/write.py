@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..drafters import BEST, check_drafter_name
-from ..embedded import DEFAULT_MODEL
-from ..json_files import is_text
+from ..host.json_files import is_text
 from ..limits import MAX_NODES
-from ..reading import chat_ids, check_chat_template, text_ids
+from ..model.embedded import DEFAULT_MODEL
+from ..model.tokenizing import chat_ids, check_chat_template, text_ids
 from .options import (
     DeviceOption,
     DrafterOption,
@@ -34,9 +34,9 @@ from .terminal import console
 
 if TYPE_CHECKING:
     from ..metrics import Metrics
+    from ..model.target import Target
     from ..sampling import Picker
     from ..session import Session
-    from ..target import Target
 
 DRAFTED, OWN = "green", "default"
 END = "/exit"
@@ -201,9 +201,9 @@ def _show(
     session: Session, ids: list[int], max_new_tokens: int, picker: Picker
 ) -> tuple[list[int], Metrics]:
     """Stream an answer to the terminal."""
+    from ..huggingface.streaming import Detokenizer
     from ..metrics import Metrics
     from ..session import end_tokens
-    from ..streaming import Detokenizer
 
     metrics = Metrics()
     tokens: list[int] = []

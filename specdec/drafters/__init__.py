@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazily
+from ..host.lazy import lazily
 
 if TYPE_CHECKING:
     from .lookup import LookupConfig, LookupDrafter

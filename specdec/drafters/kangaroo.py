@@ -17,11 +17,11 @@ from torch import Tensor
 
 from specdec_kernels import EarlyExitAdapter
 
-from ..cache import TreeCache
-from ..late_flag import flag_on
-from ..packed_linear import pack_linears
+from ..device_flag import flag_on
+from ..model.cache import TreeCache
+from ..model.cpu_linear import pack_linears
+from ..model.target import Shallow, Tap, Target
 from ..state import State
-from ..target import Shallow, Tap, Target
 from .protocol import Budget, Drafter, Proposals
 from .redrafter import check_draft_vocabulary
 

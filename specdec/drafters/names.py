@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..embedded import DEFAULT_MODEL
+from ..model.embedded import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from ..target import Target
+    from ..model.target import Target
     from .protocol import Drafter
 
 

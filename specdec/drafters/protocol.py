@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..model.target import Shallow, Tap
 from ..state import State
-from ..target import Shallow, Tap
 from ..tree import Accepted, TokenTree
 
 

@@ -30,10 +30,10 @@ from specdec_kernels import (
 )
 from specdec_kernels.dispatch import chooses_kernel
 
-from ..model_state import check_plain
-from ..packed_linear import pack_linears
+from ..model.cpu_linear import pack_linears
+from ..model.model_state import check_plain
+from ..model.target import Target
 from ..state import State
-from ..target import Target
 from .coupling import CANDIDATES, coupled
 from .protocol import Budget, Drafter, Proposals
 

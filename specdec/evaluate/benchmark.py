@@ -13,8 +13,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..metrics import CTAR_WIDTHS, Metrics
-from ..reading import chat_ids, check_chat_template
-from ..target import Target
+from ..model.target import Target
+from ..model.tokenizing import chat_ids, check_chat_template
 from .method_names import PLAIN, TRANSFORMERS
 from .methods import Runner
 from .questions import Question

@@ -11,8 +11,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..drafters import Drafter, load_drafter
 from ..metrics import Metrics
+from ..model.target import Target
 from ..session import Session
-from ..target import Target
 from .method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP
 
 # What the library's documentation suggests for prompt lookup.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..json_files import is_text, read_json_lines, shown, texts_of
+from ..host.json_files import is_text, read_json_lines, shown, texts_of
 
 
 @dataclass(frozen=True, slots=True)

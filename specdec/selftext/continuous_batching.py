@@ -16,10 +16,10 @@ from torch import Tensor
 
 from specdec_kernels import pick_tokens
 
-from ..loading import follow_changes
-from ..memory import Needs, enough_memory, gigabytes
+from ..load import follow_changes
+from ..model.memory import Needs, enough_memory, gigabytes
+from ..model.target import Target
 from ..sampling import most_likely
-from ..target import Target
 from .loops import LoopWatch
 from .row_cache import ZONE, RowCache, RowsPass
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ..json_files import is_text, read_json_lines, shown, texts_of
-from ..reading import text_ids
+from ..host.json_files import is_text, read_json_lines, shown, texts_of
+from ..model.tokenizing import text_ids
 from .record import Conversation, Record
 from .store import Store, StoredConversations, is_store
 
 if TYPE_CHECKING:
-    from ..target import Target
+    from ..model.target import Target
 
 # What files of earlier versions say of an answer, and its temperature.
 MODES = {"greedy": 0.0, "sampled": 0.8}

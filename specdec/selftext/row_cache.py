@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..cache import AttendingCache
+from ..model.cache import AttendingCache
 
 # Columns of a block: products of 64 take longer per column, 256 read more that nobody needs.
 BLOCK = 128

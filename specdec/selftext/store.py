@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..reasons import reason
+from ..host.reasons import reason
 from .record import Conversation, Record
 
 MAGIC = b"SQLite format 3\x00"

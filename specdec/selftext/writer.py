@@ -11,9 +11,9 @@ import random
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import count
 
-from ..reading import text_ids
+from ..model.target import Target
+from ..model.tokenizing import text_ids
 from ..session import end_tokens
-from ..target import Target
 from .continuous_batching import ContinuousBatch, Request, Script, Written
 from .openers import CATEGORIES, FOLLOW_UPS, PASSAGE, PASSAGES, Opener
 from .record import Record

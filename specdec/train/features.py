@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.target_facts import fingerprint
-from ..json_files import read_json
-from ..locks import lock_of
+from ..host.json_files import read_json
+from ..host.locks import lock_of
+from ..host.whole_file import appended_file, whole_file
+from ..model.target import Target
 from ..selftext.record import Conversation
-from ..target import Target
-from ..whole_file import appended_file, whole_file
 
 TOP = 16
 BATCH_TOKENS = 4096

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from specdec_kernels import EarlyExitAdapter
 
-from ..target import Target
+from ..model.target import Target
 from .features import Features
 from .loss import chunked_cross_entropy
 

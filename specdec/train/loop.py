@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.tensors import read_pickle, write_pickle
-from ..whole_file import whole_file
+from ..host.whole_file import whole_file
 
 STATE, LOG = "state.pt", "log.jsonl"
 SAVE_EVERY_SECONDS = 60

@@ -14,7 +14,7 @@ from torch import Tensor
 from specdec_kernels import LMHeadTopK
 
 from ..drafters.redrafter import ReDrafterModel
-from ..target import Target
+from ..model.target import Target
 from .features import Features
 from .loss import chunked_cross_entropy
 

@@ -19,9 +19,9 @@ from specdec_kernels import EarlyExitAdapter
 from ..checkpoints import TargetFacts, save_drafter
 from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
 from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
+from ..host.whole_file import whole_file
+from ..model.target import Target
 from ..selftext.conversation import Joined, check_conversations, read_conversations
-from ..target import Target
-from ..whole_file import whole_file
 from .features import Features, collect_features
 from .kangaroo import KangarooTask
 from .loop import Schedule, train

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..drafters.protocol import Drafter
 from ..limits import MAX_NODES
 from ..metrics import CTAR_WIDTHS, Metrics
+from ..model.target import Target
 from ..session import Session, end_tokens
-from ..target import Target
 
 NEW_TOKENS = 64
 

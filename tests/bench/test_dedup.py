@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
 
 BENCH = Path(__file__).parents[2] / "bench"

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specdec import cli
-from specdec.loading import load_target
+from specdec.load import load_target
 from tiny import tiny_model
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from checkpoint_parts import APPLE
-from specdec import models
+from specdec.model import sources as models
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 
@@ -61,7 +61,7 @@ def named(line, option):
 @pytest.fixture
 def no_model(monkeypatch):
     """Nothing is loaded for what is wrong anyway."""
-    monkeypatch.setattr("specdec.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("specdec.load.load_model", lambda *_, **__: pytest.fail("loaded"))
 
 
 @pytest.mark.usefixtures("no_model")

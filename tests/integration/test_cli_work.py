@@ -12,7 +12,7 @@ import pytest
 
 from specdec import cli, progress
 from specdec.cli import compare
-from specdec.whole_file import whole_file
+from specdec.host.whole_file import whole_file
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 ROOT = Path(__file__).parents[2]

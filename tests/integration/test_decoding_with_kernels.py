@@ -12,8 +12,8 @@ from every_drafter import (
     projected_redrafter,
     redrafter,
 )  # fmt: skip
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from specdec_kernels import dispatch
 from specdec_kernels.testing.calls import counted_calls
 from tiny import random_prompt, tiny_model

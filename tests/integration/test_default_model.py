@@ -11,7 +11,7 @@ from scripted import ScriptedDrafter
 from specdec.drafters import LookupDrafter, MixedDrafter
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import TIE_RATE, judge
-from specdec.models import load_model
+from specdec.model.sources import load_model
 from specdec.session import Session, end_tokens
 
 DATA = Path(__file__).parents[1] / "data"

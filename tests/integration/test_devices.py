@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from every_drafter import DRAFTERS
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from tiny import library_greedy, random_prompt, tiny_model
 
 NEW = 12

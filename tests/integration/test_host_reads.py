@@ -11,9 +11,9 @@ from every_drafter import DRAFTERS, lookup
 from specdec import session
 from specdec.drafters import NoDrafter
 from specdec.metrics import Stopwatch
+from specdec.model.target import Target
 from specdec.sampling import Walk
 from specdec.session import Session
-from specdec.target import Target
 from specdec_kernels.gpu import KNOWN
 from specdec_kernels.testing.absent_gpu import CUDA, absent_gpu
 from specdec_kernels.testing.calls import counted_calls

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from every_drafter import DRAFTERS, plain
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from specdec_kernels.testing.absent_gpu import MPS, absent_gpu, is_composite
 from tiny import random_prompt, tiny_model
 

@@ -9,8 +9,8 @@ from sampling_equality import DRAFTERS, SETTINGS, compare, shortest_prompts
 from transformers import TextIteratorStreamer, pipeline
 
 import specdec
-from specdec.cache import CACHE_NAME
-from specdec.loading import load_target
+from specdec.load import load_target
+from specdec.model.cache import CACHE_NAME
 
 pytestmark = pytest.mark.model
 

@@ -12,7 +12,7 @@ from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import judge
-from specdec.models import load_model
+from specdec.model.sources import load_model
 from specdec.selftext.conversation import read_records
 from specdec.selftext.overlap import WORDS, Overlap
 from specdec.selftext.template import Template

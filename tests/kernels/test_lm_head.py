@@ -96,7 +96,7 @@ def test_ids_of_a_draft_vocabulary_are_the_targets():
 
 @pytest.mark.parametrize("family", ["llama", "granite", "gemma2"])
 def test_a_targets_draft_head_gives_the_models_own_logits(family):
-    from specdec.target import Target
+    from specdec.model.target import Target
 
     target = Target(tiny_model(family))
     hidden = torch.randn(5, 48, dtype=torch.float64)

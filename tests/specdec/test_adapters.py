@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 import every_drafter
 import specdec
-from specdec.loading import load_target
+from specdec.load import load_target
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 

@@ -13,7 +13,7 @@ import every_drafter
 from families import DRAFTERS, REFUSED, WORKING, check_works, judge, tiny_of
 from specdec import Session, load_target
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
-from specdec.target import Target
+from specdec.model.target import Target
 from tiny import POSITIONS, VOCABULARY, library_greedy, random_prompt
 
 THRESHOLD = 32

@@ -14,8 +14,8 @@ from specdec.evaluate.replay import SAME, Verdict, judge
 from specdec.evaluate.report import benchmark_tables, metrics_table
 from specdec.evaluate.runs import Efficiency, Run, decode_speed, decode_speedup, efficiency
 from specdec.metrics import Metrics
+from specdec.model.target import Target
 from specdec.state import Emitted
-from specdec.target import Target
 from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
 
 METHODS = ["transformers", "transformers-lookup", "lookup"]

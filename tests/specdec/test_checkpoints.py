@@ -24,10 +24,10 @@ from specdec.checkpoints import (
     save_checkpoint,
     save_drafter,
 )
-from specdec.models import load_model
-from specdec.packed_linear import pack_linears
+from specdec.model.cpu_linear import pack_linears
+from specdec.model.sources import load_model
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from tiny import FAMILIES, library_greedy, random_prompt, tiny_model
 
 # Fingerprints

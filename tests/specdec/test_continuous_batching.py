@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from families import WORKING, tiny_of
+from specdec.model.target import Target
 from specdec.selftext import continuous_batching, row_cache
 from specdec.selftext.continuous_batching import ContinuousBatch, Request
 from specdec.selftext.loops import LoopWatch, loop_end
-from specdec.target import Target
 from tiny import (
     FAMILIES,
     POSITIONS,

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import specdec
-from specdec.cache import CACHE_NAME
-from specdec.loading import load_target
-from specdec.packed_linear import PackedLinear
+from specdec.load import load_target
+from specdec.model.cache import CACHE_NAME
+from specdec.model.cpu_linear import PackedLinear
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 

@@ -5,8 +5,8 @@ import torch
 
 from scripted import ScriptedDrafter
 from specdec.drafters import LookupConfig, LookupDrafter, MixedDrafter, NoDrafter
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from tiny import FAMILIES, POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 NEW = 24

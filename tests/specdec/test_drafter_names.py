@@ -24,9 +24,9 @@ from specdec.checkpoints import (
 )
 from specdec.drafters import LookupDrafter, MixedDrafter, check_drafter_name, load_drafter, names
 from specdec.drafters.redrafter import ReDrafter
-from specdec.embedded import DEFAULT_MODEL
 from specdec.evaluate.method_names import check_methods
 from specdec.evaluate.methods import Runner
+from specdec.model.embedded import DEFAULT_MODEL
 from tiny import VOCABULARY, random_prompt
 
 # Names

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from specdec.full_precision import FLAGS, _flags, _set, full_precision_sums
+from specdec.model.full_precision import FLAGS, _flags, _set, full_precision_sums
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 SETTINGS = [True, False, (False, False)]

@@ -22,7 +22,7 @@ import specdec
 from every_drafter import redrafter
 from scripted import ScriptedDrafter
 from specdec.drafters import LookupDrafter
-from specdec.target import Target
+from specdec.model.target import Target
 from tiny import VOCABULARY, random_prompt, tiny_model
 
 NEVER = [VOCABULARY + 1]

@@ -9,10 +9,10 @@ import torch
 from transformers import BatchEncoding, DynamicCache, GenerationConfig
 
 import specdec
-from specdec.cache import CACHE_NAME, CACHE_NAMES, TreeCache
 from specdec.drafters import LookupDrafter
+from specdec.model.cache import CACHE_NAME, CACHE_NAMES, TreeCache
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from tiny import POSITIONS, VOCABULARY, letters, library_greedy, random_prompt, tiny_model
 
 NEVER = [VOCABULARY + 1]

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 import specdec
-from specdec.target import Target
+from specdec.model.target import Target
 from tiny import VOCABULARY, letters, random_prompt, tiny_model
 
 TABLE = (Path(__file__).parents[2] / "docs/generate.md").read_text().split("<!-- settings -->")[1]

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from families import tiny_of
-from specdec.certificate import certify, own_logits
-from specdec.independence import certify_independence
-from specdec.loading import load_target
-from specdec.target import Target
+from specdec.load import load_target
+from specdec.model.certificate import certify, own_logits
+from specdec.model.independence import certify_independence
+from specdec.model.target import Target
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 REASON = "what a layer makes of a token not to depend on others in the pass"

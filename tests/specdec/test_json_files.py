@@ -6,7 +6,7 @@ import json
 import pytest
 
 from specdec.evaluate.questions import read_questions
-from specdec.json_files import read_json
+from specdec.host.json_files import read_json
 from specdec.selftext.conversation import read_conversations, read_turns
 
 QUESTION = {"question_id": 1, "category": "a", "turns": ["x"]}

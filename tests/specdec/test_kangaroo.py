@@ -11,11 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.drafters import MixedDrafter, NoDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
-from specdec.loading import load_target
-from specdec.packed_linear import PackedLinear, can_pack
+from specdec.load import load_target
+from specdec.model.cpu_linear import PackedLinear, can_pack
+from specdec.model.target import Target
 from specdec.sampling import Greedy
 from specdec.session import Session
-from specdec.target import Target
 from tiny import FAMILIES, SHAPE, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 GOLDEN = Path(__file__).parents[1] / "data" / "kangaroo"
@@ -267,7 +267,7 @@ def test_the_head_runs_once_per_drafted_token_and_once_to_verify():
 
 def test_a_conversation_drafts_as_if_it_had_been_read_at_once(monkeypatch):
     model, drafter = agreeing(deep=0.25)
-    monkeypatch.setattr("specdec.target.PREFILL_CHUNK", 8)
+    monkeypatch.setattr("specdec.model.target.PREFILL_CHUNK", 8)
     drafter = kangaroo(drafter.target, exit_layer=2, eta=0.2)
     recorder = Recorder(drafter, monkeypatch)
     session = Session(drafter.target, drafter)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
-from specdec.target import Target
+from specdec.model.target import Target
 from tiny import tiny_model
 
 

@@ -6,11 +6,11 @@ import torch
 import specdec
 from scripted import ScriptedDrafter
 from specdec import sampling
+from specdec.device_flag import LateFlag, WaitedFlag, flag_on
 from specdec.drafters import kangaroo as module
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
-from specdec.late_flag import LateFlag, WaitedFlag, flag_on
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from tiny import VOCABULARY, random_prompt, tiny_model
 
 GAMMA = 3

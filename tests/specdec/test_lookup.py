@@ -4,8 +4,8 @@ import torch
 from specdec.drafters import Budget, LookupConfig, LookupDrafter, load_drafter
 from specdec.drafters.lookup import FOLLOWS, matches
 from specdec.drafters.mixed import MixedDrafter
+from specdec.model.target import Target
 from specdec.state import State
-from specdec.target import Target
 from tiny import tiny_model
 
 

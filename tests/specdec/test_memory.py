@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specdec.cli import main
-from specdec.loading import load_target
-from specdec.memory import Needs, enough_memory
-from specdec.models import load_model
-from specdec.packed_linear import PackedLinear
+from specdec.load import load_target
+from specdec.model.cpu_linear import PackedLinear
+from specdec.model.memory import Needs, enough_memory
+from specdec.model.sources import load_model
 from specdec.session import Session
 from tiny import CONFIGS, letters, random_prompt, tiny_model
 
@@ -75,8 +75,8 @@ def test_a_cache_that_does_not_fit_says_what_for(monkeypatch):
 
 
 def test_packed_copies_that_do_not_fit_say_so(monkeypatch):
-    monkeypatch.setattr("specdec.packed_linear.SharedProduct.pack", fails)
-    monkeypatch.setattr("specdec.packed_linear.can_pack", lambda dtype: True)
+    monkeypatch.setattr("specdec.model.cpu_linear.SharedProduct.pack", fails)
+    monkeypatch.setattr("specdec.model.cpu_linear.can_pack", lambda dtype: True)
     model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
     with pytest.raises(MemoryError, match="for packed copies .* pack=False") as caught:
         load_target(model, pack=True)
@@ -87,7 +87,7 @@ def test_weights_that_do_not_fit_say_how_many_there_are(monkeypatch, tmp_path):
     model = tiny_model("llama", dtype=torch.float32)
     model.save_pretrained(tmp_path)
     letters().save_pretrained(tmp_path)
-    monkeypatch.setattr("specdec.models.AutoModelForCausalLM.from_pretrained", fails)
+    monkeypatch.setattr("specdec.model.sources.AutoModelForCausalLM.from_pretrained", fails)
     needed = "expected 0.00 GB for weights in torch.float32 on cpu, got less; load a smaller model"
     with pytest.raises(MemoryError, match=needed):
         load_model(str(tmp_path))
@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_say_how_many_there_are(monkeypatch, tmp_path):
 def test_the_command_line_says_so_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["specdec", "info"])
     monkeypatch.setattr(
-        "specdec.models.load_outline", enough_memory(lambda: "3 GB", "buy some")(fails)
+        "specdec.model.sources.load_outline", enough_memory(lambda: "3 GB", "buy some")(fails)
     )
     with pytest.raises(SystemExit) as ended:
         main()

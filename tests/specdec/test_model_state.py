@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import specdec
-from specdec.cache import CACHE_NAME
 from specdec.drafters import LookupDrafter
-from specdec.loading import load_target
-from specdec.packed_linear import PackedLinear
+from specdec.load import load_target
+from specdec.model.cache import CACHE_NAME
+from specdec.model.cpu_linear import PackedLinear
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 
@@ -157,7 +157,7 @@ def test_exact_is_shown_again_with_other_threads(monkeypatch):
         raise ValueError("exact: no more")
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr("specdec.loading.certify_exact", refuse)
+    monkeypatch.setattr("specdec.load.certify_exact", refuse)
     try:
         torch.set_num_threads(threads + 1)
         for _ in range(2):

@@ -16,8 +16,8 @@ from tokenizers.models import WordLevel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from specdec import models
-from specdec.embedded import Embedded
+from specdec.model import sources as models
+from specdec.model.embedded import Embedded
 from tiny import tiny_model
 
 

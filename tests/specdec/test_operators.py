@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import every_drafter
-from specdec.loading import load_target
+from specdec.load import load_target
 from specdec.session import Session
 from tiny import random_prompt, tiny_model
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import every_drafter
-from specdec.loading import load_target
-from specdec.packed_linear import PackedLinear, can_pack, pack_linears
+from specdec.load import load_target
+from specdec.model.cpu_linear import PackedLinear, can_pack, pack_linears
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 
@@ -123,7 +123,7 @@ def test_machines_without_the_operators_are_told_apart(monkeypatch):
     def missing(weight):
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("specdec.packed_linear._pack", missing)
+    monkeypatch.setattr("specdec.model.cpu_linear._pack", missing)
     assert not can_pack(torch.float32)
     assert pack_linears(nn.Sequential(nn.Linear(4, 4))) == 0
 

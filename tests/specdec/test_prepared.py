@@ -10,8 +10,8 @@ from transformers import DynamicCache
 
 import specdec
 from families import VISION_LANGUAGE, WORKING, check_works, judge, tiny_vision_of
-from specdec.request import check_request
-from specdec.target import Target
+from specdec.huggingface.request import check_request
+from specdec.model.target import Target
 from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
 
 NEVER = [VOCABULARY + 1]

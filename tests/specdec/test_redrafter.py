@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from specdec.cache import Rows
 from specdec.checkpoints import import_drafter, load_drafter_checkpoint
 from specdec.drafters import LookupDrafter, MixedDrafter
 from specdec.drafters.protocol import Budget
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel, trace_back
+from specdec.model.cache import Rows
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from specdec.tree import TokenTree
 from specdec_kernels import ancestor_matrix, dispatch, pack_beams
 from tiny import FAMILIES, VOCABULARY, library_greedy, random_prompt, tiny_model

@@ -3,7 +3,7 @@
 import pytest
 
 import specdec
-from specdec import releases
+from specdec.model import releases
 from tiny import tiny_model
 
 

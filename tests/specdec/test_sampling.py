@@ -10,9 +10,9 @@ import specdec
 from every_drafter import DRAFTERS, lookup, mixed, plain
 from scripted import ScriptedDrafter
 from specdec.drafters import Drafter, Proposals
+from specdec.model.target import Target
 from specdec.sampling import Sampling, Walk
 from specdec.session import Session
-from specdec.target import Target
 from tiny import SHAPE, VOCABULARY, random_prompt, tiny_model
 
 NEVER = [VOCABULARY + 1]

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from specdec.model.target import Target
 from specdec.selftext import supply, writer
 from specdec.selftext.continuous_batching import Written
 from specdec.selftext.duplicates import Duplicates
@@ -17,7 +18,6 @@ from specdec.selftext.store import Store
 from specdec.selftext.supply import Sieve, merge, write_self_text
 from specdec.selftext.template import Template
 from specdec.selftext.writer import SelfWriter
-from specdec.target import Target
 from tiny import letters, library_greedy, tiny_model
 
 FACTS = {"vocab_size": 61}

@@ -3,8 +3,8 @@ import torch
 
 import specdec
 from specdec.metrics import Metrics
+from specdec.model.target import Target
 from specdec.session import Session
-from specdec.target import Target
 from tiny import POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 
@@ -129,7 +129,7 @@ def test_an_interrupted_prefill_leaves_nothing_wrong_behind(monkeypatch):
     first = random_prompt(30, 8)
     text = first + session.generate([first], max_new_tokens=4).tokens[0]
     held = session.cache
-    monkeypatch.setattr("specdec.target.PREFILL_CHUNK", 8)
+    monkeypatch.setattr("specdec.model.target.PREFILL_CHUNK", 8)
     passes, run = [], target.run_layers
 
     def interrupted(*arguments):

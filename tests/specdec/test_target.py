@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from specdec.attention import ATTENTION
-from specdec.cache import Rows
-from specdec.certificate import certify, certify_exact, own_logits
 from specdec.decode import accept
-from specdec.loading import load_target
-from specdec.target import Target
+from specdec.load import load_target
+from specdec.model.attention import ATTENTION
+from specdec.model.cache import Rows
+from specdec.model.certificate import certify, certify_exact, own_logits
+from specdec.model.target import Target
 from specdec.tree import TokenTree
 from specdec_kernels import pack_tree
 from tiny import FAMILIES, POSITIONS, VOCABULARY, random_prompt, tiny_model
@@ -126,7 +126,7 @@ def test_prefill_in_chunks_equals_prefill_at_once(monkeypatch):
     target = Target(tiny_model("mistral"))
     prompts = [random_prompt(length, seed=length) for length in (5, 40, 17)]
     whole, cache = prefilled(target, prompts, 1)
-    monkeypatch.setattr("specdec.target.PREFILL_CHUNK", 8)
+    monkeypatch.setattr("specdec.model.target.PREFILL_CHUNK", 8)
     chunked, chunked_cache = prefilled(target, prompts, 1)
     torch.testing.assert_close(chunked.logits, whole.logits, rtol=1e-9, atol=1e-9)
     assert chunked_cache.host_lengths == cache.host_lengths == [5, 40, 17]

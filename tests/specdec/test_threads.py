@@ -12,10 +12,10 @@ from transformers.generation.streamers import BaseStreamer
 
 import every_drafter
 import specdec
-from specdec.attention import ATTENTION
-from specdec.certificate import own_logits
 from specdec.drafters import NoDrafter
-from specdec.loading import load_target
+from specdec.load import load_target
+from specdec.model.attention import ATTENTION
+from specdec.model.certificate import own_logits
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 

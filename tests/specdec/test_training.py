@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specdec.cache import Rows
 from specdec.checkpoints import load_drafter_checkpoint
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafterConfig, ReDrafterModel
+from specdec.model.cache import Rows
+from specdec.model.target import Target
 from specdec.selftext.conversation import check_conversations, read_conversations, read_turns
 from specdec.selftext.record import Conversation
-from specdec.target import Target
 from specdec.train import features as features_module
 from specdec.train import loop
 from specdec.train.features import Features, collect_features

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec.whole_file import (
+from specdec.host.whole_file import (
     appended_file,
     check_file,
     check_folder,
@@ -120,7 +120,7 @@ def test_a_full_disk_is_found_before(tmp_path, monkeypatch):
     def full(**_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("specdec.whole_file.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("specdec.host.whole_file.tempfile.TemporaryFile", full)
     for check in (check_file, check_folder, check_new_folder):
         with pytest.raises(ValueError, match=r"No space left on device\)$"):
             check(tmp_path / "x", "out")

@@ -12,8 +12,8 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, Stoppi
 from transformers.generation import stopping_criteria as sc
 from transformers.generation.configuration_utils import GenerationMode
 
-from .cache import CACHE_NAME, CACHE_NAMES, TreeCache
-from .target import Target
+from ..model.cache import CACHE_NAME, CACHE_NAMES, TreeCache
+from ..model.target import Target
 
 # Settings that change more than the text, or the prompt, or how an assistant ends.
 REFUSED = (

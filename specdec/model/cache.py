@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from specdec_kernels import commit_kv
 from specdec_kernels.dispatch import Impl, chooses_kernel
 
-from .tree import Accepted
+from ..tree import Accepted
 from .tree_pass import Shared, TreePass
 
 # The library's names for a cache; releases before 5.24 have the second alone.

@@ -29,11 +29,11 @@ import transformers
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ..host.progress import Show, progress
+from ..host.quiet import quiet
+from ..host.reasons import foreign, reason
 from .embedded import DEFAULT_MODEL, EMBEDDED, SAMPLE
 from .memory import Needs, enough_memory, gigabytes
-from .progress import Show, progress
-from .quiet import quiet
-from .reasons import foreign, reason
 
 MANIFEST = "manifest.json"
 MAIN = "main"

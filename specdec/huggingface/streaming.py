@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from .sampling import Recorded
-from .state import Emitted
+from ..sampling import Recorded
+from ..state import Emitted
 
 
 class Columns:

@@ -24,10 +24,14 @@ from transformers.generation import stopping_criteria as sc
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .cache import CACHE_NAME
-from .drafters import Drafter, load_drafter
-from .loading import load_target
-from .processors import fused_settings, processors_of_rows
+from ..drafters import Drafter, load_drafter
+from ..load import load_target
+from ..model.cache import CACHE_NAME
+from ..model.target import Target
+from ..processors import fused_settings, processors_of_rows
+from ..sampling import Greedy, Picker, Recorded, Walk, new_sampling, sampler
+from ..session import Session, check_texts
+from ..state import Stops
 from .request import (
     check_inputs,
     check_options,
@@ -37,11 +41,7 @@ from .request import (
     take_ids,
     take_stop_strings,
 )
-from .sampling import Greedy, Picker, Recorded, Walk, new_sampling, sampler
-from .session import Session, check_texts
-from .state import Stops
 from .streaming import Columns
-from .target import Target
 
 
 def generate(

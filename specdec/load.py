@@ -7,16 +7,16 @@ import os
 import torch
 from transformers import PreTrainedModel
 
-from .certificate import certify, certify_exact, own_logits
-from .embedded import DEFAULT_MODEL
-from .independence import certify_independence, refuse_known
-from .locks import lock_of
-from .memory import Needs, enough_memory, gigabytes
-from .model_state import ModelState, check_mode
-from .models import load_model
-from .packed_linear import repack
-from .releases import warn_of_newer_release
-from .target import Target
+from .host.locks import lock_of
+from .model.certificate import certify, certify_exact, own_logits
+from .model.cpu_linear import repack
+from .model.embedded import DEFAULT_MODEL
+from .model.independence import certify_independence, refuse_known
+from .model.memory import Needs, enough_memory, gigabytes
+from .model.model_state import ModelState, check_mode
+from .model.releases import warn_of_newer_release
+from .model.sources import load_model
+from .model.target import Target
 
 
 def load_target(

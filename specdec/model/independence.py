@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from specdec_kernels import ancestor_matrix, pack_bits
 
+from ..tree import TokenTree
 from .cache import Rows, TreeCache
 from .target import Target
-from .tree import TokenTree
 
 # Tokens whose results are compared; then others that are there beside them. Numbers below are places in this list.
 TRIED, OTHERS = range(3), range(3, 19)

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from specdec_kernels import pack_tree
 
+from ..host.locks import lock_of
+from ..tree import TokenTree
 from .cache import Rows
-from .decoder_parts import LAYER_TYPES
-from .locks import lock_of
+from .parts import LAYER_TYPES
 from .target import Target
-from .tree import TokenTree
 
 # Relative distance of logits that rounding explains; a missing scale, window or mask is far above.
 TOLERANCE = {

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 from specdec_kernels import LMHeadTopK
 from specdec_kernels.dispatch import Impl
 
+from ..host.locks import lock_of
+from ..tree import TokenTree
 from .attention import ATTENTION
 from .cache import CACHE_NAME, CACHE_NAMES, Rows, TreeCache
-from .decoder_parts import find_parts, position_limit
+from .cpu_linear import PackedLinear, pack_linears
 from .full_precision import full_precision_sums
-from .locks import lock_of
 from .model_state import ModelState, check_mode, check_placement, check_plain
-from .packed_linear import PackedLinear, pack_linears
-from .tree import TokenTree
+from .parts import find_parts, position_limit
 
 PREFILL_CHUNK = 256
 

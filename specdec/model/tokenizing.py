@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .reasons import foreign
+from ..host.reasons import foreign
 
 
 @contextmanager
 def _tokenizing() -> Iterator[None]:
-    from .quiet import quiet  # arguments are checked before transformers is there
+    from ..host.quiet import quiet  # arguments are checked before transformers is there
 
     # What is too long for the model is an error of ours.
     with foreign("model: expected a tokenizer that can read this, got another"), quiet():

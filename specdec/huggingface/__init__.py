@@ -1,0 +1,1 @@
+"""Decoding inside the library's own `generate`."""
