@@ -31,7 +31,8 @@ from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.metrics import Stopwatch
 from specdec.model.target import Target
-from specdec.sampling import Picker, Walk, new_sampling, sampler
+from specdec.pickers import Picker, Walk, sampler
+from specdec.sampling import new_sampling
 from specdec.session import Session
 from specdec_kernels.gpu import KNOWN
 from specdec_kernels.testing.absent_gpu import CUDA, absent_gpu

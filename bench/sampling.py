@@ -27,7 +27,8 @@ from specdec.evaluate.benchmark import chat_prompts, describe_machine
 from specdec.evaluate.questions import read_questions
 from specdec.metrics import Metrics
 from specdec.model.target import Target
-from specdec.sampling import Greedy, Picker, Sampling, sampler
+from specdec.pickers import Greedy, Picker, sampler
+from specdec.sampling import Sampling
 from specdec.session import end_tokens
 
 QUESTIONS = Path(__file__).parents[1] / "tests/data/questions.jsonl"

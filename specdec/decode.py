@@ -13,7 +13,7 @@ from specdec_kernels.pack_tree import MOST_PROPOSALS
 from .drafters.protocol import Budget, Drafter, Proposals
 from .metrics import Stopwatch
 from .model.target import Target, Verified
-from .sampling import Picker
+from .pickers import Picker
 from .state import Emitted, State
 from .tree import Accepted, TokenTree
 

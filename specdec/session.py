@@ -21,7 +21,7 @@ from .metrics import Metrics, Stopwatch
 from .model.cache import Rows, TreeCache
 from .model.memory import Needs, enough_memory, gigabytes
 from .model.target import Target
-from .sampling import Greedy, Picker
+from .pickers import Greedy, Picker
 from .state import Emitted, State, Stops
 
 # On a CPU each node of a pass costs time (docs/benchmarks.md), and several rows already share the weights' way through memory. Of 8 to

@@ -17,7 +17,8 @@ from transformers import (
 
 import every_drafter
 from specdec import Session, load_target
-from specdec.sampling import Sampling, Walk
+from specdec.pickers import Walk
+from specdec.sampling import Sampling
 from tiny import POSITIONS, SEED, VOCABULARY, library_greedy, library_sampled, random_prompt
 
 WINDOW = 7

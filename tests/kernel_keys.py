@@ -19,7 +19,8 @@ from specdec.drafters.coupling import CANDIDATES
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.model.target import Target
-from specdec.sampling import Walk, new_sampling, sampler
+from specdec.pickers import Walk, sampler
+from specdec.sampling import new_sampling
 from specdec.session import Session
 from specdec_kernels import (
     DraftStepWeights,

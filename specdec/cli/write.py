@@ -35,7 +35,7 @@ from .terminal import console
 if TYPE_CHECKING:
     from ..metrics import Metrics
     from ..model.target import Target
-    from ..sampling import Picker
+    from ..pickers import Picker
     from ..session import Session
 
 DRAFTED, OWN = "green", "default"
@@ -189,7 +189,8 @@ def _said(text: str) -> str:
 
 
 def _picker(target: Target, temperature: float, top_p: float, seed: int | None) -> Picker:
-    from ..sampling import Greedy, new_sampling, sampler
+    from ..pickers import Greedy, sampler
+    from ..sampling import new_sampling
 
     if temperature == 0:
         return Greedy()

@@ -28,8 +28,9 @@ from ..drafters import Drafter, load_drafter
 from ..load import load_target
 from ..model.cache import CACHE_NAME
 from ..model.target import Target
+from ..pickers import Greedy, Picker, Recorded, Walk, sampler
 from ..processors import fused_settings, processors_of_rows
-from ..sampling import Greedy, Picker, Recorded, Walk, new_sampling, sampler
+from ..sampling import new_sampling
 from ..session import Session, check_texts
 from ..state import Stops
 from .request import (

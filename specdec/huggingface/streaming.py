@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from ..sampling import Recorded
+from ..pickers import Recorded
 from ..state import Emitted
 
 

@@ -12,7 +12,7 @@ from specdec import session
 from specdec.drafters import NoDrafter
 from specdec.metrics import Stopwatch
 from specdec.model.target import Target
-from specdec.sampling import Walk
+from specdec.pickers import Walk
 from specdec.session import Session
 from specdec_kernels.gpu import KNOWN
 from specdec_kernels.testing.absent_gpu import CUDA, absent_gpu

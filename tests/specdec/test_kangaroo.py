@@ -14,7 +14,7 @@ from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.load import load_target
 from specdec.model.cpu_linear import PackedLinear, can_pack
 from specdec.model.target import Target
-from specdec.sampling import Greedy
+from specdec.pickers import Greedy
 from specdec.session import Session
 from tiny import FAMILIES, SHAPE, VOCABULARY, library_greedy, random_prompt, tiny_model
 

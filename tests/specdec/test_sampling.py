@@ -11,7 +11,8 @@ from every_drafter import DRAFTERS, lookup, mixed, plain
 from scripted import ScriptedDrafter
 from specdec.drafters import Drafter, Proposals
 from specdec.model.target import Target
-from specdec.sampling import Sampling, Walk
+from specdec.pickers import Walk
+from specdec.sampling import Sampling
 from specdec.session import Session
 from tiny import SHAPE, VOCABULARY, random_prompt, tiny_model
 

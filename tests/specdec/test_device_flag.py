@@ -5,7 +5,7 @@ import torch
 
 import specdec
 from scripted import ScriptedDrafter
-from specdec import sampling
+from specdec import pickers
 from specdec.device_flag import LateFlag, WaitedFlag, flag_on
 from specdec.drafters import kangaroo as module
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
@@ -112,8 +112,8 @@ def test_a_walk_may_learn_late_that_it_has_ended(looks, monkeypatch):
     expected = specdec.generate(target, RAGGED, "none", **options)
     widest = max(map(len, RAGGED))
     texts = [ids + new[widest:] for ids, new in zip(RAGGED, expected.tolist(), strict=True)]
-    monkeypatch.setattr(sampling.Walk, "_watched", lambda *_: False)
-    monkeypatch.setattr(sampling, "flag_on", lambda device: FlagThatTakes(looks))
+    monkeypatch.setattr(pickers.Walk, "_watched", lambda *_: False)
+    monkeypatch.setattr(pickers, "flag_on", lambda device: FlagThatTakes(looks))
     drafter = ScriptedDrafter(texts, right=0.8, seed=2, most_proposals=20, vocabulary=VOCABULARY)
     found = specdec.generate(target, RAGGED, drafter, max_nodes=16, **options)
     assert torch.equal(found, expected)
