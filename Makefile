@@ -50,7 +50,7 @@ bench-decoding: .venv/installed-dev
 	$(BIN)/python bench/rounding.py --json bench/results/rounding_cpu_bfloat16.json
 	$(BIN)/python bench/sampling.py --json bench/results/sampling_cpu.json
 	$(BIN)/python bench/sampling_equality.py --json bench/results/sampling_equality.json
-	PYTHONPATH=tests $(BIN)/python bench/architectures.py --json bench/results/architectures.json
+	PYTHONPATH=tests/support $(BIN)/python bench/architectures.py --json bench/results/architectures.json
 	$(BIN)/python bench/report.py
 
 # What each launch reads and writes, counted without a GPU, in minutes; the tables of docs/proof.md.

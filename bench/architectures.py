@@ -1,6 +1,6 @@
 """Try every family of models that the tests list, and record which decode losslessly and why others are refused.
 
-    PYTHONPATH=tests python bench/architectures.py --json bench/results/architectures.json
+    PYTHONPATH=tests/support python bench/architectures.py --json bench/results/architectures.json
 
 The judgement is that of tests/specdec/test_architectures.py.
 """

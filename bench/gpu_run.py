@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
-PATHS = [str(ROOT / folder) for folder in (".", "kernels", "bench", "tests")]
+PATHS = [str(ROOT / folder) for folder in (".", "kernels", "bench", "tests/support")]
 # Exit codes: nothing more can run in this process, but in another; there is no GPU.
 BROKEN, NO_DEVICE = 70, 71
 TAIL = 2000

@@ -1,7 +1,7 @@
 """Record what the library prepares for a `custom_generate` function, beside the tokens of text, for the families in the tests.
 
-    PYTHONPATH=tests python bench/prepared.py                    # of the pinned release, whenever that changes
-    PYTHONPATH=tests:.compat/oldest python bench/prepared.py     # of the oldest
+    PYTHONPATH=tests/support python bench/prepared.py                    # of the pinned release, whenever that changes
+    PYTHONPATH=tests/support:.compat/oldest python bench/prepared.py     # of the oldest
 
 A caller's own argument is refused by name; these would look like one. tests/specdec/test_prepared.py holds the installed release and
 `specdec.method` to the record.

@@ -1,11 +1,17 @@
 import os
+import sys
 from collections import defaultdict
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Helpers and benchmarks are found by name, whatever other packages are called `tests` or `bench`.
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "bench")]
 
 # What failed once fails again, here and elsewhere, however slow the machine.
 settings.register_profile(

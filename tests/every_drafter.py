@@ -1,51 +1,12 @@
-"""Every way of drafting, with random weights, for tests of whole decodes on tiny models."""
+"""`tests/support/every_drafter.py`, for who knows it here: one module, wherever it is imported from."""
 
-import torch
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
-from specdec.drafters import LookupDrafter, MixedDrafter, NoDrafter
-from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
-from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
-from tiny import VOCABULARY
-
-
-def plain(target):
-    return NoDrafter()
-
-
-def lookup(target):
-    return LookupDrafter()
-
-
-def redrafter(target, **options):
-    torch.manual_seed(1)
-    width = target.config.hidden_size
-    config = ReDrafterConfig(width, exit_dim=2 * width, beam_width=3, draft_length=3, least=0, least_step=0) \
-        if not options else ReDrafterConfig(width, **options)  # fmt: skip
-    return ReDrafter(target, ReDrafterModel(config, VOCABULARY))
-
-
-def projected_redrafter(target):
-    width = target.config.hidden_size
-    return redrafter(
-        target, exit_dim=width + 16, tied_head=True, beam_width=4, draft_length=2, top_rule=10,
-        keep="final",
-    )  # fmt: skip
-
-
-def kangaroo(target, vocabulary=None):
-    torch.manual_seed(2)
-    config = KangarooConfig(
-        target.config.hidden_size, heads=4, kv_heads=2, head_dim=16, exit_layer=1, eta=0.02, gamma=3
-    )
-    return KangarooDrafter(target, config, config.new_adapter(), vocabulary)
-
-
-def lean_kangaroo(target):
-    return kangaroo(target, torch.arange(0, VOCABULARY, 3))
-
-
-def mixed(target):
-    return MixedDrafter([redrafter(target), LookupDrafter()])
-
-
-DRAFTERS = [plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed]
+support = Path(__file__).parent / "support"
+if str(support) not in sys.path:
+    sys.path.append(str(support))
+spec = spec_from_file_location(__name__, support / Path(__file__).name)
+sys.modules[__name__] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules[__name__])

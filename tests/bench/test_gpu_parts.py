@@ -295,7 +295,7 @@ def test_a_gpu_run_asks_for_no_package_that_is_not_there():
         "import gpu, gpu_correct, gpu_rounds, gpu_times, gpu_texts, gpu_tests, gpu_sweep, gpu_train, specdec.train.run"
     )
     root = BENCH.parent
-    paths = ":".join(str(root / folder) for folder in (".", "kernels", "bench", "tests"))
+    paths = ":".join(str(root / folder) for folder in (".", "kernels", "bench", "tests/support"))
     known = os.environ.get("PYTHONPATH", "")
     environment = {**os.environ, "PYTHONPATH": f"{paths}:{known}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)  # fmt: skip

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from specdec import cli, progress
+from specdec import cli
 from specdec.cli import compare
+from specdec.host import progress
 from specdec.host.whole_file import whole_file
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"

@@ -14,7 +14,7 @@ from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterMode
 from specdec.model.target import Target
 from tiny import tiny_model
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 APPLE, KANGAROO = DATA / "checkpoints" / "redrafter", DATA / "checkpoints" / "kangaroo"
 OWN_FILES = {"config.json", "model.safetensors"}
 
