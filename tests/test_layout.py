@@ -1,6 +1,8 @@
+import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,36 @@ def test_tests_run_beside_another_package_called_tests(tmp_path):
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+def imported(path, package):
+    """Name the modules that a file imports when it is imported, as far as they are of its own package."""
+    names = set()
+    statements = list(ast.parse(path.read_text()).body)
+    while statements:
+        statement = statements.pop()
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" not in ast.dump(statement.test):
+            statements += statement.body + statement.orelse
+        elif isinstance(statement, ast.Try):
+            statements += statement.body
+        elif isinstance(statement, ast.ImportFrom) and statement.level:
+            base = package[: len(package) - statement.level + 1]
+            module = [*base, *(statement.module or "").split(".")] if statement.module else base
+            names |= {".".join(module)} | {".".join([*module, a.name]) for a in statement.names}
+    return names
+
+
+@pytest.mark.parametrize("root", ["specdec", "kernels/specdec_kernels"])
+def test_no_two_files_import_each_other(root):
+    files = {}
+    for path in (ROOT / root).rglob("*.py"):
+        parts = path.relative_to((ROOT / root).parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {}
+    for name, path in files.items():
+        package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        graph[name] = {other for other in imported(path, package) if other in files} - {name}
+    # What a package gives out of its files is no circle of theirs.
+    for name, others in graph.items():
+        graph[name] = {o for o in others if not name.startswith(f"{o}.")}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(files) > 30
