@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 FLUSH_BYTES = 256 << 20
-MOST_REPEATS, LEAST_REPEATS = 50, 10
+MAX_REPEATS, MIN_REPEATS = 50, 10
 # A call's share of the time box; calls of milliseconds are repeated less often.
 MICROSECONDS = 100_000.0
 
@@ -63,7 +63,7 @@ class DeviceTimer:
         replay()
         once = self._samples(replay, 3)
         repeats = int(MICROSECONDS / max(1.0, min(once)))
-        repeats = max(LEAST_REPEATS, min(MOST_REPEATS, repeats))
+        repeats = max(MIN_REPEATS, min(MAX_REPEATS, repeats))
         return Times(self._samples(replay, repeats), captured)
 
     def _samples(self, call: Callable[[], Any], repeats: int) -> list[float]:

@@ -18,7 +18,7 @@ from gpu_model import pack
 
 ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
-MOST_PARTS = 3
+MAX_PARTS = 3
 TREE_LIMIT = 32_000_000
 SPARE = MIB // 2
 """For what a transfer adds to files."""
@@ -61,7 +61,7 @@ def split(content: bytes, name: str, most: int) -> list[bytes]:
         ValueError: if it would take more than three.
     """
     count = max(1, -(-len(content) // max(1, most - 1024)))
-    if count > MOST_PARTS:
+    if count > MAX_PARTS:
         raise ValueError(f"limit: expected room for a third of {len(content)} bytes, got {most}")
     size = -(-len(content) // count)
     whole = hashlib.sha256(content).hexdigest()

@@ -16,7 +16,7 @@ from gpu_run import ROOT, Row
 QUESTIONS = ROOT / "tests/data/questions.jsonl"
 LONGEST = 1024
 """Tokens of a conversation, its template included: what memory is counted for."""
-MOST_ROWS = 1024
+MAX_ROWS = 1024
 SEED = 0
 
 
@@ -33,7 +33,7 @@ def rows_that_fit(target: Any) -> int:
     slot = 2 * config.num_hidden_layers * heads * size * target.dtype.itemsize
     # A pass takes memory beside the cache, and picking tokens copies logits.
     row = 1.25 * LONGEST * slot + 12 * config.vocab_size * 4
-    return max(1, min(MOST_ROWS, int(0.6 * free / row)))
+    return max(1, min(MAX_ROWS, int(0.6 * free / row)))
 
 
 def write_text(

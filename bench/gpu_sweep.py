@@ -34,7 +34,7 @@ from specdec_kernels.tree_attention.tiles import Tiles as AttentionTiles
 Choice = dict[str, int | None]
 WARPS = range(2, 17)
 # What is no faster than this is noise.
-LEAST_STEP = 0.98
+MIN_STEP = 0.98
 # What others may be tried; the kernels' own limits, and what registers hold.
 RANGES = {
     "tree_attention": {
@@ -137,7 +137,7 @@ def sweep(run: Run, op: str, case: str) -> Iterator[Row]:
             )
         timed_ones = (t for t in tried.values() if "error" not in t)
         fastest = min(timed_ones, key=lambda t: t["median_microseconds"])
-        if run.dry or fastest["median_microseconds"] > LEAST_STEP * best["median_microseconds"]:
+        if run.dry or fastest["median_microseconds"] > MIN_STEP * best["median_microseconds"]:
             break
         best = fastest
     # Side by side once more: the first of many to be timed may have been unlucky, and the best of many lucky.

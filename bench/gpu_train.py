@@ -28,11 +28,11 @@ from gpu_self_text import rows_that_fit, write_lines, write_text
 # The share of the time by which a stage has ended.
 WRITTEN = 0.40
 TRAINED = {"redrafter": 0.72, "kangaroo": 0.97}
-MOST_EPOCHS = {"redrafter": 4, "kangaroo": 6}
+MAX_EPOCHS = {"redrafter": 4, "kangaroo": 6}
 HELD_OUT = 12
 PROBED = 64
 """Conversations that tell how fast a drafter learns."""
-MOST_BYTES = 12_000_000
+MAX_BYTES = 12_000_000
 EXIT_LAYER = 5
 
 
@@ -169,7 +169,7 @@ def learn(
         if time.monotonic() - progress.saved > 5:
             progress.save(**{method: report})
 
-    epochs = max(1, min(MOST_EPOCHS[method], epochs))
+    epochs = max(1, min(MAX_EPOCHS[method], epochs))
     out = run(target, method, text, scratch / f"run-{method}", epochs, show)
     report |= json.loads((out / "training.json").read_text(encoding="utf-8"))  # its log, too
     del report["curve"]
@@ -178,8 +178,8 @@ def learn(
     progress.save(**{method: report})
     size = save_drafters(scratch, progress.folder)
     progress.say(f"{method}: {report['validation']}; drafters.zip {size / 1e6:.1f} MB")
-    if size > MOST_BYTES:
-        raise ValueError(f"drafters.zip: expected at most {MOST_BYTES} bytes, got {size}")
+    if size > MAX_BYTES:
+        raise ValueError(f"drafters.zip: expected at most {MAX_BYTES} bytes, got {size}")
 
 
 def batch_of(target: Any, method: str) -> int:

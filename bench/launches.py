@@ -42,7 +42,7 @@ GPU = "sm_90"
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 LAYERS, VOCABULARY, WIDTH = 2, 128, 64
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12, 13, 14, 11, 12, 13]]
-MAX_NODES, NEW_TOKENS, ROUNDS = 64, 32, 2
+NODES, NEW_TOKENS, ROUNDS = 64, 32, 2
 BETWEEN = "between"
 
 Round = dict[str, Counts]
@@ -75,7 +75,7 @@ def count_rounds(
     """Decode a few rounds without running kernels; within `absent_gpu`."""
     picker = new_picker(target) if new_picker else None
     with counted_calls(dry=True) as calls, counted_rounds(calls) as rounds:
-        stream = Session(target, drafter, max_nodes=MAX_NODES).stream(
+        stream = Session(target, drafter, max_nodes=NODES).stream(
             PROMPTS, max_new_tokens=NEW_TOKENS, picker=picker
         )
         for _ in islice(stream, 1 + ROUNDS):

@@ -24,7 +24,7 @@ from specdec.drafters.redrafter import ReDrafter, ReDrafterModel
 from specdec.evaluate.benchmark import Benchmark, Prompt, chat_prompts, run_benchmark
 from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
 from specdec.evaluate.questions import read_questions
-from specdec.limits import MAX_NODES
+from specdec.limits import DEFAULT_NODES
 from specdec.load import load_target
 from specdec.model.sources import load_model
 from specdec.model.target import Target
@@ -113,7 +113,7 @@ def compare(target: Target, methods: list[str], texts: list[list[int]]) -> Bench
 
     stock = load_model(MODEL)[0]
     ends = end_tokens(target.model.generation_config)
-    runner = Runner(target, stock, max_nodes=MAX_NODES, eos=ends)
+    runner = Runner(target, stock, max_nodes=DEFAULT_NODES, eos=ends)
     with Progress() as bar:
         task = bar.add_task("", total=len(questions) * len(methods))
         return run_benchmark(

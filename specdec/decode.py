@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specdec_kernels import accept_tree, pack_tree
-from specdec_kernels.pack_tree import MOST_PROPOSALS
+from specdec_kernels.pack_tree import MAX_PROPOSALS
 
 from .drafters.protocol import Budget, Drafter, Proposals
 from .metrics import Stopwatch
@@ -93,7 +93,7 @@ def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:
         valid=proposals.valid,
         row_depth=budget.row_depth,
         # The reference packs any number.
-        impl="auto" if proposals.tokens.shape[1] <= MOST_PROPOSALS else "reference",
+        impl="auto" if proposals.tokens.shape[1] <= MAX_PROPOSALS else "reference",
     )
     return TokenTree.from_packed(packed)
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from .decode import decode
 from .drafters import Drafter, load_drafter
 from .host.locks import lock_of
-from .limits import MAX_NODES, check_max_nodes
+from .limits import DEFAULT_NODES, check_max_nodes
 from .load import follow_changes
 from .metrics import Metrics, Stopwatch
 from .model.cache import Rows, TreeCache
@@ -26,7 +26,7 @@ from .state import Emitted, State, Stops
 
 # On a CPU each node of a pass costs time (docs/benchmarks.md), and several rows already share the weights' way through memory. Of 8 to
 # 64 nodes per pass 8 wrote fastest in batches of four and of eight. A root and its likeliest child always have their place.
-PASS_NODES, LEAST_NODES = 8, 2
+PASS_NODES, MIN_NODES = 8, 2
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Session:
         self.shares_pass = max_nodes is None and target.device.type == "cpu"
         self.target = target
         self.drafter: Drafter = drafter
-        self.max_nodes = max_nodes or MAX_NODES
+        self.max_nodes = max_nodes or DEFAULT_NODES
         self.cache = cache
         self._latest: object = None
 
@@ -217,7 +217,7 @@ class Session:
     def _nodes_of_rows(self, rows: int) -> int:
         if not self.shares_pass or rows == 1:
             return self.max_nodes
-        return min(self.max_nodes, max(LEAST_NODES, PASS_NODES // rows))
+        return min(self.max_nodes, max(MIN_NODES, PASS_NODES // rows))
 
     @contextmanager
     def _alone(self, cache: TreeCache) -> Iterator[None]:

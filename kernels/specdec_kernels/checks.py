@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Most nodes of a tree in a kernel: as many as one program holds, and what `specdec` verifies at most.
-MOST_NODES = 256
+MAX_NODES = 256
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -13,11 +13,12 @@ from rich.table import Table
 from torch import Tensor
 
 from ..drafters.kangaroo import KangarooConfig
+from ..drafters.methods import method_of
 from ..drafters.redrafter import ReDrafterConfig
 from ..host.json_files import read_json
 from ..host.whole_file import check_new_folder, whole_file
 from ..model.target import Target
-from .format import CONFIG, method_of, read_description, read_weights, save_checkpoint
+from .format import CONFIG, read_description, read_weights, save_checkpoint
 from .kangaroo_layout import LAYER, read_kangaroo, write_kangaroo
 from .layout import Layout
 from .mapping import Move

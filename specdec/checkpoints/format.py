@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
+from ..drafters.methods import METHODS, drafter_file, method_of
 from ..drafters.protocol import Drafter
-from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel, check_draft_vocabulary
+from ..drafters.redrafter_model import check_draft_vocabulary
 from ..host.json_files import read_json
 from ..host.whole_file import whole_file
 from ..model.target import Target
@@ -33,16 +33,7 @@ from .tensors import (
 FORMAT = 1
 CONFIG = "config.json"
 VOCABULARY = "draft_vocabulary"
-DrafterConfig = ReDrafterConfig | KangarooConfig
-METHODS: dict[str, type[ReDrafterConfig] | type[KangarooConfig]] = {
-    "redrafter": ReDrafterConfig,
-    "kangaroo": KangarooConfig,
-}
-# How to draft may be chosen anew every time; the rest is the shape of what was trained.
-SETTINGS = {
-    "redrafter": ("beam_width", "draft_length", "keep", "least", "least_step", "top_rule"),
-    "kangaroo": ("eta", "gamma"),
-}
+DrafterConfig = Any  # a dataclass of one of the methods
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +41,7 @@ class Description:
     """What a checkpoint is, without its weights."""
 
     method: str
-    """`redrafter` or `kangaroo`."""
+    """One of `METHODS`."""
     target: TargetFacts
     """What it was made for."""
     drafter: DrafterConfig
@@ -59,9 +50,7 @@ class Description:
     """Per tensor, of dtype, shape and bytes."""
 
 
-def save_drafter(
-    folder: Path, drafter: ReDrafter | KangarooDrafter, *, dtype: torch.dtype | None = None
-) -> None:
+def save_drafter(folder: Path, drafter: Any, *, dtype: torch.dtype | None = None) -> None:
     """Write a drafter that is joined to its target.
 
     Args:
@@ -72,12 +61,7 @@ def save_drafter(
     Raises:
         ValueError: if the target is loaded in float16, in which it cannot be told from others of its shape.
     """
-    if isinstance(drafter, ReDrafter):
-        weights = dict(drafter.model.state_dict())
-    else:
-        weights = dict(drafter.adapter.state_dict())
-        if drafter.head.id_map is not None:
-            weights[VOCABULARY] = drafter.head.id_map
+    weights = drafter_file(method_of(drafter.config)).weights_of(drafter)
     if dtype is not None:
         weights = {
             name: weight.to(dtype) if weight.is_floating_point() else weight
@@ -122,11 +106,6 @@ def save_checkpoint(
         scratch.write_text(json.dumps(description, indent=1) + "\n")
 
 
-def method_of(config: DrafterConfig) -> str:
-    """Name the method that a configuration is of."""
-    return next(name for name, kind in METHODS.items() if isinstance(config, kind))
-
-
 def read_description(folder: Path) -> Description:
     """Read what a checkpoint is.
 
@@ -148,7 +127,7 @@ def read_description(folder: Path) -> Description:
         return Description(
             read["method"],
             TargetFacts(**read["target"]),
-            METHODS[read["method"]](**read["drafter"]),
+            drafter_file(read["method"]).CONFIG(**read["drafter"]),
             dict(read["sha256"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -191,19 +170,18 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
     """
     description = read_description(folder)
     for name in settings:
-        if name not in (known := SETTINGS[description.method]):
+        if name not in (known := METHODS[description.method].settings):
             raise ValueError(f"{name}: expected one of the settings {', '.join(known)}")
     config = replace(description.drafter, **settings)
     description.target.check(target)
     weights = read_weights(folder, description)
     module = _new_module(folder, description.drafter, weights, description.target.vocab_size)
-    if isinstance(config, ReDrafterConfig):
-        assert isinstance(module, ReDrafterModel)
-        module.load_state_dict(weights, assign=True)
-        return ReDrafter(target, module, config)
-    vocabulary = weights.pop(VOCABULARY, None)
-    module.load_state_dict(weights, assign=True)
-    return KangarooDrafter(target, config, module, vocabulary)
+    own = module.state_dict()
+    module.load_state_dict({name: weights[name] for name in own}, assign=True)
+    joined: Drafter = drafter_file(description.method).join(
+        target, config, module, weights.get(VOCABULARY)
+    )
+    return joined
 
 
 def _new_module(
@@ -217,12 +195,8 @@ def _new_module(
     for name, weight in weights.items():
         if name != VOCABULARY and not weight.is_floating_point():
             raise ValueError(f"{where}: expected floating point tensor {name}, got {weight.dtype}")
-    module: nn.Module
     with torch.device("meta"):
-        if isinstance(config, ReDrafterConfig):
-            module = ReDrafterModel(config, vocabulary_size, vocabulary)
-        else:
-            module = config.new_adapter()
+        module = drafter_file(method_of(config)).new_module(config, vocabulary_size, vocabulary)
     expected = {name: weight.shape for name, weight in module.state_dict().items()}
     if vocabulary is not None:
         expected[VOCABULARY] = vocabulary.shape

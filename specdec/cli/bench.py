@@ -11,7 +11,7 @@ import typer
 from ..evaluate.method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP, check_methods
 from ..evaluate.questions import read_questions
 from ..host.whole_file import check_file, whole_file
-from ..limits import MAX_NODES
+from ..limits import DEFAULT_NODES
 from ..model.embedded import DEFAULT_MODEL
 from .options import (
     DeviceOption,
@@ -43,7 +43,7 @@ def bench(
     ] = None,
     turns: Annotated[int, typer.Option(help="Most turns of a question.", callback=between(1))] = 1,
     max_new_tokens: NewTokensOption = 128,
-    max_nodes: NodesOption = MAX_NODES,
+    max_nodes: NodesOption = DEFAULT_NODES,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,

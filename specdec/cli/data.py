@@ -16,8 +16,8 @@ from ..host.progress import progress
 from ..host.whole_file import check_file
 from ..model.embedded import DEFAULT_MODEL
 from .options import (
-    LARGEST_TRAINING_SEED,
-    MOST_THREADS,
+    MAX_THREADS,
+    MAX_TRAINING_SEED,
     DeviceOption,
     DType,
     ModelOption,
@@ -75,14 +75,10 @@ def data(
     answer_tokens: Annotated[
         int, typer.Option(help="Most tokens of an answer.", callback=between(1))
     ] = 512,
-    seed: Annotated[
-        int, typer.Option(help="Of text.", callback=between(0, LARGEST_TRAINING_SEED))
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of text.", callback=between(0, MAX_TRAINING_SEED))] = 0,
     threads: Annotated[
         int | None,
-        typer.Option(
-            help="CPU threads; all cores if not given.", callback=between(1, MOST_THREADS)
-        ),
+        typer.Option(help="CPU threads; all cores if not given.", callback=between(1, MAX_THREADS)),
     ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -177,8 +173,9 @@ def _show(paths: list[Path], choice: ModelChoice, overlap: Overlap) -> None:
                 )
             )
     table = Table("", *(Column(Text(str(path)), overflow="fold") for path in paths))
-    for name in described[0].lines():
-        table.add_row(name, *(d.lines().get(name, "") for d in described))
+    lines = [d.lines() for d in described]
+    for name in dict.fromkeys(name for of_file in lines for name in of_file):
+        table.add_row(name, *(of_file.get(name, "") for of_file in lines))
     if overlap.ngrams:
         table.add_row("share 13 words with --exclude", *map(str, overlapping))
     console.print(table)

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..limits import LARGEST_SEED, LARGEST_TREE
+from ..limits import MAX_NODES, MAX_SEED
 from ..model.embedded import EMBEDDED
 
 # More never help, and libraries end the whole process where so many cannot be started.
-MOST_THREADS = max(256, os.cpu_count() or 1)
+MAX_THREADS = max(256, os.cpu_count() or 1)
 # Seeds a training's weights and order, and self-text.
-LARGEST_TRAINING_SEED = 2**32 - 1
+MAX_TRAINING_SEED = 2**32 - 1
 
 
 class DType(StrEnum):
@@ -85,7 +85,7 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, mps, cuda, cuda:1, …")]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        help="CPU threads; torch's choice if not given.", callback=between(1, MOST_THREADS)
+        help="CPU threads; torch's choice if not given.", callback=between(1, MAX_THREADS)
     ),
 ]
 ExactOption = Annotated[
@@ -94,8 +94,8 @@ ExactOption = Annotated[
 NodesOption = Annotated[
     int,
     typer.Option(
-        help=f"Most nodes verified per round, 1 to {LARGEST_TREE}.",
-        callback=between(1, LARGEST_TREE),
+        help=f"Most nodes verified per round, 1 to {MAX_NODES}.",
+        callback=between(1, MAX_NODES),
     ),
 ]
 NewTokensOption = Annotated[int, typer.Option(help="Most new tokens.", callback=between(1))]
@@ -106,7 +106,7 @@ TemperatureOption = Annotated[
 TopPOption = Annotated[float, typer.Option(help="Draw from the likeliest tokens of this mass.")]
 SeedOption = Annotated[
     int | None,
-    typer.Option(help="The same seed gives the same text.", callback=between(0, LARGEST_SEED)),
+    typer.Option(help="The same seed gives the same text.", callback=between(0, MAX_SEED)),
 ]
 
 

@@ -7,16 +7,17 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..drafters.methods import METHODS
 from ..host.progress import Show, progress
 from ..host.whole_file import check_folder
 from ..model.embedded import DEFAULT_MODEL
 from .options import (
-    LARGEST_TRAINING_SEED,
-    MOST_THREADS,
+    MAX_THREADS,
+    MAX_TRAINING_SEED,
     DeviceOption,
     DType,
     RevisionOption,
@@ -28,8 +29,6 @@ from .options import (
 from .terminal import help_alone, messages
 
 if TYPE_CHECKING:
-    from ..drafters.kangaroo import KangarooConfig
-    from ..drafters.redrafter import ReDrafterConfig
     from ..model.target import Target
     from ..train.run import Recipe
 
@@ -49,7 +48,7 @@ ModelOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(help="CPU threads; all cores if not given.", callback=between(1, MOST_THREADS)),
+    typer.Option(help="CPU threads; all cores if not given.", callback=between(1, MAX_THREADS)),
 ]
 DataArgument = Annotated[
     list[Path], typer.Argument(help="Stores from specdec data, or JSONL files.", callback=home)
@@ -78,14 +77,14 @@ BatchOption = Annotated[
 RateOption = Annotated[float, typer.Option(help="Peak learning rate.", callback=above(0))]
 SeedOption = Annotated[
     int,
-    typer.Option(help="Of weights and order.", callback=between(0, LARGEST_TRAINING_SEED)),
+    typer.Option(help="Of weights and order.", callback=between(0, MAX_TRAINING_SEED)),
 ]
 HeldOutOption = Annotated[
     int, typer.Option(help="First texts of the data, to validate on.", callback=between(1))
 ]
 
 
-@app.command()
+@app.command(help=f"Train {METHODS['redrafter'].help}.")
 def redrafter(
     data: DataArgument,
     out: OutOption,
@@ -169,7 +168,7 @@ def redrafter(
     _train(target, config, data, run, out, recipe, features, layers)
 
 
-@app.command()
+@app.command(help=f"Train {METHODS['kangaroo'].help}.")
 def kangaroo(
     data: DataArgument,
     out: OutOption,
@@ -247,7 +246,7 @@ def _check_arguments(
 
 def _train(
     target: Target,
-    config: ReDrafterConfig | KangarooConfig,
+    config: Any,
     data: list[Path],
     run: Path,
     out: Path,

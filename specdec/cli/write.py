@@ -10,7 +10,7 @@ import typer
 
 from ..drafters import BEST, check_drafter_name
 from ..host.json_files import is_text
-from ..limits import MAX_NODES
+from ..limits import DEFAULT_NODES
 from ..model.embedded import DEFAULT_MODEL
 from ..model.tokenizing import chat_ids, check_chat_template, text_ids
 from .options import (
@@ -57,7 +57,7 @@ def generate(
     trust_remote_code: TrustOption = False,
     drafter: DrafterOption = BEST,
     max_new_tokens: NewTokensOption = 128,
-    max_nodes: NodesOption = MAX_NODES,
+    max_nodes: NodesOption = DEFAULT_NODES,
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -121,7 +121,7 @@ def chat(
     trust_remote_code: TrustOption = False,
     drafter: DrafterOption = BEST,
     max_new_tokens: NewTokensOption = 512,
-    max_nodes: NodesOption = MAX_NODES,
+    max_nodes: NodesOption = DEFAULT_NODES,
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,

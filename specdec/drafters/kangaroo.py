@@ -23,7 +23,7 @@ from ..model.cpu_linear import pack_linears
 from ..model.target import Shallow, Tap, Target
 from ..state import State
 from .protocol import Budget, Drafter, Proposals
-from .redrafter import check_draft_vocabulary
+from .redrafter_model import check_draft_vocabulary
 
 # Arguments of `EarlyExitAdapter`, in its order.
 ADAPTER_SHAPE = ("hidden_size", "heads", "kv_heads", "head_dim", "rms_norm_eps", "rope_theta")
@@ -186,3 +186,29 @@ class KangarooDrafter(Drafter):
         now = cache.current
         assert now is not None
         cache.update(*self.adapter.project_kv(hidden, now.positions), self._layer)
+
+
+CONFIG, DRAFTER = KangarooConfig, KangarooDrafter
+
+
+def new_module(
+    config: KangarooConfig, vocabulary_size: int, draft_vocabulary: Tensor | None
+) -> EarlyExitAdapter:
+    """Make an adapter with random weights."""
+    return config.new_adapter()
+
+
+def join(
+    target: Target,
+    config: KangarooConfig,
+    module: EarlyExitAdapter,
+    draft_vocabulary: Tensor | None,
+) -> KangarooDrafter:
+    """Join an adapter to its target; it chooses from `[Vd]` int64 tokens, or from all."""
+    return KangarooDrafter(target, config, module, draft_vocabulary)
+
+
+def weights_of(drafter: KangarooDrafter) -> dict[str, Tensor]:
+    """Return what a checkpoint keeps."""
+    ids = drafter.head.id_map
+    return dict(drafter.adapter.state_dict()) | ({} if ids is None else {"draft_vocabulary": ids})

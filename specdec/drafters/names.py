@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.embedded import DEFAULT_MODEL
+from .methods import METHODS
 
 if TYPE_CHECKING:
     from ..model.target import Target
@@ -30,7 +31,7 @@ def _lookup() -> Drafter:
 
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {"none": _none, "lookup": _lookup}
-# Checkpoints for the default model, in folders of these names.
+# Methods with a checkpoint for the default model, in a folder of their name.
 SHIPPED = ("redrafter", "kangaroo")
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 UNIONS = {"mixed": "redrafter+lookup"}
@@ -102,7 +103,7 @@ def check_drafter_name(name: str) -> None:
         from ..checkpoints import read_description  # needs torch, unlike a name
 
         method = read_description(folder).method
-        if method == "kangaroo" and len(parts) > 1:
+        if METHODS[method].alone and len(parts) > 1:
             raise ValueError(
                 f"drafter: expected {part} alone, as it drafts with the target's layers, got {name!r}"
             )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MOST_LETTERS = 600
+MAX_LETTERS = 600
 
 
 def reason(error: BaseException) -> str:
     """Say in one line what went wrong."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    line = " ".join(str(error).split())[:MOST_LETTERS] or "no reason given"
+    line = " ".join(str(error).split())[:MAX_LETTERS] or "no reason given"
     speaks = isinstance(error, OSError | ValueError)
     return line if speaks else f"{type(error).__name__}: {line}"
 

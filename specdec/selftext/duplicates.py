@@ -8,7 +8,7 @@ from rensa import RMinHash, RMinHashDeduplicator
 SIMILARITY = 0.7
 SHINGLE = 5
 # A short answer is alike to many, and right each time.
-LEAST_TOKENS = 32
+MIN_TOKENS = 32
 PERMUTATIONS = 128
 
 
@@ -24,7 +24,7 @@ class Duplicates:
 
     def add(self, answers: list[list[int]]) -> bool:
         """Take the answers of a conversation; tell whether they are new."""
-        if sum(map(len, answers)) < LEAST_TOKENS:
+        if sum(map(len, answers)) < MIN_TOKENS:
             return True
         sketch = RMinHash(num_perm=PERMUTATIONS, seed=0)
         sketch.update(

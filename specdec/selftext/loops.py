@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # As many tokens in a row have to repeat what stands one period before, and two periods of them: three times the same.
-LEAST_REPEATED = 24
+MIN_REPEATED = 24
 GRAM = 4
 
 
@@ -35,7 +35,7 @@ class LoopWatch:
             if not self.period and before is not None:
                 self.period, self.repeated = at - before, GRAM
             self._ends[gram] = at
-        return self.period > 0 and self.repeated >= max(LEAST_REPEATED, 2 * self.period)
+        return self.period > 0 and self.repeated >= max(MIN_REPEATED, 2 * self.period)
 
 
 def loop_end(ids: list[int]) -> int:

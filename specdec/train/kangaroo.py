@@ -7,6 +7,7 @@ behind each token that it wrote: soft cross entropy, the head frozen, mask and p
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,43 @@ from torch.nn.utils.rnn import pad_sequence
 
 from specdec_kernels import EarlyExitAdapter
 
+from ..drafters.kangaroo import KangarooConfig
 from ..model.target import Target
 from .features import Features
 from .loss import chunked_cross_entropy
+
+
+def exit_layers(config: KangarooConfig) -> list[int]:
+    """Name the layer whose hidden states the adapter reads."""
+    return [config.exit_layer]
+
+
+def new_task(
+    target: Target,
+    config: KangarooConfig,
+    features: Features,
+    draft_vocabulary: Tensor | None,
+    *,
+    labels: str,
+    validate: Callable[[], dict[str, float]],
+) -> KangarooTask:
+    """Begin with random weights, but for the last scale; `labels` is ReDrafter's, here it is the distribution."""
+    adapter = config.new_adapter().to(target.device)
+    with torch.no_grad():
+        # The scale that the head is used to; from ones it would take thousands of steps to get there. Of numbers whose
+        # mean is zero, as some norms subtract it; the difference leaves out what they add.
+        signs = torch.ones(config.hidden_size, dtype=target.dtype, device=target.device)
+        signs[1::2] = -1
+        norm: Any = target.parts.norm
+        adapter.output_norm.weight.copy_((norm(signs) - norm(-signs)) / 2 * signs)
+    return KangarooTask(
+        target,
+        adapter,
+        features,
+        exit_layer=config.exit_layer,
+        draft_vocabulary=draft_vocabulary,
+        validate=validate,
+    )
 
 
 class KangarooTask:

@@ -13,12 +13,31 @@ from torch import Tensor
 
 from specdec_kernels import LMHeadTopK
 
-from ..drafters.redrafter import ReDrafterModel
+from ..drafters.redrafter import ReDrafterConfig, ReDrafterModel, new_module
 from ..model.target import Target
 from .features import Features
 from .loss import chunked_cross_entropy
 
 LABELS = ("greedy", "distribution")
+
+
+def exit_layers(config: ReDrafterConfig) -> list[int]:
+    """Name the layers whose hidden states are learned from: the last alone, which is always there."""
+    return []
+
+
+def new_task(
+    target: Target,
+    config: ReDrafterConfig,
+    features: Features,
+    draft_vocabulary: Tensor | None,
+    *,
+    labels: str,
+    validate: Callable[[], dict[str, float]],
+) -> ReDrafterTask:
+    """Begin with random weights."""
+    model = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)
+    return ReDrafterTask(target, model, features, labels=labels, validate=validate)
 
 
 class ReDrafterTask:

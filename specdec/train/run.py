@@ -12,20 +12,15 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
-
-from specdec_kernels import EarlyExitAdapter
 
 from ..checkpoints import TargetFacts, save_drafter
-from ..drafters.kangaroo import KangarooConfig, KangarooDrafter
-from ..drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
+from ..drafters.methods import drafter_file, method_of, train_file
 from ..host.whole_file import whole_file
 from ..model.target import Target
 from ..selftext.conversation import Joined, check_conversations, read_conversations
-from .features import Features, collect_features
-from .kangaroo import KangarooTask
+from .features import collect_features
 from .loop import Schedule, train
-from .redrafter import ReDrafterTask, frequent_tokens
+from .redrafter import frequent_tokens
 from .validate import acceptance
 
 REPORT = "training.json"
@@ -55,7 +50,7 @@ class Recipe:
 
 def train_drafter(
     target: Target,
-    config: ReDrafterConfig | KangarooConfig,
+    config: Any,
     data: Sequence[Path],
     folder: Path,
     out: Path,
@@ -69,7 +64,7 @@ def train_drafter(
 
     Args:
         target: the teacher, which is not changed.
-        config: the drafter's shape and how it drafts.
+        config: of one of `METHODS`, the drafter's shape and how it drafts.
         data: stores from `specdec data`, or JSONL files.
         folder: keeps what is needed to go on after a kill.
         out: where the drafter goes, beside a report of its training.
@@ -92,8 +87,8 @@ def train_drafter(
             f"data: expected more than the {recipe.held_out} conversations held out, got {len(conversations)}"
         )
     check_conversations(conversations, target)
-    own = [config.exit_layer] if isinstance(config, KangarooConfig) else []
-    layers = sorted({*own, *exit_layers})
+    method = method_of(config)
+    layers = sorted({*train_file(method).exit_layers(config), *exit_layers})
     depth = len(target.layer_types)
     if layers and not 1 <= layers[0] <= layers[-1] < depth:
         raise ValueError(
@@ -113,7 +108,15 @@ def train_drafter(
         ids = frequent_tokens(collected, recipe.draft_vocabulary, vocabulary)
     prompts = [c.prompt_ids for c in held_out]
     torch.manual_seed(recipe.schedule.seed)
-    task = _task(target, config, collected, ids, prompts, recipe.labels)
+    join = drafter_file(method).join
+
+    def validate() -> dict[str, float]:
+        # A copy: drafting wants the target's dtype and packs weights, training goes on in float32.
+        return acceptance(target, join(target, config, copy.deepcopy(task.model), ids), prompts)
+
+    task = train_file(method).new_task(
+        target, config, collected, ids, labels=recipe.labels, validate=validate
+    )
     log = train(
         task,
         folder,
@@ -127,8 +130,7 @@ def train_drafter(
         },
         progress=lambda step, steps, figures: progress("training", step, steps, figures),
     )
-    drafter = _drafter(target, config, task.model, ids)
-    save_drafter(out, drafter, dtype=torch.bfloat16)
+    save_drafter(out, join(target, config, task.model, ids), dtype=torch.bfloat16)
     report = {
         "conversations": len(learned),
         "tokens": len(collected.tokens),
@@ -144,47 +146,3 @@ def train_drafter(
     with whole_file(out / REPORT) as scratch:
         scratch.write_text(json.dumps(report, indent=1))
     return log
-
-
-def _task(
-    target: Target,
-    config: ReDrafterConfig | KangarooConfig,
-    collected: Features,
-    ids: Tensor | None,
-    prompts: list[list[int]],
-    labels: str,
-) -> ReDrafterTask | KangarooTask:
-    def validate() -> dict[str, float]:
-        # A copy: drafting wants the target's dtype and packs weights, training goes on in float32.
-        return acceptance(target, _drafter(target, config, copy.deepcopy(model), ids), prompts)
-
-    model: Any
-    if isinstance(config, ReDrafterConfig):
-        model = ReDrafterModel(config, target.config.vocab_size, ids).to(target.device)
-        return ReDrafterTask(target, model, collected, labels=labels, validate=validate)
-    model = config.new_adapter().to(target.device)
-    with torch.no_grad():
-        # The scale that the head is used to; from ones it would take thousands of steps to get there. Of numbers whose
-        # mean is zero, as some norms subtract it; the difference leaves out what they add.
-        signs = torch.ones(config.hidden_size, dtype=target.dtype, device=target.device)
-        signs[1::2] = -1
-        norm: Any = target.parts.norm
-        model.output_norm.weight.copy_((norm(signs) - norm(-signs)) / 2 * signs)
-    return KangarooTask(
-        target,
-        model,
-        collected,
-        exit_layer=config.exit_layer,
-        draft_vocabulary=ids,
-        validate=validate,
-    )
-
-
-def _drafter(
-    target: Target, config: ReDrafterConfig | KangarooConfig, model: nn.Module, ids: Tensor | None
-) -> ReDrafter | KangarooDrafter:
-    if isinstance(config, ReDrafterConfig):
-        assert isinstance(model, ReDrafterModel)
-        return ReDrafter(target, model)
-    assert isinstance(model, EarlyExitAdapter)
-    return KangarooDrafter(target, config, model, ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..drafters.protocol import Drafter
-from ..limits import MAX_NODES
+from ..limits import DEFAULT_NODES
 from ..metrics import CTAR_WIDTHS, Metrics
 from ..model.target import Target
 from ..session import Session, end_tokens
@@ -14,7 +14,11 @@ NEW_TOKENS = 64
 
 
 def acceptance(
-    target: Target, drafter: Drafter, prompts: Sequence[list[int]], *, max_nodes: int = MAX_NODES
+    target: Target,
+    drafter: Drafter,
+    prompts: Sequence[list[int]],
+    *,
+    max_nodes: int = DEFAULT_NODES,
 ) -> dict[str, float]:
     """Decode prompts greedily and measure.
 

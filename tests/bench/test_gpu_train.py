@@ -31,7 +31,7 @@ def train(tmp_path, monkeypatch):
         "WRITTEN": 0.0,
         "HELD_OUT": 2,
         "PROBED": 6,
-        "MOST_EPOCHS": {"redrafter": 1, "kangaroo": 1},
+        "MAX_EPOCHS": {"redrafter": 1, "kangaroo": 1},
     }
     for name, value in sizes.items():
         monkeypatch.setattr(gpu_train, name, value)

@@ -218,7 +218,7 @@ def test_fixed_splits_are_bounded_and_long_prefixes_cut_by_their_own_length(
     fixed_tiles = choose_tiles(16, 128, 2, gpu, "fixed")
     for slots, parts in ((1, 1), (256, 1), (257, 2), (8192, 32), (8193, 32), (131072, 32)):
         assert choose_splits(1, slots, fixed_tiles, gpu, "fixed") == parts
-    monkeypatch.setattr(tiles, "MOST_FIXED_SPLITS", 2)
+    monkeypatch.setattr(tiles, "MAX_FIXED_SPLITS", 2)
     problem = make_problem(
         kernel_device, "random", (700, 513, 97, 1200), 5, (1, 1), 16, FP32, 3, split_policy="fixed"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..ancestors import WORD
-from ..checks import MOST_NODES, check_integers, check_shape
+from ..checks import MAX_NODES, check_integers, check_shape
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import accept_tree_reference
 
@@ -53,10 +53,8 @@ def accept_tree(
         tokens=tokens, parents=parents, depth=depth, ancestors=ancestors, sizes=sizes, picked=picked
     )
     if chooses_kernel(impl, *inputs):
-        if nodes > MOST_NODES:
-            raise ValueError(
-                f"tokens: expected at most {MOST_NODES} nodes in a kernel, got {nodes}"
-            )
+        if nodes > MAX_NODES:
+            raise ValueError(f"tokens: expected at most {MAX_NODES} nodes in a kernel, got {nodes}")
         return _accept_tree(*inputs)  # type: ignore[no-any-return]
     return accept_tree_reference(*inputs)
 

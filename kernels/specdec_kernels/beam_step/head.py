@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..checks import check_float32, check_shape
 from ..dispatch import Impl, register
-from ..lm_head.ops import MOST_TOKENS, check_head
+from ..lm_head.ops import MAX_TOKENS, check_head
 from ..lm_head.reference import lm_head_topk_reference
 from .reference import Beams, beam_step_reference
 
-MOST_BEAMS = 64
+MAX_BEAMS = 64
 
 
 def lm_head_beams(
@@ -56,16 +56,14 @@ def lm_head_beams(
     if hidden.ndim != 3 or hidden.shape[1] < 1:
         raise ValueError(f"hidden: expected shape [B, W >= 1, E], got {list(hidden.shape)}")
     check_shape("scores", scores, hidden.shape[:2])
-    if not 1 <= width <= MOST_TOKENS:
-        raise ValueError(f"width: expected 1 to {MOST_TOKENS}, got {width}")
+    if not 1 <= width <= MAX_TOKENS:
+        raise ValueError(f"width: expected 1 to {MAX_TOKENS}, got {width}")
     batch, beams = scores.shape
     rows = rearrange(hidden, "b w e -> (b w) e")
     if check_head(rows, weight, bias, round_to, id_map, impl, scores):
         check_float32(scores=scores)
-        if beams > MOST_BEAMS:
-            raise ValueError(
-                f"scores: expected at most {MOST_BEAMS} beams in a kernel, got {beams}"
-            )
+        if beams > MAX_BEAMS:
+            raise ValueError(f"scores: expected at most {MAX_BEAMS} beams in a kernel, got {beams}")
         options = (bias, logit_scale, softcap, round_to, id_map)
         return Beams(*_lm_head_beams(rows, weight, scores, width, *options))
     top = lm_head_topk_reference(

@@ -9,7 +9,7 @@ from ..dispatch import Impl, chooses_kernel, register
 from .reference import Beams, beam_step_reference
 
 # 64 continuations of each of 64 beams: what the kernel holds in registers.
-MOST_CANDIDATES = 4096
+MAX_CANDIDATES = 4096
 
 
 def beam_step(
@@ -42,9 +42,9 @@ def beam_step(
     if not chooses_kernel(impl, scores, log_probs, ids):
         return beam_step_reference(scores, log_probs, ids, width)
     check_float32(scores=scores, log_probs=log_probs)
-    if ids.shape[1] * ids.shape[2] > MOST_CANDIDATES:
+    if ids.shape[1] * ids.shape[2] > MAX_CANDIDATES:
         raise ValueError(
-            f"ids: expected at most {MOST_CANDIDATES} candidates in a kernel, got shape {list(ids.shape)}"
+            f"ids: expected at most {MAX_CANDIDATES} candidates in a kernel, got shape {list(ids.shape)}"
         )
     return Beams(*_beam_step(scores, log_probs, ids, width))
 

@@ -12,7 +12,7 @@ from ..pick_tokens.noise import check_seed
 from .reference import coupled_log_probs_reference
 
 # What the kernel holds in registers.
-MOST_CANDIDATES = 1024
+MAX_CANDIDATES = 1024
 
 
 def coupled_log_probs(
@@ -64,9 +64,9 @@ def coupled_log_probs(
     if not chooses_kernel(impl, log_probs, ids, streams, positions):
         return coupled_log_probs_reference(log_probs, ids, seed, *options)
     check_float32(log_probs=log_probs)
-    if ids.shape[2] > MOST_CANDIDATES:
+    if ids.shape[2] > MAX_CANDIDATES:
         raise ValueError(
-            f"ids: expected at most {MOST_CANDIDATES} candidates in a kernel, got shape {list(ids.shape)}"
+            f"ids: expected at most {MAX_CANDIDATES} candidates in a kernel, got shape {list(ids.shape)}"
         )
     # An op's integers are signed.
     signed = seed - 2**64 if seed >= 2**63 else seed

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import check_integers, check_kernel_float, check_last_stride, check_shape
 from ..dispatch import Impl, chooses_kernel, register
 from ..lm_head.ops import check_rounding
-from ..tree_attention.ops import MOST_HEAD_DIM
+from ..tree_attention.ops import MAX_HEAD_DIM
 from .reference import AdapterWeights, HeadWeights, early_exit_step_reference, functional_parts
 
 
@@ -121,9 +121,9 @@ def check_early_exit_step(
     for name, x in {**weights, "positions": rows["positions"], "stopped": rows["stopped"]}.items():
         if not x.is_contiguous():
             raise ValueError(f"{name}: expected contiguous, got strides {x.stride()}")
-    if k_cache.shape[-1] > MOST_HEAD_DIM:
+    if k_cache.shape[-1] > MAX_HEAD_DIM:
         raise ValueError(
-            f"k_cache: expected heads of at most {MOST_HEAD_DIM} in a kernel, got {k_cache.shape[-1]}"
+            f"k_cache: expected heads of at most {MAX_HEAD_DIM} in a kernel, got {k_cache.shape[-1]}"
         )
     check_rounding("head.round_to", head.round_to)
     return True

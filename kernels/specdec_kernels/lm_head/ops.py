@@ -17,7 +17,7 @@ from ..checks import (
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import SureToken, TopTokens, lm_head_topk_reference, sure_token
 
-MOST_TOKENS = 64
+MAX_TOKENS = 64
 
 
 def lm_head_topk(
@@ -109,7 +109,7 @@ def check_topk(
 ) -> bool:
     """Check the arguments of `lm_head_topk`, and decide between kernel and reference; errors as there."""
     kernel = check_head(hidden, weight, bias, round_to, id_map, impl)
-    most = min(MOST_TOKENS, len(weight))
+    most = min(MAX_TOKENS, len(weight))
     if not 1 <= k <= most:
         raise ValueError(f"k: expected 1 to {most} (64 and V at most), got {k}")
     return kernel

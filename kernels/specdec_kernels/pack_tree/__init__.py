@@ -1,4 +1,4 @@
-from .ops import MOST_PROPOSALS, beam_parents, pack_beams, pack_tree
+from .ops import MAX_PROPOSALS, beam_parents, pack_beams, pack_tree
 from .reference import PackedTree
 
-__all__ = ["MOST_PROPOSALS", "PackedTree", "beam_parents", "pack_beams", "pack_tree"]
+__all__ = ["MAX_PROPOSALS", "PackedTree", "beam_parents", "pack_beams", "pack_tree"]

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ..ancestors import WORD
-from ..checks import MOST_NODES, check_integers, check_shape
+from ..checks import MAX_NODES, check_integers, check_shape
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import PackedTree, pack_tree_reference
 
 # What one program of the kernel holds.
-MOST_PROPOSALS = 1024
+MAX_PROPOSALS = 1024
 
 
 def pack_tree(
@@ -85,13 +85,13 @@ def pack_tree(
         raise ValueError(f"width: expected at least min(capacity, K + 1) = {most}, got {width}")
     if chooses_kernel(impl, roots, tokens, parents, scores, source, valid, row_depth):
         width = most if width is None else width
-        if count > MOST_PROPOSALS:
+        if count > MAX_PROPOSALS:
             raise ValueError(
-                f"tokens: expected at most {MOST_PROPOSALS} proposals in the kernel, got {count}"
+                f"tokens: expected at most {MAX_PROPOSALS} proposals in the kernel, got {count}"
             )
-        if width > MOST_NODES:
+        if width > MAX_NODES:
             raise ValueError(
-                f"capacity, width: expected at most {MOST_NODES} nodes in the kernel, got {width}"
+                f"capacity, width: expected at most {MAX_NODES} nodes in the kernel, got {width}"
             )
         tensors = (roots, tokens, parents, scores, source, valid, row_depth)
         return PackedTree(*_pack_tree(*tensors, capacity, max_depth, width))

@@ -15,7 +15,7 @@ from . import tiles
 # Finite, so that rows which see nothing of a tile never compute inf - inf.
 FLOOR = tl.constexpr(-1e30)
 LOG2_E = tl.constexpr(1.4426950408889634)
-LEAST_SPLIT = tl.constexpr(tiles.LEAST_SPLIT)
+MIN_SPLIT = tl.constexpr(tiles.MIN_SPLIT)
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def own_prefix(prefix, shared, window):
 @triton.jit
 def tokens_per_split(length, splits):
     """Slots of one split; a multiple of 64 and so of every tile: only the last split ends within one."""
-    return tl.maximum(LEAST_SPLIT, tl.cdiv(tl.cdiv(length, splits), 64) * 64)
+    return tl.maximum(MIN_SPLIT, tl.cdiv(tl.cdiv(length, splits), 64) * 64)
 
 
 @triton.jit

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from ..ancestors import WORD
-from ..checks import check_integers, check_kernel_float, check_last_stride, check_shape
+from ..checks import (
+    MAX_NODES,
+    check_integers,
+    check_kernel_float,
+    check_last_stride,
+    check_shape,
+)
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import tree_attention_reference, tree_lse_reference, tree_mask
 from .tiles import SPLIT_POLICIES, SplitPolicy
 
-MOST_NODES = 256
-MOST_HEAD_DIM = 256
+MAX_HEAD_DIM = 256
 
 
 def tree_attention(
@@ -175,10 +180,10 @@ def _runs_kernel(
     check_kernel_float(q=q, k_cache=k_cache, v_cache=v_cache)
     check_last_stride(q=q, k_cache=k_cache, v_cache=v_cache)
     nodes, size = q.shape[1], q.shape[3]
-    if nodes > MOST_NODES:
-        raise ValueError(f"q: expected at most {MOST_NODES} nodes in a kernel, got {nodes}")
-    if not 1 <= size <= MOST_HEAD_DIM:
-        raise ValueError(f"q: expected heads of 1 to {MOST_HEAD_DIM} in a kernel, got {size}")
+    if nodes > MAX_NODES:
+        raise ValueError(f"q: expected at most {MAX_NODES} nodes in a kernel, got {nodes}")
+    if not 1 <= size <= MAX_HEAD_DIM:
+        raise ValueError(f"q: expected heads of 1 to {MAX_HEAD_DIM} in a kernel, got {size}")
     return True
 
 

@@ -9,10 +9,10 @@ from ..gpu import Gpu
 
 SplitPolicy = Literal["auto", "fixed"]
 SPLIT_POLICIES = get_args(SplitPolicy)
-LEAST_SPLIT = 256
+MIN_SPLIT = 256
 """Slots of a split, at least, to be worth merging."""
-MOST_SPLITS = 64
-MOST_FIXED_SPLITS = 32
+MAX_SPLITS = 64
+MAX_FIXED_SPLITS = 32
 """Where splits are fixed, for all caches alike: a row's own prefix decides, 256 slots in each up to 8192."""
 WIDE = ("sm_90", "sm_100", "sm_103")
 """Where products read operands from shared memory: more rows fit into a program's registers."""
@@ -102,9 +102,9 @@ def _fastest_tiles(rows: int, size: int, itemsize: int, gpu: Gpu, policy: SplitP
 
 def choose_splits(programs: int, slots: int, tiles: Tiles, gpu: Gpu, policy: SplitPolicy) -> int:
     """Choose into how many parts prefixes of up to `slots` slots are cut; the same for all slots of a last split."""
-    most = max(1, -(-slots // LEAST_SPLIT))
+    most = max(1, -(-slots // MIN_SPLIT))
     if policy == "fixed":
-        return min(most, MOST_FIXED_SPLITS)
+        return min(most, MAX_FIXED_SPLITS)
     return _cheapest_splits(programs, most, tiles.block_m, tiles.block_n, gpu)
 
 
@@ -115,6 +115,6 @@ def _cheapest_splits(programs: int, most: int, block_m: int, block_n: int, gpu: 
     # which reads every row of every split. Estimates, to be replaced by measurements.
     def cost(splits: int) -> float:
         waves = -(-programs * splits // gpu.processors)
-        return waves * (most * LEAST_SPLIT / block_n / splits + 10) + 0.22 * block_m / 16 * splits
+        return waves * (most * MIN_SPLIT / block_n / splits + 10) + 0.22 * block_m / 16 * splits
 
-    return min(range(1, min(most, MOST_SPLITS) + 1), key=cost)
+    return min(range(1, min(most, MAX_SPLITS) + 1), key=cost)

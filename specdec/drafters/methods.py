@@ -1,0 +1,59 @@
+"""The methods whose drafters are trained: one entry each, read by the command line, checkpoints, training and names.
+
+What an entry needs besides lies in two files that have its name:
+
+    drafters/NAME.py   CONFIG, a dataclass of the shape and of how it drafts; DRAFTER, the class
+                       new_module(config, vocabulary_size, draft_vocabulary), without weights of its own
+                       join(target, config, module, draft_vocabulary), the drafter
+                       weights_of(drafter), what a checkpoint keeps, `draft_vocabulary` included where there is one
+    train/NAME.py      exit_layers(config), whose hidden states are collected
+                       new_task(target, config, features, draft_vocabulary, labels=..., validate=...)
+
+Known before torch is: the files are imported when they are needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to draft with trained weights."""
+
+    help: str
+    """One line, of what it is."""
+    settings: tuple[str, ...]
+    """Fields of the configuration that say how to draft, and may be chosen anew every time."""
+    alone: bool = False
+    """Whether it drafts with the target's own layers, and so in no union."""
+
+
+METHODS = {
+    "redrafter": Method(
+        "a recurrent model that drafts beams, ReDrafter, trained by local distillation",
+        ("beam_width", "draft_length", "keep", "least", "least_step", "top_rule"),
+    ),
+    "kangaroo": Method(
+        "an adapter behind the target's first layers, Kangaroo, trained by self-distillation",
+        ("eta", "gamma"),
+        alone=True,
+    ),
+}
+
+
+def drafter_file(method: str) -> Any:
+    """Import `drafters/NAME.py`."""
+    return import_module(f"{__package__}.{method}")
+
+
+def train_file(method: str) -> Any:
+    """Import `train/NAME.py`."""
+    return import_module(f"..train.{method}", __package__)
+
+
+def method_of(config: Any) -> str:
+    """Name the method that a configuration is of."""
+    return next(name for name in METHODS if type(config) is drafter_file(name).CONFIG)
