@@ -9,7 +9,29 @@ TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
 EXIT_LAYER := 5
 
-.PHONY: demo test test-all check pins bench bench-report bench-decoding bytes launches aot compat gpu data train second-model
+.PHONY: help demo test test-all check pins bench bench-report bench-decoding bytes launches aot compat gpu data train second-model
+
+define HELP
+Use it
+  demo            write a text, and the same by the plain loop and by transformers
+Know that it is right
+  test            the suite; test-all runs every case of it
+  check           linter, formatter, types
+  compat          with the newest, an older and unpinned libraries; 45 minutes
+  aot             compile every kernel for every GPU it is meant for; no GPU needed
+Measure (bench/README.md says what is where)
+  bench           ops; 8 minutes          bench-decoding  methods and models; 45 minutes
+  bytes launches  counted without a GPU   gpu             on a GPU; DRY=1 without
+  bench-report    tables and pictures from what was measured
+Train
+  data            text that the default model writes
+  train           the shipped drafters; hours        second-model    drafters of Gemma 3 270M
+Keep
+  pins            resolve all packages into constraints.txt
+endef
+export HELP
+help:
+	@echo "$$HELP"
 
 demo: .venv/installed
 	$(BIN)/specdec generate --compare
@@ -106,7 +128,7 @@ data: .venv/installed
 # The shipped drafters, from the text they learned from; hours on two cores, and goes on after a kill.
 train: .venv/installed-dev
 	$(BIN)/specdec train redrafter $(DATA) --out $(SHIPPED)/redrafter --run .training/redrafter $(TRAINING) \
-	  --exit-layers $(EXIT_LAYER) --length 4 --epochs 4 --beam-width 4 --least 0.1 --least-step 0.4
+	  --exit-layers $(EXIT_LAYER) --length 4 --epochs 4 --beam-width 4 --min-prob 0.1 --min-step-prob 0.4
 	$(BIN)/specdec train kangaroo $(DATA) --out $(SHIPPED)/kangaroo --run .training/kangaroo $(TRAINING) \
 	  --exit-layer $(EXIT_LAYER) --eta 0.7 --epochs 6
 	$(BIN)/python bench/report.py

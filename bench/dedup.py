@@ -70,8 +70,8 @@ def authors_way(drafter: str, target: Target, width: int) -> Drafter:
         beam_width=width,
         draft_length=max(LENGTHS) - 1,
         keep="final",
-        least=0.0,
-        least_step=0.0,
+        min_prob=0.0,
+        min_step_prob=0.0,
     )
 
 

@@ -114,7 +114,7 @@ def config_of(target: Any, method: str) -> Any:
     if method == "redrafter":
         return ReDrafterConfig(
             hidden_size=width, exit_dim=2 * width, trained_length=4, draft_length=4, beam_width=4,
-            least=0.1, least_step=0.4,
+            min_prob=0.1, min_step_prob=0.4,
         )  # fmt: skip
     depth = min(EXIT_LAYER, len(target.layer_types) - 1)
     return KangarooConfig(

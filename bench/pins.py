@@ -8,6 +8,7 @@ else is the newest that goes with these. A package that needs other versions for
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -70,4 +71,7 @@ def pins(resolved: list[str], by_hand: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     main()

@@ -7,6 +7,7 @@ Data: bench/results, and the reports beside the shipped drafters. Pages whose da
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -164,4 +165,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     main()

@@ -5,8 +5,8 @@ make test PYTEST_ADDOPTS=--junitxml=suite.xml; python bench/suite_time.py suite.
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 from collections import Counter
 from xml.etree import ElementTree
 
@@ -45,4 +45,8 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("junit", help="what pytest wrote with --junitxml")
+    main(parser.parse_args().junit)

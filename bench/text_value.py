@@ -90,7 +90,7 @@ def learn(target: Target, data: list[Path], folder: Path) -> list[dict[str, Any]
     width = target.config.hidden_size
     config = ReDrafterConfig(
         hidden_size=width, exit_dim=2 * width, trained_length=4, draft_length=4, beam_width=4,
-        least=0.1, least_step=0.4,
+        min_prob=0.1, min_step_prob=0.4,
     )  # fmt: skip
     recipe = Recipe(Schedule(epochs=1, learning_rate=2e-3), held_out=HELD_OUT)
     return train_drafter(

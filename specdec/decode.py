@@ -12,7 +12,8 @@ from specdec_kernels.pack_tree import MAX_PROPOSALS
 
 from .drafters.protocol import Budget, Drafter, Proposals
 from .metrics import Stopwatch
-from .model.target import Target, Verified
+from .model.passed import Verified
+from .model.target import Target
 from .pickers import Picker
 from .state import Emitted, State
 from .tree import Accepted, TokenTree

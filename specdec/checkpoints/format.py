@@ -7,6 +7,7 @@ SHA-256 per tensor; `model.safetensors` holds the module's own state dict and, w
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def read_description(folder: Path) -> Description:
         return Description(
             read["method"],
             TargetFacts(**read["target"]),
-            drafter_file(read["method"]).CONFIG(**read["drafter"]),
+            drafter_file(read["method"]).CONFIG(
+                **{METHODS[read["method"]].renamed.get(n, n): v for n, v in read["drafter"].items()}
+            ),
             dict(read["sha256"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -159,7 +162,7 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
         folder: with `config.json` and `model.safetensors`.
         target: the model that it was made for.
         settings: how to draft, where it shall differ from what was saved: for ReDrafter `beam_width`,
-            `draft_length`, `keep`, `least`, `least_step` and `top_rule`, for Kangaroo `eta` and `gamma`.
+            `draft_length`, `keep`, `min_prob`, `min_step_prob` and `top_rule`, for Kangaroo `eta` and `gamma`.
 
     Returns:
         The drafter, in the target's dtype and on its device.
@@ -169,6 +172,14 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
             another one than the checkpoint's; if a setting is unknown or out of range.
     """
     description = read_description(folder)
+    renamed = METHODS[description.method].renamed
+    for old in settings.keys() & renamed.keys():
+        warnings.warn(
+            f"{old}: expected its new name, {renamed[old]}; the old one goes with the next release",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        settings[renamed[old]] = settings.pop(old)
     for name in settings:
         if name not in (known := METHODS[description.method].settings):
             raise ValueError(f"{name}: expected one of the settings {', '.join(known)}")

@@ -188,8 +188,8 @@ def _config(where: Path, found: dict[str, Tensor]) -> ReDrafterConfig:
         rnn=rnn,
         top_rule=AUTHORS_TOP,
         keep="final",
-        least=0,
-        least_step=0,
+        min_prob=0,
+        min_step_prob=0,
     )
 
 

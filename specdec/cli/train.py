@@ -110,16 +110,22 @@ def redrafter(
     beam_width: Annotated[
         int, typer.Option(help="Beams, when it drafts.", callback=between(1, 64))
     ] = 8,
-    least: Annotated[
+    min_prob: Annotated[
         float,
         typer.Option(
-            help="Probability under which a node is not verified.", callback=between(0, 1)
+            "--min-prob",
+            "--least",
+            help="Probability under which a node is not verified.",
+            callback=between(0, 1),
         ),
     ] = 0.03,
-    least_step: Annotated[
+    min_step_prob: Annotated[
         float,
         typer.Option(
-            help="Probability of all beams under which drafting ends.", callback=between(0, 1)
+            "--min-step-prob",
+            "--least-step",
+            help="Probability of all beams under which drafting ends.",
+            callback=between(0, 1),
         ),
     ] = 0.15,
     labels: Annotated[Labels, typer.Option(help="What it learns of the target.")] = (
@@ -162,8 +168,8 @@ def redrafter(
         trained_length=length,
         draft_length=length,
         beam_width=beam_width,
-        least=least,
-        least_step=least_step,
+        min_prob=min_prob,
+        min_step_prob=min_step_prob,
     )
     _train(target, config, data, run, out, recipe, features, layers)
 

@@ -20,7 +20,8 @@ from specdec_kernels import EarlyExitAdapter
 from ..device_flag import flag_on
 from ..model.cache import TreeCache
 from ..model.cpu_linear import pack_linears
-from ..model.target import Shallow, Tap, Target
+from ..model.passed import Shallow, Tap
+from ..model.target import Target
 from ..state import State
 from .protocol import Budget, Drafter, Proposals
 from .redrafter_model import check_draft_vocabulary

@@ -33,7 +33,7 @@ class LookupConfig:
     """Most tokens taken from a place, 1 to 64."""
     discount: float = 0.7
     """How much less likely each further place is than the one before, above 0 to 1."""
-    least: float = 0.08
+    min_prob: float = 0.08
     """Probability under which a node is not worth verifying, above 0 to 1."""
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class LookupConfig:
         for name in ("places", "length"):
             if not 1 <= (value := getattr(self, name)) <= 64:
                 raise ValueError(f"{name}: expected 1 to 64, got {value}")
-        for name in ("discount", "least"):
+        for name in ("discount", "min_prob"):
             if not 0 < (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}: expected above 0 to 1, got {value}")
 
@@ -83,7 +83,7 @@ class LookupDrafter(Drafter):
         rank = torch.arange(width, device=device)[:, None]
         scores = each.cumsum(-1) + rank * math.log(config.discount)
         valid = (columns <= root[..., None]) & (agreed > 0)[..., None]
-        valid &= scores >= math.log(config.least)
+        valid &= scores >= math.log(config.min_prob)
         return Proposals(
             tokens=tokens,
             parents=beam_parents(columns),

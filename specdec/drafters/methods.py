@@ -14,7 +14,8 @@ Known before torch is: the files are imported when they are needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -29,12 +30,15 @@ class Method:
     """Fields of the configuration that say how to draft, and may be chosen anew every time."""
     alone: bool = False
     """Whether it drafts with the target's own layers, and so in no union."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Fields by the names that they had before 0.2; in files for ever, in calls until 0.3, with a warning."""
 
 
 METHODS = {
     "redrafter": Method(
         "a recurrent model that drafts beams, ReDrafter, trained by local distillation",
-        ("beam_width", "draft_length", "keep", "least", "least_step", "top_rule"),
+        ("beam_width", "draft_length", "keep", "min_prob", "min_step_prob", "top_rule"),
+        renamed={"least": "min_prob", "least_step": "min_step_prob"},
     ),
     "kangaroo": Method(
         "an adapter behind the target's first layers, Kangaroo, trained by self-distillation",

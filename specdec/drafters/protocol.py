@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..model.target import Shallow, Tap
+from ..model.passed import Shallow, Tap
 from ..state import State
 from ..tree import Accepted, TokenTree
 

@@ -126,7 +126,11 @@ class ReDrafter(Drafter):
             )
             ahead = partial(rank, ahead=len(steps) + 1) if rank is not None else None
             beams = self._next_beams(features, scores, ahead)
-            if watched and config.least and not (beams.scores >= math.log(config.least)).any():
+            if (
+                watched
+                and config.min_prob
+                and not (beams.scores >= math.log(config.min_prob)).any()
+            ):
                 break
             steps.append(beams)
             scores, parents, tokens = beams
@@ -136,7 +140,7 @@ class ReDrafter(Drafter):
 
     def _hopeless(self, scores: Tensor) -> bool:
         """Tell whether no row's beams are likely enough for one more step."""
-        least = self.config.least_step
+        least = self.config.min_step_prob
         return least > 0 and bool(scores.exp().sum(1).max() < least)
 
     def _next_beams(self, features: Tensor, scores: Tensor, rank: Rank | None) -> Beams:
@@ -198,7 +202,7 @@ class ReDrafter(Drafter):
     def _propose(
         self, tokens: Tensor, parents: Tensor, scores: Tensor, source: Tensor
     ) -> Proposals:
-        least = self.config.least
+        least = self.config.min_prob
         valid = scores >= math.log(least) if least else torch.ones_like(tokens, dtype=torch.bool)
         return Proposals(tokens, parents, scores, valid, source)
 

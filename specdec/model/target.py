@@ -7,9 +7,9 @@ copied or patched; between our passes it is the same model as before.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,39 +26,9 @@ from .cpu_linear import PackedLinear, pack_linears
 from .full_precision import full_precision_sums
 from .model_state import ModelState, check_mode, check_placement, check_plain
 from .parts import find_parts, position_limit
+from .passed import Shallow, Tap, Verified
 
 PREFILL_CHUNK = 256
-
-
-class Tap(NamedTuple):
-    """A reader of hidden states in the middle of the model, while prompts are read."""
-
-    layers: int
-    """Layers that have run before it reads."""
-    read: Callable[[Tensor, TreeCache], None]
-    """Takes hidden states `[B, N, E]` and the cache, whose pass is open."""
-
-
-class Shallow(NamedTuple):
-    """What a drafter that runs the target's own first layers leaves to verify: the others."""
-
-    layers: int
-    """Layers that have run; their keys and values lie behind the prefix."""
-    hidden: Tensor
-    """`[B, >= N, E]`, their output at the nodes of a chain."""
-
-
-class Verified(NamedTuple):
-    """What one pass of the target says."""
-
-    logits: Tensor
-    """`[B, N, V]`, or `[B, V]` after prefill."""
-    hidden: Tensor
-    """`[B, N, E]`, or `[B, E]`: the input of the head, after the final norm."""
-
-    def repeat(self, copies: int) -> Verified:
-        """Return `copies` rows for each row, one after another."""
-        return Verified(*(x.repeat_interleave(copies, 0) for x in self))
 
 
 class Target:
@@ -100,15 +70,11 @@ class Target:
         self.position_limit = position_limit(parts)
         self.impl: Impl = "reference" if self.dtype == torch.float64 else "auto"
         """What computes beside the model; float64 has no kernel."""
-        scale = getattr(
-            parts.embed_tokens, "embed_scale", None
-        )  # Gemma: rounded to the weights' dtype
-        if isinstance(scale, Tensor):
+        scale = getattr(parts.embed_tokens, "embed_scale", None)
+        if isinstance(scale, Tensor):  # Gemma's, rounded to the weights' dtype
             scale = float(scale.to(self.embedding.dtype))
-        self.embed_scale: float | None = getattr(
-            self.config, "embedding_multiplier", scale
-        )  # Granite
-        """What embeddings are multiplied with."""
+        self.embed_scale: float | None = getattr(self.config, "embedding_multiplier", scale)
+        """What embeddings are multiplied with; in Granite it is called a multiplier."""
         options = inspect.signature(parts.layers[0].forward).parameters
         names = (*CACHE_NAMES, "layer_past")
         # Layers that are wrapped may hide their options.
@@ -271,9 +237,8 @@ class Target:
             Hidden states `[B, 1, E]`, of a single exact row `[1, 2, E]` with those of its copy behind; the pass stays
             open for a layer of the drafter's own.
         """
-        alone = (
-            self.exact and len(tokens) == 1
-        )  # never one row: its copy is written over by the next node
+        # Never one row: its copy is written over by the next node.
+        alone = self.exact and len(tokens) == 1
         chain = TokenTree.chain(tokens[:, None].expand(-1, 2 if alone else 1))
         now = cache.open(chain.ancestors, chain.depth, rows, behind=behind)
         # A row at its end runs on as padding beside longer drafts: past the limit it would change everyone's rotations.

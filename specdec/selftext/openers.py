@@ -26,7 +26,7 @@ class Category(NamedTuple):
     openers: list[Opener]
 
 
-def _openers(text: str, tokens: int = SHORT) -> list[Opener]:
+def read_openers(text: str, tokens: int = SHORT) -> list[Opener]:
     """Read one opener per line; `|` stands for a line feed, as the ends of lines do not count."""
     lines = (line.strip() for line in text.strip().splitlines())
     return [Opener(line.replace("|", "\n"), tokens) for line in lines]
@@ -38,7 +38,7 @@ CATEGORIES = {
     "free": Category(4, [Opener("")]),
     "writing": Category(
         12,
-        _openers("""
+        read_openers("""
             Write a
             Write a short story about
             Write an email to
@@ -60,7 +60,7 @@ CATEGORIES = {
     ),
     "roleplay": Category(
         7,
-        _openers("""
+        read_openers("""
             Imagine that you are
             Pretend to be
             You are a
@@ -75,7 +75,7 @@ CATEGORIES = {
     ),
     "reasoning": Category(
         8,
-        _openers("""
+        read_openers("""
             If all
             Which of these does not belong with the others:
             Anna is older than
@@ -95,7 +95,7 @@ CATEGORIES = {
     ),
     "arithmetic": Category(
         13,
-        _openers("""
+        read_openers("""
             Solve
             Find the value of
             Calculate
@@ -123,7 +123,7 @@ CATEGORIES = {
     ),
     "code": Category(
         12,
-        _openers("""
+        read_openers("""
             Write a Python function that
             Write a Python class for
             Write a program in C++ that
@@ -144,7 +144,7 @@ CATEGORIES = {
     ),
     "tables and lists": Category(
         8,
-        _openers("""
+        read_openers("""
             Make a table of
             Make a table with the columns name, year and
             Give me five
@@ -164,7 +164,7 @@ CATEGORIES = {
     ),
     "facts": Category(
         10,
-        _openers("""
+        read_openers("""
             What is
             What are the
             Who was
@@ -185,7 +185,7 @@ CATEGORIES = {
     ),
     "humanities": Category(
         6,
-        _openers("""
+        read_openers("""
             What did the
             How did the
             Explain the causes of
@@ -203,7 +203,7 @@ CATEGORIES = {
     ),
     "translation": Category(
         6,
-        _openers("""
+        read_openers("""
             Translate this German sentence into English:
             Translate into English: Die
             Translate into English: Der
@@ -219,7 +219,7 @@ CATEGORIES = {
     ),
     "corrections": Category(
         4,
-        _openers("""
+        read_openers("""
             Correct the grammar of this text:
             Rewrite this sentence:
             Rewrite this sentence in the past tense:
@@ -231,7 +231,7 @@ CATEGORIES = {
     ),
     "summaries": Category(
         9,
-        _openers(
+        read_openers(
             """
             Summarize the text below in two sentences.||{passage}
             {passage}||Summarize this.
@@ -242,7 +242,7 @@ CATEGORIES = {
             """,
             0,
         )
-        + _openers(
+        + read_openers(
             """
             Summarize this article:|
             Summarize this news report:|(CNN)
@@ -253,7 +253,7 @@ CATEGORIES = {
     ),
     "rewriting": Category(
         7,
-        _openers(
+        read_openers(
             """
             Rewrite this text in simpler words:||{passage}
             Rewrite the text below as a letter to a friend.||{passage}
@@ -268,7 +268,7 @@ CATEGORIES = {
     ),
     "extraction": Category(
         7,
-        _openers(
+        read_openers(
             """
             List all names that occur in this text:||{passage}
             Extract all numbers and dates from the text below.||{passage}
@@ -279,18 +279,18 @@ CATEGORIES = {
             """,
             0,
         )
-        + _openers("Extract the names from this text:\nGiven the following data,"),
+        + read_openers("Extract the names from this text:\nGiven the following data,"),
     ),
     "questions about a text": Category(
         8,
-        _openers("""
+        read_openers("""
             {passage}||Question: What
             {passage}||Question: Why
             {passage}||Question: Who
             Text: {passage}||Answer with the help of the text: How
             Read the text and answer the question.||{passage}||Question:
         """)
-        + _openers(
+        + read_openers(
             """
             Read the passages and answer the question.||Passage 1:
             Answer the question with the help of these documents.||Document 1:
@@ -300,54 +300,3 @@ CATEGORIES = {
         ),
     ),
 }
-
-# What passages are asked for with.
-PASSAGES = _openers("""
-    Write a news report about
-    Write a short article about
-    Write an encyclopedia entry about
-    Write a letter in which
-    Write a diary entry of
-    Write a product review of
-    Describe how
-    Tell the story of
-    Write the minutes of a meeting about
-    Write a short biography of
-    Write two paragraphs about
-    Write a dialogue between
-    Explain to a beginner how
-    Describe the city of
-""")
-
-# What users say after an answer.
-FOLLOW_UPS = (
-    [Opener("")] * 3
-    + _openers("""
-    Now
-    Can you
-    Why
-    What about
-    How
-    And if
-    Give me an example of
-    Explain the second
-    Are you sure that
-    I do not understand
-    Thank you. Now
-    Tell me more about
-    Write it again, but
-    What would change if
-""")
-    + _openers(
-        """
-    Make it shorter.
-    Rewrite your answer as a list.
-    Say that again in simpler words.
-    Give me another example.
-    Continue.
-    Put your answer into a table.
-    Summarize what you said in one sentence.
-    """,
-        0,
-    )
-)

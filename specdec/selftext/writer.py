@@ -15,7 +15,8 @@ from ..model.target import Target
 from ..model.tokenizing import text_ids
 from ..session import end_tokens
 from .continuous_batching import ContinuousBatch, Request, Script, Written
-from .openers import CATEGORIES, FOLLOW_UPS, PASSAGE, PASSAGES, Opener
+from .follow_ups import FOLLOW_UPS, PASSAGES
+from .openers import CATEGORIES, PASSAGE, Opener
 from .record import Record
 from .template import Template
 

@@ -37,7 +37,7 @@ def test_beams_are_counted_at_every_token_of_a_plain_decode(dedup):
             target,
             ReDrafterModel(ReDrafterConfig(hidden_size=width, exit_dim=16), VOCABULARY),
             ReDrafterConfig(
-                hidden_size=width, exit_dim=16, beam_width=beams, keep="final", least=0, least_step=0
+                hidden_size=width, exit_dim=16, beam_width=beams, keep="final", min_prob=0, min_step_prob=0
             ),
         )
         for beams in (1, 4)

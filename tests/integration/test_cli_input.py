@@ -45,7 +45,7 @@ TRAINING = [
     }.items() for value in values),
     *(("redrafter", name, value) for name, values in {
         "--exit-dim": ["0", "9" * 30], "--residual-blocks": ["-1", "9" * 30], "--length": ["0", "65"],
-        "--beam-width": ["0", "65"], "--least": ["nan", "-1", "2"], "--least-step": ["nan", "inf"], "--labels": ["", "data"],
+        "--beam-width": ["0", "65"], "--min-prob": ["nan", "-1", "2"], "--min-step-prob": ["nan", "inf"], "--labels": ["", "data"],
     }.items() for value in values),
     *(("kangaroo", name, value) for name, values in {
         "--exit-layer": ["0", "-1"], "--kv-heads": ["0"], "--eta": ["nan", "inf", "-1"], "--gamma": ["0"],

@@ -73,7 +73,7 @@ def exact(exact16, whole):
     return target, prompts, eos, plain.tokens
 
 
-ALL_NODES = {"least": 0.0, "least_step": 0.0}
+ALL_NODES = {"min_prob": 0.0, "min_step_prob": 0.0}
 VARIANTS = [
     ("redrafter", {}),
     ("redrafter", {"beam_width": 1, "draft_length": 2, **ALL_NODES}),

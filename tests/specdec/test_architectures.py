@@ -113,7 +113,7 @@ def test_embeddings_narrower_than_layers_are_projected():
     expected = [library_greedy(model, prompt, 12) for prompt in prompts]
     drafter = ReDrafter(
         target,
-        ReDrafterModel(ReDrafterConfig(24, exit_dim=48, least=0, least_step=0), VOCABULARY),
+        ReDrafterModel(ReDrafterConfig(24, exit_dim=48, min_prob=0, min_step_prob=0), VOCABULARY),
     )
     for written_by in (every_drafter.plain(target), every_drafter.lookup(target), drafter):
         written = Session(target, written_by, max_nodes=16).generate(prompts, max_new_tokens=12)

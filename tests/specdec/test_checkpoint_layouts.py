@@ -86,7 +86,7 @@ def test_the_authors_own_file_drafts_as_the_authors_do(tmp_path):
         2,
         True,
     )
-    assert (config.top_rule, config.keep, config.least, config.least_step) == (50, "final", 0, 0)  # fmt: skip
+    assert (config.top_rule, config.keep, config.min_prob, config.min_step_prob) == (50, "final", 0, 0)  # fmt: skip
     export_drafter(tmp_path / "ours", Layout.apple).write(tmp_path / "back")
     back, theirs = (
         json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", APPLE)

@@ -102,7 +102,7 @@ def test_how_to_draft_may_be_chosen_when_loading(tmp_path):
     target = tiny_target()
     save_drafter(tmp_path / "r", redrafter(target, trained_length=3, draft_length=3))
     save_drafter(tmp_path / "k", kangaroo(target))
-    loaded = load_drafter_checkpoint(tmp_path / "r", target, beam_width=3, keep="final", least=0)
+    loaded = load_drafter_checkpoint(tmp_path / "r", target, beam_width=3, keep="final", min_prob=0)
     assert (loaded.config.beam_width, loaded.config.keep) == (3, "final")
     assert loaded.model.config.beam_width == 8
     assert load_drafter_checkpoint(tmp_path / "k", target, eta=0.9, gamma=2).config.gamma == 2
@@ -112,6 +112,20 @@ def test_how_to_draft_may_be_chosen_when_loading(tmp_path):
         load_drafter_checkpoint(tmp_path / "r", target, exit_dim=4)
     with pytest.raises(ValueError, match="gamma: expected at least 1, got 0"):
         load_drafter_checkpoint(tmp_path / "k", target, gamma=0)
+
+
+def test_fields_by_their_old_names_are_read_from_files_and_warned_of_in_calls(tmp_path):
+    target = tiny_target()
+    save_drafter(tmp_path, redrafter(target, min_prob=0.25, min_step_prob=0.5))
+    path = tmp_path / "config.json"
+    new = path.read_text()
+    path.write_text(new.replace('"min_prob"', '"least"').replace('"min_step_prob"', '"least_step"'))
+    assert path.read_text() != new
+    found = load_drafter_checkpoint(tmp_path, target).config
+    assert (found.min_prob, found.min_step_prob) == (0.25, 0.5)
+    with pytest.warns(DeprecationWarning, match="least: expected its new name, min_prob"):
+        found = load_drafter_checkpoint(tmp_path, target, least=0.125).config
+    assert (found.min_prob, found.min_step_prob) == (0.125, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_text_is_the_librarys_with_any_drafter_and_batch(family, seed):
     texts = [p + e for p, e in zip(prompts, expected, strict=True)]
     drafters = {
         "none": NoDrafter(),
-        "lookup": LookupDrafter(LookupConfig(least=0.01)),
+        "lookup": LookupDrafter(LookupConfig(min_prob=0.01)),
         "garbage": scripted(texts, 0.0, seed),
         "half right": scripted(texts, 0.5, seed),
         "right": scripted(texts, 1.0, seed),

