@@ -125,7 +125,7 @@ data: .venv/installed
 	mkdir -p .training
 	$(BIN)/specdec data --append .training/self_text.db --tokens 800000 --exclude tests/data/questions.jsonl
 
-# The shipped drafters, from the text they learned from; hours on two cores, and goes on after a kill.
+# The shipped drafters anew, from the text they learned from and what has been written since; hours on two cores, and goes on after a kill.
 train: .venv/installed-dev
 	$(BIN)/specdec train redrafter $(DATA) --out $(SHIPPED)/redrafter --run .training/redrafter $(TRAINING) \
 	  --exit-layers $(EXIT_LAYER) --length 4 --epochs 4 --beam-width 4 --min-prob 0.1 --min-step-prob 0.4

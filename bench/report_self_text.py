@@ -11,15 +11,16 @@ def writing_table(result: dict[str, Any]) -> str:
     """Tokens per second and thread, and what a pass of several tokens per row costs."""
     rates = result["tokens_per_second"]
     rows = [[name, f"{rate:.0f}", f"{rate / rates['padded']:.2f}"] for name, rate in rates.items()]
-    passes = result["seconds_of_a_pass_of_64_rows"]
+    second = result["pass_with_a_second_token"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n\n".join(
         [
             table(["batch", "answer tokens per second and thread", "x padded"], rows),
-            f"The same {result['turns']} user turns, answers of at most {result['answer_tokens']} tokens. `padded`: the "
-            "library's `generate` on batches of 64, with the same packed layers. `continuous`: ours, by rows.",
-            f"A pass of 64 rows takes {passes['2'] / passes['1']:.2f} times as long with two tokens per row as with one, "
-            f"{passes['4'] / passes['1']:.2f} times with four.",
+            f"Answers of at most {result['answer_tokens']} tokens to {result['turns']} user turns. `padded`: the library's "
+            "`generate` on batches of 64, with the same packed layers. `continuous`: ours, by rows; `refilled` without "
+            "the beginning and the end of a run, which count less the longer it is.",
+            f"With a second token per row a pass takes at least {second['64']:.2f} times as long for 64 rows and "
+            f"{second['128']:.2f} times for 128, if reading keys and values again costs nothing.",
             f"{result['dtype']}; {result['device']}, {result['threads']} thread; {versions}.",
         ]
     )

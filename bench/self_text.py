@@ -2,9 +2,10 @@
 
     python bench/self_text.py --json bench/results/self_text.json
 
-The same user turns are answered by both, a third of them sampled, in one process on one thread, in turn; the library
-has the same packed layers. Then the writer asks itself, for a while, and a pass of two tokens per row is timed against
-one of one: what speculation would have to earn.
+User turns are answered by both, a third of them sampled, in one process on one thread, in turn; the library has the
+same packed layers. It answers the first of the turns, as its rate does not depend on their number; ours has a rate
+while rows are refilled, from when as many conversations have ended as half the rows until the last one begins, and one
+with the beginning and the end. Then what a second token per row would cost, which is what speculation would have to earn.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,12 +42,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--turns", type=int, default=384, help="user turns that both answer")
+    parser.add_argument("--turns", type=int, default=512, help="user turns")
+    parser.add_argument("--padded-turns", type=int, default=192, help="of them, for the library")
     parser.add_argument("--answer-tokens", type=int, default=224)
     parser.add_argument(
         "--padded-batch", type=int, default=64, help="rows of the library's batches"
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128], help="rows of ours")
+    parser.add_argument("--batches", type=int, nargs="+", default=[128], help="rows of ours")
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -60,19 +63,17 @@ def main() -> None:
     runs: dict[str, list[float]] = {}
     for _ in range(options.repeats):
         began = time.perf_counter()
-        tokens = padded(target, prompts, options.padded_batch, options.answer_tokens)
+        some = prompts[: options.padded_turns]
+        tokens = padded(target, some, options.padded_batch, options.answer_tokens)
         runs.setdefault("padded", []).append(tokens / (time.perf_counter() - began))
         for batch in options.batches:
             writer = SelfWriter(target, batch=batch, answer_tokens=options.answer_tokens)
-            began = time.perf_counter()
-            tokens = sum(r.answer_tokens for done in writer.write(turns=turns) for r in done)
-            runs.setdefault(f"continuous {batch}", []).append(
-                tokens / (time.perf_counter() - began)
-            )
+            refilled, whole = continuous(writer, turns)
+            runs.setdefault(f"continuous {batch}, refilled", []).append(refilled)
+            runs.setdefault(f"continuous {batch}, whole run", []).append(whole)
         print(
             {name: [round(rate, 1) for rate in rates] for name, rates in runs.items()}, flush=True
         )
-    passes = {str(new): pass_seconds(target, 64, new) for new in (1, 2, 4)}
     found = {
         "device": device_name(target.device),
         "threads": torch.get_num_threads(),
@@ -85,7 +86,7 @@ def main() -> None:
         "turns": options.turns,
         "answer_tokens": options.answer_tokens,
         "tokens_per_second": {name: statistics.median(rates) for name, rates in runs.items()},
-        "seconds_of_a_pass_of_64_rows": passes,
+        "pass_with_a_second_token": {str(rows): second_token(target, rows) for rows in (64, 128)},
     }
     options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
@@ -117,10 +118,36 @@ def padded(target: Any, prompts: list[list[int]], batch: int, tokens: int) -> in
     return total
 
 
+def continuous(writer: SelfWriter, turns: list[str]) -> tuple[float, float]:
+    """Answer with ours; return tokens per second while rows are refilled, and of the whole run."""
+    began, begun = time.perf_counter(), []
+
+    def numbers() -> Iterator[int]:
+        for number in range(len(turns)):
+            begun.append(time.perf_counter())
+            yield number
+
+    ended = [
+        (time.perf_counter(), sum(record.answer_tokens for record in records))
+        for records in writer.write(numbers(), turns)
+    ]
+    steady, last = ended[writer.batch // 2][0], begun[-1]
+    refilled = sum(tokens for at, tokens in ended if steady < at <= last) / (last - steady)
+    return refilled, sum(tokens for _, tokens in ended) / (ended[-1][0] - began)
+
+
+def second_token(target: Any, rows: int) -> float:
+    """Say how many times as long a pass would take with a second token per row, if its attention were free."""
+    alone, *without_prefix = (
+        pass_seconds(target, *shape) for shape in ((rows, 450), (rows, 1), (2 * rows, 1))
+    )
+    return 1 + (without_prefix[1] - without_prefix[0]) / alone
+
+
 @torch.inference_mode()
-def pass_seconds(target: Any, rows: int, new: int) -> float:
-    """Time a pass of `new` tokens behind each row's prefix of 40 to 450 tokens, the head included; the median of seven."""
-    lengths = sorted(torch.linspace(40, 450, rows).long().tolist(), reverse=True)
+def pass_seconds(target: Any, rows: int, longest: int) -> float:
+    """Time a pass of one token behind each row's prefix of up to `longest` tokens, head included; the median of seven."""
+    lengths = sorted(torch.linspace(min(40, longest), longest, rows).long().tolist(), reverse=True)
     cache = RowCache(
         layers=len(target.layer_types),
         rows=rows,
@@ -128,11 +155,11 @@ def pass_seconds(target: Any, rows: int, new: int) -> float:
         dtype=target.dtype,
         device=target.device,
     )
-    ids = torch.randint(0, target.config.vocab_size, (rows * new, 1))
+    ids = torch.randint(0, target.config.vocab_size, (rows, 1))
     times = []
     for _ in range(8):
         began = time.perf_counter()
-        cache.current = RowsPass(cache, lengths, [new] * rows)
+        cache.current = RowsPass(cache, lengths, [1] * rows)
         target.head(target.run_layers(target.embed(ids), cache)[:, 0])
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
