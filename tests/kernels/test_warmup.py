@@ -19,7 +19,7 @@ from specdec_kernels.testing.cases import __path__ as cases
 from specdec_kernels.testing.poison import filled_empty
 from specdec_kernels.warmup import BeamDraftShape, Draws, ExitDraftShape, Heads, HeadShape
 
-SCRIPT = Path(__file__).parents[1] / "kernel_keys.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "kernel_keys.py"
 OPS = {path.stem for path in Path(*cases).glob("[!_]*.py")}
 DECODES = (
     "plain", "plain-copies", "lookup", "kangaroo", "redrafter", "redrafter-drawn", "mixed-processed",

