@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ def fill(page: Path, tables: dict[str, str]) -> None:
         parts = text.split(mark)
         if len(parts) != 3:
             raise ValueError(f"{page.name}: expected the mark {mark} twice, got {len(parts) - 1}")
-        text = f"{parts[0]}{mark}\n\n{content}\n\n{mark}{parts[2]}"
+        text = f"{parts[0]}{mark}\n\n{classed(content)}\n\n{mark}{parts[2]}"
     page.write_text(text, encoding="utf-8")
+
+
+def classed(text: str) -> str:
+    """Say of older figures that the class of their CPU was not kept: a CPU of one name has several."""
+    return re.sub(r"\bcpu \(([^(),]+)\)", r"cpu (\1, class not recorded)", text)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -39,4 +39,8 @@ def value_table(result: dict[str, Any]) -> str:
         for name, text in result["texts"].items()
     ]
     head = ["text", "conversations", "tokens", "answer tokens", "tokens/round", "CTAR(1)"]
-    return table(head, rows) + f"\n\nReDrafter, one epoch, 24 unseen questions; {result['device']}."
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return (
+        f"{table(head, rows)}\n\nReDrafter, one epoch, 24 unseen questions; {result['dtype']}; {result['device']}, "
+        f"{result['threads']} threads; {versions}."
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from specdec import load_target
 from specdec.drafters.redrafter import ReDrafterConfig
@@ -50,7 +51,14 @@ def main() -> None:
         log = learn(target, [questions, options.folder / f"{name}.jsonl"], options.folder / name)
         found[name] = {**chosen, **log[-1]["validation"]}
         print(name, found[name], flush=True)
-    result = {"device": device_name(target.device), "tokens": options.tokens, "texts": found}
+    result = {
+        "device": device_name(target.device),
+        "threads": options.threads,
+        "dtype": "bfloat16",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "tokens": options.tokens,
+        "texts": found,
+    }
     options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -25,23 +25,23 @@ class Method:
     """A way to draft with trained weights."""
 
     help: str
-    """One line, of what it is."""
+    """What is trained, and how: the end of a sentence that begins with "Train"."""
     settings: tuple[str, ...]
     """Fields of the configuration that say how to draft, and may be chosen anew every time."""
     alone: bool = False
     """Whether it drafts with the target's own layers, and so in no union."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Fields by the names that they had before 0.2; in files for ever, in calls until 0.3, with a warning."""
+    """Fields by their earlier names: in files for ever, in calls for one more release, with a warning."""
 
 
 METHODS = {
     "redrafter": Method(
-        "a recurrent model that drafts beams, ReDrafter, trained by local distillation",
+        "a ReDrafter, a recurrent model that drafts beams, by local distillation",
         ("beam_width", "draft_length", "keep", "min_prob", "min_step_prob", "top_rule"),
         renamed={"least": "min_prob", "least_step": "min_step_prob"},
     ),
     "kangaroo": Method(
-        "an adapter behind the target's first layers, Kangaroo, trained by self-distillation",
+        "a Kangaroo, an adapter behind the target's first layers, by self-distillation",
         ("eta", "gamma"),
         alone=True,
     ),

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from .tree_pass import TreePass
+from .tree_pass import Pass
 
 ATTENTION = "specdec_tree"
 MEANS = {"s_aux": "attention sinks", "attention_mask": "a mask of the layer's own"}
@@ -25,7 +25,7 @@ def _attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    tree_pass: TreePass | None = None,
+    tree_pass: Pass | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **options: Any,

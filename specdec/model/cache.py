@@ -51,6 +51,8 @@ class AttendingCache(Cache):
     def __init__(self) -> None:
         """Leave the library's own layers out."""
         super().__init__(layers=[])
+        self.current: Any = None
+        """The pass whose keys and values come next, a `Pass`."""
 
     @staticmethod
     def check_heads(key_states: Tensor, value_states: Tensor, *, heads: int, size: int) -> None:

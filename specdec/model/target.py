@@ -21,12 +21,13 @@ from specdec_kernels.dispatch import Impl
 from ..host.locks import lock_of
 from ..tree import TokenTree
 from .attention import ATTENTION
-from .cache import CACHE_NAME, CACHE_NAMES, Rows, TreeCache
+from .cache import CACHE_NAME, CACHE_NAMES, AttendingCache, Rows, TreeCache
 from .cpu_linear import PackedLinear, pack_linears
 from .full_precision import full_precision_sums
 from .model_state import ModelState, check_mode, check_placement, check_plain
 from .parts import find_parts, position_limit
 from .passed import Shallow, Tap, Verified
+from .tree_pass import Pass
 
 PREFILL_CHUNK = 256
 
@@ -117,7 +118,7 @@ class Target:
         return hidden if multiplier is None else hidden * multiplier
 
     def run_layers(
-        self, hidden: Tensor, cache: TreeCache, first: int = 0, end: int | None = None
+        self, hidden: Tensor, cache: AttendingCache, first: int = 0, end: int | None = None
     ) -> Tensor:
         """Run layers `first` to `end - 1` on the nodes of the cache's current pass.
 
@@ -132,7 +133,7 @@ class Target:
         Returns:
             `[B, N, E]`, before the final norm.
         """
-        now = cache.current
+        now: Pass | None = cache.current
         assert now is not None
         if self.model.training:  # a text that was begun before
             check_mode(self.model)

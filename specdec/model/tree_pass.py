@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,41 @@ class Shared(NamedTuple):
     """`[rows]` int64, cached tokens of it."""
 
 
-class TreePass:
+class Pass(Protocol):
+    """What the layers of one forward pass share: where its tokens are, and how they attend."""
+
+    positions: Tensor
+    """`[B, N]` int64."""
+    windows: dict[int, int | None]
+    """Per layer that has attended so far its sliding window; None is none."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Attend over what is cached and the pass itself.
+
+        Args:
+            query: `[B, N, H, D]`.
+            key: what the cache's `update` returned for the layer.
+            value: likewise, perhaps of another size D.
+            scale: of the scores.
+            softcap: scores go through `softcap * tanh(score / softcap)`, or None.
+            window: sliding window in positions, or None.
+
+        Returns:
+            `[B, N, H, D]`.
+        """
+        ...
+
+
+class TreePass(Pass):
     """Where the tokens of one forward pass lie in the cache, and what they see.
 
     All layers of a pass share it, so a mask is written once per pass and kind of layer.
@@ -64,8 +98,7 @@ class TreePass:
             rows = torch.arange(batch, device=depth.device) if cache_rows is None else cache_rows
             slots = prefix_lens[:, None] + torch.arange(nodes, device=depth.device)
             self.write_index = rows[:, None], slots
-        self.windows: dict[int, int | None] = {}
-        """Per layer that has attended so far its sliding window; None is none."""
+        self.windows = {}
         self._masks: dict[tuple[int | None, int], Tensor] = {}
 
     def mask(self, *, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -92,19 +125,7 @@ class TreePass:
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attend over the cache and the tree behind it.
-
-        Args:
-            query: `[B, N, H, D]`.
-            key: `[rows, G, columns, D]`, of the cache.
-            value: like `key`.
-            scale: of the scores.
-            softcap: scores go through `softcap * tanh(score / softcap)`, or None.
-            window: sliding window in positions, or None.
-
-        Returns:
-            `[B, N, H, D]`.
-        """
+        """Attend over `[rows, G, columns, D]` keys and values: the prefixes, and the trees behind them."""
         mask = None
         if chooses_kernel(self.impl, query):
             query = query.to(

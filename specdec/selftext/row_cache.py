@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..model.cache import AttendingCache
+from ..model.tree_pass import Pass
 
 # Columns of a block: products of 64 take longer per column, 256 read more that nobody needs.
 BLOCK = 128
@@ -36,7 +37,7 @@ class Zone(NamedTuple):
     """Most blocks of a row."""
 
 
-class RowsPass:
+class RowsPass(Pass):
     """One pass over T new tokens, any number for each row, behind what the row holds."""
 
     def __init__(self, cache: RowCache, lengths: Sequence[int], counts: Sequence[int]) -> None:
@@ -66,8 +67,7 @@ class RowsPass:
             for row, (new, end) in enumerate(zip(counts, ends, strict=True))
             if new > 1
         ]
-        self.windows: dict[int, int | None] = {}
-        """Per layer that has attended so far its sliding window; None is none."""
+        self.windows = {}
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def attend(
@@ -80,19 +80,7 @@ class RowsPass:
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attend zone by zone.
-
-        Args:
-            query: `[T, 1, H, D]`.
-            key: `[blocks * rows, G, 128, D]`, of the cache.
-            value: like `key`, perhaps of another size D.
-            scale: of the scores.
-            softcap: scores go through `softcap * tanh(score / softcap)`, or None.
-            window: sliding window in positions, or None.
-
-        Returns:
-            `[T, 1, H, D]`.
-        """
+        """Attend zone by zone: `[T, 1, H, D]` queries over `[blocks * rows, G, 128, D]` keys and values."""
         key, value = (x.unflatten(0, (-1, self.cached_rows)) for x in (key, value))
         q = query[:, 0].to(key.dtype) * scale  # [T, H, D]
         out = q.new_empty(*q.shape[:-1], value.shape[-1])
@@ -134,8 +122,6 @@ class RowsPass:
 
 class RowCache(AttendingCache):
     """A cache for the rows of continuous batching; handed to the model's layers as theirs."""
-
-    current: RowsPass
 
     def __init__(
         self, *, layers: int, rows: int, capacity: int, dtype: torch.dtype, device: torch.device

@@ -25,6 +25,8 @@ from .writer import SelfWriter
 # Of a conversation's answers, before any of them has ended.
 EXPECTED_TOKENS = 200
 MERGED_AT_ONCE = 64
+# Conversations in a row of which nothing is kept: a target that can write nothing else.
+MAX_DROPPED = 1000
 
 
 class Sieve:
@@ -67,13 +69,14 @@ def write_self_text(
 
     Returns:
         This run's answer tokens.
+
+    Raises:
+        ValueError: if nothing of what the target writes can be kept.
     """
     run = store.begin(_asked(writer, turns), made_with(writer.target.device))
-    ended, written = set(), 0
-    for id, record in store.records():
-        if id == run.id:
-            ended.add(record.number)
-            written += record.answer_tokens
+    earlier = [record for id, record in _without_ids(store) if id == run.id]
+    ended = {record.number for record in earlier}
+    written = sum(record.answer_tokens for record in earlier)
     progress(written)
     begun = len(ended)
 
@@ -89,16 +92,27 @@ def write_self_text(
             begun += 1
             yield number
 
-    before = -1
+    before, dropped = -1, 0
     while written < tokens and before < len(ended):
         before = len(ended)
         for records in writer.write(numbers(), turns):
             store.add(run, [sieve.judge(record) for record in records])
             ended.add(records[-1].number)
-            written += sum(record.answer_tokens for record in records)
+            new = sum(record.answer_tokens for record in records)
+            dropped = 0 if new else dropped + 1
+            if dropped == MAX_DROPPED:
+                raise ValueError(
+                    f"store: expected text that can be kept, got {dropped} conversations in a row that were not, the "
+                    f"last one {records[-1].dropped}"
+                )
+            written += new
             progress(written)
     store.finish()
     return written
+
+
+def _without_ids(store: Store) -> Iterator[tuple[int, Record]]:
+    return (found for _, records in store.blocks() for found in records)
 
 
 def _asked(writer: SelfWriter, turns: list[str] | None) -> dict[str, Any]:
@@ -142,7 +156,7 @@ def merge(
     Raises:
         ValueError: if the file cannot be read or is another target's.
     """
-    there = {(id, record.number, record.part) for id, record in store.records()}
+    there = {(id, record.number, record.part) for id, record in _without_ids(store)}
     records = _of_store(path, store) if is_store(path) else _of_lines(path, store, template)
     added = 0
     while some := list(islice(records, MERGED_AT_ONCE)):

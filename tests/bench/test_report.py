@@ -125,3 +125,14 @@ def test_a_page_keeps_what_is_outside_its_marks(tmp_path):
     assert page.read_text() == "before\n<!-- a -->\n\nnew\n\n<!-- a -->\nafter\n"
     with pytest.raises(ValueError, match=r"page.md: expected the mark <!-- b --> twice, got 0"):
         fill(page, {"b": "new"})
+
+
+def test_figures_without_a_class_of_cpu_say_so(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    from pages import classed
+
+    assert classed("bf16; cpu (AMD EPYC), 2 threads") == (
+        "bf16; cpu (AMD EPYC, class not recorded), 2 threads"
+    )
+    for text in ("cpu (AMD EPYC, AVX512), 1 thread", "NVIDIA H100 (80 GB)", "gpu (x)"):
+        assert classed(text) == text

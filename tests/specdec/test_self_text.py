@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from specdec import load_target
 from specdec.model.target import Target
 from specdec.selftext import supply, writer
 from specdec.selftext.continuous_batching import Written
@@ -116,7 +117,7 @@ def test_a_turn_ends_where_the_template_goes_on(after):
     target = tiny_target("{% for m in messages %}U{{ m['content'] }}" + after + "{% endfor %}")
     made = SelfWriter(target, batch=1)
     template = made.template
-    assert (template.before_turn, template.end_of_turn) == ("U", after) or not after
+    assert (template.before_turn, template.end_of_turn) == ("U", after)
     script = made._talk(Record(0, 0, "plain", 0.0), [Opener("ab", 20)])
     request = next(script)
     assert target.tokenizer.decode(request.ids) == "Uab"
@@ -199,8 +200,11 @@ def test_writing_goes_on_where_it_was_stopped(store):
     nothing_more = Scripted()
     assert write_self_text(nothing_more, store, Sieve(store, NOTHING), tokens=400) == 400
     assert nothing_more.asked == []
+    # Of another seed, whose first ten conversations are those of this one.
     other = Scripted(seed=1)
-    assert write_self_text(other, store, Sieve(store, NOTHING), tokens=80) == 0 or other.asked
+    assert write_self_text(other, store, Sieve(store, NOTHING), tokens=80) == 80
+    assert other.asked[:12] == list(range(12))
+    assert [r.dropped for i, r in store.records() if i == 2][:12] == [DUPLICATE] * 10 + [""] * 2
 
 
 def test_given_turns_that_run_out_end_the_writing(store):
@@ -210,6 +214,15 @@ def test_given_turns_that_run_out_end_the_writing(store):
         == 120
     )
     assert scripted.asked == [0, 1, 2]
+
+
+def test_a_target_whose_text_is_never_kept_comes_to_an_end(store, monkeypatch):
+    monkeypatch.setattr(supply, "MAX_DROPPED", 20)
+    same = [random.Random(9).choices(range(61), k=40)]
+    line = "store: expected text that can be kept, got 20 conversations in a row .* duplicate"
+    with pytest.raises(ValueError, match=line):
+        write_self_text(Scripted(same), store, Sieve(store, NOTHING), tokens=10**6)
+    assert len(numbers(store)) == 1
 
 
 def test_what_must_stay_out_is_dropped_with_its_reason(store):
@@ -290,3 +303,18 @@ def test_a_run_asks_for_more_until_it_has_enough(store, monkeypatch):
     scripted = Scripted()
     assert write_self_text(scripted, store, Sieve(store, NOTHING), tokens=200) == 200
     assert scripted.asked == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_default_model_writes_the_same_again_and_answers_as_the_library_does():
+    target = load_target(dtype=torch.bfloat16)
+    first = written(target, 5, answer_tokens=16, seed=3)
+    assert [r.ids for r in first] == [r.ids for r in written(target, 5, answer_tokens=16, seed=3)]
+    greedy = [r for r in first if r.temperature == 0 and r.ids]
+    assert greedy
+    for record in greedy:
+        prompt = record.spans[0]
+        expected = library_greedy(target.model, record.ids[:prompt], 2, [2])
+        # Up to rounding: the first tokens are rarely close.
+        assert record.ids[prompt : prompt + 2] == expected
