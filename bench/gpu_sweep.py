@@ -26,8 +26,8 @@ from gpu_run import Job, Row, Run
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from specdec_kernels.skinny_linear import Tiles as LinearTiles
-from specdec_kernels.skinny_linear import launch_skinny_linear
+from specdec_kernels.device.skinny_linear import Tiles as LinearTiles
+from specdec_kernels.device.skinny_linear import launch_skinny_linear
 from specdec_kernels.testing.case import Inputs
 from specdec_kernels.tree_attention.tiles import Tiles as AttentionTiles
 
@@ -89,7 +89,7 @@ CHOOSERS = {
             lambda *values: values,
         )
     ],
-    "skinny_linear": [Chooser("skinny_linear", "choose_tiles", LinearTiles._fields, LinearTiles)],
+    "skinny_linear": [Chooser("device.skinny_linear", "choose_tiles", LinearTiles._fields, LinearTiles)],
 }
 
 

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 
 from kernel_edges import EDGES
+from specdec_kernels.device.skinny_linear import launch_skinny_linear
 from specdec_kernels.early_exit.kernel import launch_exit
 from specdec_kernels.gpu import KNOWN, pretend
 from specdec_kernels.lm_head.kernel import launch_head_tiles
-from specdec_kernels.skinny_linear import launch_skinny_linear
 from specdec_kernels.testing import cases
 from specdec_kernels.testing.accesses import recorded_accesses, recorded_proofs, unavailable
 from specdec_kernels.tree_attention.merge import launch_merge
@@ -37,7 +37,7 @@ SPOILED = {
         "_coupled_log_probs_kernel",
         "count",
     ),
-    "draft_step": ("R65-E33", "skinny_linear", "_skinny_linear_kernel", "features"),
+    "draft_step": ("R65-E33", "device.skinny_linear", "_skinny_linear_kernel", "features"),
     "early_exit": ("empty-and-full", "early_exit.kernel", "_exit_kernel", "tiles"),
     "lm_head": ("R65-V129-k3", "lm_head.kernel", "_head_tiles_kernel", "vocabulary"),
     "pack_tree": ("K63-N5", "pack_tree.kernel", "_pack_tree_kernel", "count"),

@@ -11,9 +11,9 @@ import triton.language as tl
 from attention_problems import FP16, make_problem
 from specdec_kernels import commit_kv, lm_head_topk, tree_attention
 from specdec_kernels.accept_tree import kernel as accept_kernel
+from specdec_kernels.device.skinny_linear import launch_skinny_linear
 from specdec_kernels.gpu import KNOWN, pretend
 from specdec_kernels.lm_head import kernel as head_kernel
-from specdec_kernels.skinny_linear import launch_skinny_linear
 from specdec_kernels.testing.accesses import recorded_accesses, unavailable
 from specdec_kernels.testing.case import Inputs
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coupled_problems import exactly, make_candidates
 from specdec_kernels import coupled_log_probs
-from specdec_kernels.pick_tokens.device_noise import token_bits
+from specdec_kernels.device.noise import token_bits
 from specdec_kernels.pick_tokens.noise import philox
 from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import poisoned_empty

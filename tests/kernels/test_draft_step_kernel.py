@@ -9,8 +9,8 @@ from torch.nn.functional import silu
 from ladder import check_compiles_whole, check_never_silent, check_op, every_way
 from specdec_kernels import RecurrentDraftStep
 from specdec_kernels._ops import ops
+from specdec_kernels.device.skinny_linear import choose_tiles
 from specdec_kernels.draft_step import DraftStepWeights, draft_step
-from specdec_kernels.skinny_linear import choose_tiles
 from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import poisoned_empty
 

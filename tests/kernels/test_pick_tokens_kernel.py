@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from pick_problems import ROUNDING, assert_same_picks, make_logits, mass_up_to
 from specdec_kernels import pick_tokens
+from specdec_kernels.device.noise import gumbel as device_gumbel
+from specdec_kernels.device.noise import noise_bits
 from specdec_kernels.pick_tokens.bound import launch_bounds
-from specdec_kernels.pick_tokens.device_noise import gumbel as device_gumbel
-from specdec_kernels.pick_tokens.device_noise import noise_bits
 from specdec_kernels.pick_tokens.noise import gumbel, philox
 from specdec_kernels.pick_tokens.reference import processed_scores
 from specdec_kernels.testing.poison import poisoned_empty

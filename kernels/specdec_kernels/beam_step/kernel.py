@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..lm_head.ordered_keys import NO_KEY, key_index, key_number, make_key
+from ..device.ordered_keys import NO_KEY, key_index, key_number, make_key
 
 
 @triton.jit(do_not_specialize=["candidates", "count", "steps"])

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..pick_tokens.device_noise import gumbel, token_bits
+from ..device.noise import gumbel, token_bits
 
 
 # A draft's first step has one beam and the others several: one compiled kernel for both. Seeds have any size: always 64 bits.

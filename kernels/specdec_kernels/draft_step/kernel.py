@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device.skinny_linear import add_product, choose_tiles, launch_skinny_linear, silu
 from ..gpu import gpu_of
-from ..skinny_linear import add_product, choose_tiles, launch_skinny_linear, silu
 
 
 @triton.jit(do_not_specialize=["rows", "width", "parents_width"])

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device.ordered_keys import NO_KEY, key_index
+from ..device.skinny_linear import add_product, choose_tiles, inverse_rms
 from ..gpu import gpu_of
-from ..lm_head.ordered_keys import NO_KEY, key_index
-from ..skinny_linear import add_product, choose_tiles, inverse_rms
 from ..tree_attention.loops import cache_row
 
 

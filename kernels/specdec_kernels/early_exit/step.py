@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..device.skinny_linear import launch_skinny_linear
 from ..lm_head.kernel import launch_head_tiles
-from ..skinny_linear import launch_skinny_linear
 from ..tree_attention import tree_attention
 from .kernel import launch_adapter_qkv, launch_exit
 

@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device_math import tanh
+from ..device.math import tanh
+from ..device.ordered_keys import NO_KEY, NO_NUMBER, join_key, sortable
+from ..device.skinny_linear import add_product, inverse_rms
 from ..gpu import gpu_of
-from ..skinny_linear import add_product, inverse_rms
-from .ordered_keys import NO_KEY, NO_NUMBER, join_key, sortable
 
 # Two HGMMA tiles of 64; a merge finds a token's tile by it.
 BLOCK_V = 128

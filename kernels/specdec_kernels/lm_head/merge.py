@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device.ordered_keys import NO_KEY, key_index, key_number, make_key
 from .kernel import BLOCK_V
-from .ordered_keys import NO_KEY, key_index, key_number, make_key
 
 # What a program reads of all beams at a time: 1024 tiles of one beam, or 16 of 64; four numbers of each kind per lane,
 # since eight spill on some GPUs.

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..lm_head.ordered_keys import NO_KEY, key_number, make_key
+from ..device.ordered_keys import NO_KEY, key_number, make_key
 
 # Eight tokens per thread are enough bytes on the way to hide the latency of L2, where the row is after the first pass.
 BLOCK_V = 4096

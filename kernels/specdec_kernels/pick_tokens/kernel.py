@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..lm_head.ordered_keys import NO_KEY, key_index, make_key
+from ..device.noise import gumbel, noise_bits
+from ..device.ordered_keys import NO_KEY, key_index, make_key
 from .bound import launch_bounds, rank, read_scores
-from .device_noise import gumbel, noise_bits
 
 BLOCK_V = 512
 WARPS = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..device_math import tanh
+from ..device.math import tanh
 from . import tiles
 
 # Finite, so that rows which see nothing of a tile never compute inf - inf.

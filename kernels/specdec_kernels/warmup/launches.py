@@ -197,7 +197,7 @@ def _layer_choice(
     shape: DecodeShape, gpu: Gpu, rows: int, *layers: tuple[int, int]
 ) -> tuple[Hashable, ...]:
     """Tell numbers of rows apart by how layers of (features, depth) and heads are cut for them."""
-    from ..skinny_linear import choose_tiles
+    from ..device.skinny_linear import choose_tiles
 
     return _power(rows), *(choose_tiles(rows, *layer, shape.dtype, gpu) for layer in layers)
 

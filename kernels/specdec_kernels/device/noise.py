@@ -1,4 +1,4 @@
-"""The noise of `noise.py` in registers: the same bits, and the same function of them but for a logarithm's rounding."""
+"""The noise of `pick_tokens/noise.py` in registers: the same bits, and the same function of them but for a logarithm's rounding."""
 
 from __future__ import annotations
 

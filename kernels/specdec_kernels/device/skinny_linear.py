@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gpu import Gpu, gpu_of
+from ..gpu import Gpu, gpu_of
 
 
 class Tiles(NamedTuple):

@@ -1,0 +1,1 @@
+"""Functions in registers, and a linear layer, that kernels of several ops are built of; needs Triton."""
