@@ -44,7 +44,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The newest of everything beside what constraints.txt and specdec/model/releases.py fix; then `make test`.
+# The newest of everything beside what constraints.txt and specdec/sources/releases.py fix; then `make test`.
 pins: .compat/uv/installed
 	PYTHONPATH=$(CURDIR)/.compat/uv $(BIN)/python bench/pins.py
 

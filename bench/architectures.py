@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests/support python bench/architectures.py --json bench/results/architectures.json
 
-The judgement is that of tests/specdec/test_architectures.py.
+The judgement is that of tests/specdec/model/test_architectures.py.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ PACKAGES = ("torch", "triton", "transformers", "numpy")
 # README.md tells people to run. One process each. What is plain torch in `tests/kernels` is the same in each environment.
 CORE = (
     (
-        "tests/kernels/test_*_kernel.py",
+        "tests/kernels/*/test_*_kernel.py",
         "tests/kernels/test_aot.py",
         "tests/kernels/test_imports.py",
     ),

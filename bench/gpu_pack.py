@@ -38,8 +38,8 @@ def main() -> None:
     if options.no_model:
         return
     sys.path.insert(0, str(ROOT))
-    from specdec.model.embedded_files import embedded_model_path
-    from specdec.model.sources import DEFAULT_MODEL
+    from specdec.sources.embedded_files import embedded_model_path
+    from specdec.sources.models import DEFAULT_MODEL
 
     content = pack(embedded_model_path(DEFAULT_MODEL))
     parts = split(content, DEFAULT_MODEL, options.limit * MIB - tree - SPARE)

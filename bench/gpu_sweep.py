@@ -89,7 +89,9 @@ CHOOSERS = {
             lambda *values: values,
         )
     ],
-    "skinny_linear": [Chooser("device.skinny_linear", "choose_tiles", LinearTiles._fields, LinearTiles)],
+    "skinny_linear": [
+        Chooser("device.skinny_linear", "choose_tiles", LinearTiles._fields, LinearTiles)
+    ],
 }
 
 

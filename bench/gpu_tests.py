@@ -45,7 +45,7 @@ def jobs(run: Run) -> list[Job]:
 
 
 def words_of(op: str, dry: bool, *, few: bool = False) -> list[str]:
-    files = sorted(str(file) for file in (ROOT / "tests/kernels").glob(f"test_{op}*.py"))
+    files = sorted(str(file) for file in (ROOT / "tests/kernels").glob(f"{op}/test_*.py"))
     plugin = ["-p", "few_examples"] if few else []
     # Compiling takes most of the time.
     workers = ["-n", "2"] if find_spec("xdist") and not dry else []

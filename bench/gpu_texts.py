@@ -24,7 +24,7 @@ from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import SAME, judge
 from specdec.load import load_target
-from specdec.model.sources import load_model
+from specdec.sources.models import load_model
 
 METHODS = (PLAIN, TRANSFORMERS, "mixed", "redrafter", "lookup", "kangaroo")
 METHODS_DRY = (PLAIN, TRANSFORMERS, "lookup")

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from specdec.model.releases import NEWEST_TESTED
+from specdec.sources.releases import NEWEST_TESTED
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"

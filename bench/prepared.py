@@ -3,7 +3,7 @@
     PYTHONPATH=tests/support python bench/prepared.py                    # of the pinned release, whenever that changes
     PYTHONPATH=tests/support:.compat/oldest python bench/prepared.py     # of the oldest
 
-A caller's own argument is refused by name; these would look like one. tests/specdec/test_prepared.py holds the installed release and
+A caller's own argument is refused by name; these would look like one. tests/specdec/huggingface/test_prepared.py holds the installed release and
 `specdec.method` to the record.
 """
 

@@ -15,7 +15,7 @@ import torch
 from rich.progress import track
 
 from specdec.evaluate.questions import read_questions
-from specdec.model.sources import load_model
+from specdec.sources.models import load_model
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 QUANTILES = (0.5, 0.99, 0.999, 1.0)

@@ -26,9 +26,9 @@ from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
 from specdec.evaluate.questions import read_questions
 from specdec.limits import DEFAULT_NODES
 from specdec.load import load_target
-from specdec.model.sources import load_model
 from specdec.model.target import Target
 from specdec.session import end_tokens
+from specdec.sources.models import load_model
 from specdec.train.run import REPORT
 
 MODEL = "gemma-3-270m"

@@ -21,9 +21,9 @@ from transformers import DynamicCache
 from specdec.evaluate.benchmark import describe_machine
 from specdec.load import load_target
 from specdec.model.cache import CACHE_NAME, Rows
-from specdec.model.sources import load_model
 from specdec.model.target import Target
 from specdec.sampling import most_likely
+from specdec.sources.models import load_model
 from specdec.tree import TokenTree
 
 PREFIX = 300

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from .huggingface.generate import generate, method
     from .load import load_target
     from .metrics import Metrics
-    from .model.embedded import DEFAULT_MODEL
     from .model.target import Target
     from .session import Generation, Session
+    from .sources.embedded import DEFAULT_MODEL
 
 __version__ = "0.1.0"
 
@@ -31,7 +31,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "drafters": ["load_drafter"],
-        "model.embedded": ["DEFAULT_MODEL"],
+        "sources.embedded": ["DEFAULT_MODEL"],
         "huggingface.generate": ["generate", "method"],
         "load": ["load_target"],
         "metrics": ["Metrics"],

@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 from .host.locks import lock_of
 from .model.certificate import certify, certify_exact, own_logits
 from .model.cpu_linear import repack
-from .model.embedded import DEFAULT_MODEL
 from .model.independence import certify_independence, refuse_known
 from .model.memory import Needs, enough_memory, gigabytes
 from .model.model_state import ModelState, check_mode
-from .model.releases import warn_of_newer_release
-from .model.sources import load_model
 from .model.target import Target
+from .sources.embedded import DEFAULT_MODEL
+from .sources.models import load_model
+from .sources.releases import warn_of_newer_release
 
 
 def load_target(

@@ -12,7 +12,7 @@ from ..evaluate.method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP, ch
 from ..evaluate.questions import read_questions
 from ..host.whole_file import check_file, whole_file
 from ..limits import DEFAULT_NODES
-from ..model.embedded import DEFAULT_MODEL
+from ..sources.embedded import DEFAULT_MODEL
 from .options import (
     DeviceOption,
     DType,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..checkpoints import Layout
 from ..host.whole_file import check_new_folder
-from ..model.embedded import DEFAULT_MODEL
+from ..sources.embedded import DEFAULT_MODEL
 from .options import DType, RevisionOption, TrustOption, home
 
 

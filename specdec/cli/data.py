@@ -14,7 +14,7 @@ from rich.text import Text
 from ..evaluate.questions import read_questions
 from ..host.progress import progress
 from ..host.whole_file import check_file
-from ..model.embedded import DEFAULT_MODEL
+from ..sources.embedded import DEFAULT_MODEL
 from .options import (
     MAX_THREADS,
     MAX_TRAINING_SEED,
@@ -150,10 +150,10 @@ def _append(
 
 def _show(paths: list[Path], choice: ModelChoice, overlap: Overlap) -> None:
     """Describe files side by side."""
-    from ..model.sources import load_tokenizer
     from ..selftext.conversation import read_records
     from ..selftext.statistics import Statistics
     from ..selftext.template import Template
+    from ..sources.models import load_tokenizer
 
     tokenizer = load_tokenizer(
         choice.name, revision=choice.revision, trust_remote_code=choice.trust_remote_code

@@ -7,7 +7,7 @@ import platform
 from rich.table import Table
 
 from .. import __version__
-from ..model.embedded import DEFAULT_MODEL
+from ..sources.embedded import DEFAULT_MODEL
 from .options import DType, ModelOption, RevisionOption, ThreadsOption, TrustOption
 from .terminal import console
 
@@ -25,7 +25,7 @@ def info(
     from ..load import load_target
     from ..model.cpu_linear import can_pack
     from ..model.memory import Needs, gigabytes
-    from ..model.sources import load_outline
+    from ..sources.models import load_outline
     from .loading import ModelChoice
 
     choice = ModelChoice.of(

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..load import load_target
-from ..model.sources import load_weights
 from ..model.target import Target
+from ..sources.models import load_weights
 
 
 class ModelChoice(NamedTuple):

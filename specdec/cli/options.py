@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..limits import MAX_NODES, MAX_SEED
-from ..model.embedded import EMBEDDED
+from ..sources.embedded import EMBEDDED
 
 # More never help, and libraries end the whole process where so many cannot be started.
 MAX_THREADS = max(256, os.cpu_count() or 1)

@@ -14,7 +14,7 @@ import typer
 from ..drafters.methods import METHODS
 from ..host.progress import Show, progress
 from ..host.whole_file import check_folder
-from ..model.embedded import DEFAULT_MODEL
+from ..sources.embedded import DEFAULT_MODEL
 from .options import (
     MAX_THREADS,
     MAX_TRAINING_SEED,

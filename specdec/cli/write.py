@@ -11,8 +11,8 @@ import typer
 from ..drafters import BEST, check_drafter_name
 from ..host.json_files import is_text
 from ..limits import DEFAULT_NODES
-from ..model.embedded import DEFAULT_MODEL
-from ..model.tokenizing import chat_ids, check_chat_template, text_ids
+from ..sources.embedded import DEFAULT_MODEL
+from ..sources.tokenizing import chat_ids, check_chat_template, text_ids
 from .options import (
     DeviceOption,
     DrafterOption,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..model.embedded import DEFAULT_MODEL
+from ..sources.embedded import DEFAULT_MODEL
 from .methods import METHODS
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..metrics import CTAR_WIDTHS, Metrics
 from ..model.target import Target
-from ..model.tokenizing import chat_ids, check_chat_template
+from ..sources.tokenizing import chat_ids, check_chat_template
 from .method_names import PLAIN, TRANSFORMERS
 from .methods import Runner
 from .questions import Question

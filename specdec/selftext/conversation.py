@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..host.json_files import is_text, read_json_lines, shown, texts_of
-from ..model.tokenizing import text_ids
+from ..sources.tokenizing import text_ids
 from .record import Conversation, Record
 from .store import Store, StoredConversations, is_store
 

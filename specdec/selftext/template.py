@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from typing import Any
 
-from ..model.tokenizing import chat_text, check_chat_template
+from ..sources.tokenizing import chat_text, check_chat_template
 
 MARK = "\u2063mark\u2063"
 ROLES = ("user", "assistant")

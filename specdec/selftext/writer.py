@@ -12,8 +12,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import count
 
 from ..model.target import Target
-from ..model.tokenizing import text_ids
 from ..session import end_tokens
+from ..sources.tokenizing import text_ids
 from .continuous_batching import ContinuousBatch, Request, Script, Written
 from .follow_ups import FOLLOW_UPS, PASSAGES
 from .openers import CATEGORIES, PASSAGE, Opener

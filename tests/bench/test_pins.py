@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from specdec.model.releases import NEWEST_TESTED
+from specdec.sources.releases import NEWEST_TESTED
 
 ROOT = Path(__file__).parents[2]
 LINES = (ROOT / "constraints.txt").read_text().splitlines()

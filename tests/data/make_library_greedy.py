@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from specdec.evaluate.questions import read_questions
-from specdec.model.sources import load_model
+from specdec.sources.models import load_model
 
 NEW_TOKENS = 128
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from specdec.cli import compare, console
-from specdec.model.embedded_files import embedded_model_path
+from specdec.sources.embedded_files import embedded_model_path
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from checkpoint_parts import APPLE, KANGAROO
 from specdec import cli
-from specdec.model import sources
+from specdec.sources import models
 
 LINES = [
     {"question_id": 1, "category": "a", "turns": ["w5 w6"]},
@@ -113,7 +113,7 @@ def ends_well(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(sources, "embedded_model_path", no_such_model)
+    monkeypatch.setattr(models, "embedded_model_path", no_such_model)
     threads = torch.get_num_threads()
     places = {"MODEL": tiny_folder, "APPLE": str(APPLE), "DRAFTER": str(KANGAROO)}
     count = 0

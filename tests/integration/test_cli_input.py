@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from checkpoint_parts import APPLE
-from specdec.model import sources as models
+from specdec.sources import models
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 

@@ -11,8 +11,8 @@ from scripted import ScriptedDrafter
 from specdec.drafters import LookupDrafter, MixedDrafter
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import TIE_RATE, judge
-from specdec.model.sources import load_model
 from specdec.session import Session, end_tokens
+from specdec.sources.models import load_model
 
 DATA = Path(__file__).parents[1] / "data"
 QUESTIONS = read_questions(DATA / "questions.jsonl")

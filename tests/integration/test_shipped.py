@@ -12,11 +12,11 @@ from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import judge
-from specdec.model.sources import load_model
 from specdec.selftext.conversation import read_records
 from specdec.selftext.overlap import WORDS, Overlap
 from specdec.selftext.template import Template
 from specdec.session import Session, end_tokens
+from specdec.sources.models import load_model
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = read_questions(ROOT / "tests" / "data" / "questions.jsonl", per_category=1)

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specdec import load_target
-from specdec.model import sources
+from specdec.sources import models
 from tiny import SHAPE, tiny_model
 
 
 def refused(folder):
     """The one reason for which a model is not loaded."""
     with pytest.raises(ValueError, match="^model: ") as refusal:
-        sources.load_model(str(folder))
+        models.load_model(str(folder))
     (line,) = str(refusal.value).splitlines()
     return line
 
@@ -27,7 +27,7 @@ def test_whole_models_are_loaded(tmp_path, family):
     if family == "tied":
         made = type(made)(type(made.config)(**SHAPE, tie_word_embeddings=True))
     made.save_pretrained(tmp_path)
-    loaded = sources.load_weights(str(tmp_path))
+    loaded = models.load_weights(str(tmp_path))
     assert all(
         torch.equal(weight, loaded.state_dict()[name]) for name, weight in made.state_dict().items()
     )
@@ -89,7 +89,7 @@ def test_damaged_folders_are_refused_in_one_line(folder, monkeypatch, damage, re
 def test_a_folder_without_a_tokenizer_is_named_where_one_is_needed(tmp_path, family):
     tiny_model(family, dtype=torch.float32).save_pretrained(tmp_path)
     assert str(tmp_path) in refused(tmp_path)
-    sources.load_weights(str(tmp_path))
+    models.load_weights(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_a_second_head_does_no_harm(folder):
     save_file(
         weights | {"v_head.weight": torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"}
     )
-    sources.load_model(str(folder))
+    models.load_model(str(folder))
 
 
-@pytest.mark.parametrize("load", [sources.load_model, sources.load_weights, load_target])
+@pytest.mark.parametrize("load", [models.load_model, models.load_weights, load_target])
 def test_revisions_and_code_are_for_models_from_elsewhere(folder, monkeypatch, load):
     for options in ({"revision": "v1"}, {"trust_remote_code": True}):
         (name,) = options
         with pytest.raises(ValueError, match=f"{name}: expected .* for the embedded smollm2"):
-            load(sources.DEFAULT_MODEL, **options)
+            load(models.DEFAULT_MODEL, **options)
     seen = []
-    for auto in (sources.AutoTokenizer, sources.AutoModelForCausalLM):
+    for auto in (models.AutoTokenizer, models.AutoModelForCausalLM):
         original = auto.from_pretrained
 
         def spy(source, original=original, **options):
@@ -144,11 +144,11 @@ def test_code_that_a_folder_brings_runs_only_if_it_is_trusted(folder, monkeypatc
         json.dumps(json.loads(path.read_text()) | {"model_type": "own", "auto_map": own})
     )
     assert "trust_remote_code" in refused(folder)
-    model, _ = sources.load_model(str(folder), trust_remote_code=True)
+    model, _ = models.load_model(str(folder), trust_remote_code=True)
     assert type(model).__name__ == "OwnForCausalLM"
 
 
 def test_an_unknown_model_is_named(tmp_path):
     for name in ("no/such-model", str(tmp_path)):
         with pytest.raises(ValueError, match=f"a hub id or a local folder, got '{name}'"):
-            sources.load_model(name)
+            models.load_model(name)

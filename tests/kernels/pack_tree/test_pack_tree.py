@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from specdec.tree import TokenTree
 from specdec_kernels import beam_parents, pack_beams, pack_tree, unpack_bits
 
-GOLDEN = Path(__file__).parents[1] / "data" / "redrafter_tree.npz"
+GOLDEN = Path(__file__).parents[2] / "data" / "redrafter_tree.npz"
 
 
 def naive_pack(root, tokens, parents, scores, valid, capacity, max_depth):

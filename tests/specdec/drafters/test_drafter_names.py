@@ -26,7 +26,7 @@ from specdec.drafters import LookupDrafter, MixedDrafter, check_drafter_name, lo
 from specdec.drafters.redrafter import ReDrafter
 from specdec.evaluate.method_names import check_methods
 from specdec.evaluate.methods import Runner
-from specdec.model.embedded import DEFAULT_MODEL
+from specdec.sources.embedded import DEFAULT_MODEL
 from tiny import VOCABULARY, random_prompt
 
 # Names

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ..model.memory import Needs, enough_memory, gigabytes
 from .embedded import DEFAULT_MODEL, EMBEDDED
 from .embedded_files import embedded_model_path
 from .library import reading_model
-from .memory import Needs, enough_memory, gigabytes
 
 MAIN = "main"
 

@@ -16,7 +16,7 @@ from specdec.session import Session
 from tiny import POSITIONS, VOCABULARY, letters, library_greedy, random_prompt, tiny_model
 
 NEVER = [VOCABULARY + 1]
-RECIPE = Path(__file__).parents[2] / "docs" / "recipe"
+RECIPE = Path(__file__).parents[3] / "docs" / "recipe"
 PROMPTS = [random_prompt(4, 21) * 2, random_prompt(11, 22), random_prompt(3, 23) * 4]
 
 

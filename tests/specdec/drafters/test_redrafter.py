@@ -22,7 +22,7 @@ from specdec.tree import TokenTree
 from specdec_kernels import ancestor_matrix, dispatch, pack_beams
 from tiny import FAMILIES, VOCABULARY, library_greedy, random_prompt, tiny_model
 
-GOLDENS = Path(__file__).parent.parent / "data" / "redrafter"
+GOLDENS = Path(__file__).parents[2] / "data" / "redrafter"
 SETS = sorted(folder.name for folder in GOLDENS.iterdir())
 
 

@@ -11,8 +11,8 @@ from specdec.cli import main
 from specdec.load import load_target
 from specdec.model.cpu_linear import PackedLinear
 from specdec.model.memory import Needs, enough_memory
-from specdec.model.sources import load_model
 from specdec.session import Session
+from specdec.sources.models import load_model
 from tiny import CONFIGS, letters, random_prompt, tiny_model
 
 CPU = "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
@@ -87,7 +87,7 @@ def test_weights_that_do_not_fit_say_how_many_there_are(monkeypatch, tmp_path):
     model = tiny_model("llama", dtype=torch.float32)
     model.save_pretrained(tmp_path)
     letters().save_pretrained(tmp_path)
-    monkeypatch.setattr("specdec.model.sources.AutoModelForCausalLM.from_pretrained", fails)
+    monkeypatch.setattr("specdec.sources.models.AutoModelForCausalLM.from_pretrained", fails)
     needed = "expected 0.00 GB for weights in torch.float32 on cpu, got less; load a smaller model"
     with pytest.raises(MemoryError, match=needed):
         load_model(str(tmp_path))
@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_say_how_many_there_are(monkeypatch, tmp_path):
 def test_the_command_line_says_so_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["specdec", "info"])
     monkeypatch.setattr(
-        "specdec.model.sources.load_outline", enough_memory(lambda: "3 GB", "buy some")(fails)
+        "specdec.sources.models.load_outline", enough_memory(lambda: "3 GB", "buy some")(fails)
     )
     with pytest.raises(SystemExit) as ended:
         main()

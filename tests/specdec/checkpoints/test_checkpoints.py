@@ -25,9 +25,9 @@ from specdec.checkpoints import (
     save_drafter,
 )
 from specdec.model.cpu_linear import pack_linears
-from specdec.model.sources import load_model
 from specdec.model.target import Target
 from specdec.session import Session
+from specdec.sources.models import load_model
 from tiny import FAMILIES, library_greedy, random_prompt, tiny_model
 
 # Fingerprints

@@ -17,7 +17,7 @@ from specdec.selftext.conversation import Joined, read_conversations
 from specdec.selftext.record import DUPLICATE, Conversation, Record
 from specdec.selftext.store import Store, StoredConversations, is_store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FACTS = {
     "model_type": "llama",
     "hidden_size": 8,

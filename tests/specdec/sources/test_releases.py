@@ -3,7 +3,7 @@
 import pytest
 
 import specdec
-from specdec.model import releases
+from specdec.sources import releases
 from tiny import tiny_model
 
 

@@ -18,7 +18,7 @@ from specdec.pickers import Greedy
 from specdec.session import Session
 from tiny import FAMILIES, SHAPE, VOCABULARY, library_greedy, random_prompt, tiny_model
 
-GOLDEN = Path(__file__).parents[1] / "data" / "kangaroo"
+GOLDEN = Path(__file__).parents[2] / "data" / "kangaroo"
 NEW = 20
 LEAN = torch.arange(0, VOCABULARY, 3)
 

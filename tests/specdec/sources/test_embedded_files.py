@@ -16,9 +16,9 @@ from tokenizers.models import WordLevel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from specdec.model import embedded_files
-from specdec.model.embedded import Embedded
-from specdec.model.sources import load_model
+from specdec.sources import embedded_files
+from specdec.sources.embedded import Embedded
+from specdec.sources.models import load_model
 from tiny import tiny_model
 
 
