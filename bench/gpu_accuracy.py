@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_map
 
 from early_exit_steps import assert_kernel_is_no_worse
 from pick_problems import assert_same_picks
+from specdec_kernels.lm_head import HeadWeights
 from specdec_kernels.lm_head.reference import finish_logits
+from specdec_kernels.lm_head.weights import as_head
 from specdec_kernels.testing.accuracy import assert_no_worse
 
 Again = Callable[..., list[Tensor]]
@@ -87,14 +89,15 @@ def _attend(call: Call) -> Tensor:
     return out
 
 
-def _all_log_probs(
-    hidden: Tensor, weight: Tensor, softcap: float | None, round_to: torch.dtype | None
-) -> tuple[Tensor, Tensor, float]:
+def _all_log_probs(hidden: Tensor, head: HeadWeights | Tensor) -> tuple[Tensor, Tensor, float]:
     """Return the exact log-probabilities of all tokens, their sums, and how far off the reference's are at most."""
-    rounds = {"logit_scale": None, "softcap": softcap}
-    product = F.linear(hidden, weight) if round_to else F.linear(hidden.float(), weight.float())
-    exact = finish_logits(F.linear(hidden.double(), weight.double()), **rounds, round_to=None)
-    like = finish_logits(product, **rounds, round_to=round_to).float()
+    head = as_head(head, {})
+    weight = head.weight
+    rounded = head.round_to is not None
+    product = F.linear(hidden, weight) if rounded else F.linear(hidden.float(), weight.float())
+    exact = F.linear(hidden.double(), weight.double())
+    exact = finish_logits(exact, head._replace(round_to=None))
+    like = finish_logits(product, head).float()
     rounding = 4 * torch.finfo(torch.float32).eps * float(exact.abs().amax())
     total = exact.logsumexp(-1)
     worst = float((like - exact).abs().amax())
@@ -103,8 +106,7 @@ def _all_log_probs(
 
 def _head(call: Call, again: Again) -> None:
     given = call.arguments
-    names = ("hidden", "weight", "softcap", "round_to")
-    exact, total, allowed = _all_log_probs(*(given.get(name) for name in names))
+    exact, total, allowed = _all_log_probs(given["hidden"], given["head"])
     found = call.run()
     assert_within("ids", found.ids, exact.shape[-1])
     assert_near("log_probs", found.log_probs, exact.gather(-1, found.ids), allowed)
@@ -114,8 +116,7 @@ def _head(call: Call, again: Again) -> None:
 
 def _beams(call: Call, again: Again) -> None:
     given = call.arguments
-    names = ("hidden", "weight", "softcap", "round_to")
-    exact, _, allowed = _all_log_probs(*(given.get(name) for name in names))
+    exact, _, allowed = _all_log_probs(given["hidden"], given["head"])
     totals = (given["scores"].double()[..., None] + exact).flatten(1)  # [B, W * V]
     found = call.run()
     assert_within("parents", found.parents, exact.shape[1])

@@ -10,6 +10,9 @@ from gpu_cases import Call
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from specdec_kernels.lm_head import HeadWeights
+from specdec_kernels.lm_head.weights import as_head
+
 
 class Work(NamedTuple):
     """What a call has to do."""
@@ -35,7 +38,7 @@ def sizes_of(call: Call) -> dict[str, int]:
         sizes = {"nodes": nodes, "prefix": prefix, "rows": nodes * heads // kv_heads}
         return {"batch": batch, **sizes}
     if call.name in ("lm_head_topk", "lm_head_beams"):
-        return {"head_bytes": _bytes(given["weight"])}
+        return {"head_bytes": _bytes(as_head(given["head"], {}).weight)}
     if call.name == "draft_step":
         weights, embedding = given["weights"], given["embedding"]
         width = len(weights.state_in)  # of what the head reads
@@ -70,9 +73,9 @@ def _tree_attention(
     return kv + _bytes(q, prefix_lens, ancestors, depth, shared_lens, others), flops, q.dtype
 
 
-def _head(hidden: Tensor, weight: Tensor, **others: Any) -> Counted:
-    flops = 2 * hidden.numel() * weight.shape[0]
-    return _bytes(hidden, weight, others), flops, hidden.dtype
+def _head(hidden: Tensor, head: HeadWeights | Tensor, **others: Any) -> Counted:
+    flops = 2 * hidden.numel() * len(as_head(head, {}).weight)
+    return _bytes(hidden, head, others), flops, hidden.dtype
 
 
 def _draft_step(

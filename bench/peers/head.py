@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specdec_kernels.lm_head import HeadWeights
 
-def topk(
-    hidden: Tensor, weight: Tensor, k: int, softcap: float | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+
+def topk(hidden: Tensor, head: HeadWeights, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Take the product, then `topk` and `logsumexp`."""
-    logits = F.linear(hidden, weight)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = F.linear(hidden, head.weight)
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
     logits = logits.float()
     best, ids = logits.topk(k)
     total = logits.logsumexp(-1)
@@ -25,10 +25,10 @@ def topk(
 
 
 def beams(
-    hidden: Tensor, weight: Tensor, scores: Tensor, width: int, softcap: float | None = None
+    hidden: Tensor, head: HeadWeights, scores: Tensor, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take the best tokens of each beam, then the best beams."""
-    ids, log_probs, _ = topk(hidden, weight, width, softcap)
+    ids, log_probs, _ = topk(hidden, head, width)
     best, at = (scores[:, :, None] + log_probs).flatten(1).topk(width)
     return best, at // width, ids.flatten(1).gather(1, at)
 
@@ -38,4 +38,4 @@ PLAIN: dict[str, Callable[..., Any]] = {"lm_head_topk": topk, "lm_head_beams": b
 
 def head_peer(name: str, arguments: dict[str, Any]) -> Callable[[], Any]:
     """Return the call; options that our cases do not have are left out."""
-    return partial(PLAIN[name], **{k: v for k, v in arguments.items() if k != "round_to"})
+    return partial(PLAIN[name], **arguments)

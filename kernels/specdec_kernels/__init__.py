@@ -9,8 +9,8 @@ from .beam_step import Beams, beam_step, lm_head_beams
 from .commit_kv import commit_kv
 from .coupled_log_probs import coupled_log_probs
 from .draft_step import DraftStepWeights, RecurrentDraftStep, draft_step
-from .early_exit import AdapterWeights, EarlyExitAdapter, HeadWeights, early_exit_step
-from .lm_head import LMHeadTopK, SureToken, TopTokens, lm_head_confidence, lm_head_topk
+from .early_exit import AdapterWeights, EarlyExitAdapter, early_exit_step
+from .lm_head import HeadWeights, LMHeadTopK, SureToken, TopTokens, lm_head_confidence, lm_head_topk
 from .pack_tree import PackedTree, beam_parents, pack_beams, pack_tree
 from .pick_tokens import gumbel_noise, pick_tokens, vocabulary_noise
 from .tree_attention import TreeAttention, tree_attention, tree_attention_lse, tree_mask

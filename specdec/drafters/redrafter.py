@@ -147,20 +147,9 @@ class ReDrafter(Drafter):
         """Choose among all continuations of beams with features `[B, W, X]` and scores `[B, W]`."""
         config, head = self.config, self.head
         rows = self.model.head_input(features)
-        weight = head.linear.weight
         whole = config.top_rule is None and rank is None
-        if whole and chooses_kernel(self.target.impl, rows, weight):
-            return lm_head_beams(
-                rows,
-                weight,
-                scores,
-                config.beam_width,
-                bias=head.linear.bias,
-                logit_scale=head.logit_scale,
-                softcap=head.softcap,
-                round_to=weight.dtype,
-                id_map=head.id_map,
-            )
+        if whole and chooses_kernel(self.target.impl, rows, head.linear.weight):
+            return lm_head_beams(rows, head.weights, scores, config.beam_width)
         considered = config.beam_width if rank is None else CANDIDATES
         size = head.linear.out_features
         top = head(rows.flatten(0, 1), min(config.top_rule or considered, size))

@@ -12,6 +12,7 @@ from kernel_edges import EDGES
 from specdec_kernels.device.skinny_linear import launch_skinny_linear
 from specdec_kernels.early_exit.kernel import launch_exit
 from specdec_kernels.gpu import KNOWN, pretend
+from specdec_kernels.lm_head import HeadWeights
 from specdec_kernels.lm_head.kernel import launch_head_tiles
 from specdec_kernels.testing import cases
 from specdec_kernels.testing.accesses import recorded_accesses, recorded_proofs, unavailable
@@ -96,7 +97,9 @@ def test_an_access_is_its_operands_even_in_anothers_memory():
 
 
 def head(rows, vocabulary):
-    return lambda: launch_head_tiles(torch.zeros(rows, 40), torch.zeros(vocabulary, 40), 2)
+    return lambda: launch_head_tiles(
+        torch.zeros(rows, 40), HeadWeights(torch.zeros(vocabulary, 40)), 2
+    )
 
 
 def linear(rows, features, depth):

@@ -115,9 +115,7 @@ def finished(head, logits):
     if head.bias is not None:
         logits = logits + head.bias
     rounding = None if logits.dtype == torch.float64 else head.round_to
-    return finish_logits(
-        logits, logit_scale=head.logit_scale, softcap=head.softcap, round_to=rounding
-    )
+    return finish_logits(logits, head._replace(round_to=rounding))
 
 
 def logits_error(step, exact):

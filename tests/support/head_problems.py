@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from specdec_kernels import lm_head_topk
+from specdec_kernels import HeadWeights, lm_head_topk
 from specdec_kernels.lm_head.reference import finish_logits
 from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import poisoned_empty
@@ -27,18 +27,17 @@ def make_head(rows, size, vocabulary, dtype, seed, device, integers=None):
 
 def run(hidden, weight, k, **options):
     with poisoned_empty():
-        return lm_head_topk(hidden, weight, k, impl="triton", **options)
+        return lm_head_topk(hidden, HeadWeights(weight, **options), k, impl="triton")
 
 
-def all_log_probs(hidden, weight, bias=None, logit_scale=None, softcap=None, round_to=None):
+def all_log_probs(hidden, head):
     """The reference's log-probabilities of all tokens, and those of float64 throughout."""
+    weight, bias = head.weight, head.bias
     exact = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
-    exact = finish_logits(exact, logit_scale=logit_scale, softcap=softcap, round_to=None)
-    if round_to is None:
+    exact = finish_logits(exact, head._replace(round_to=None))
+    if head.round_to is None:
         hidden, weight, bias = (None if x is None else x.float() for x in (hidden, weight, bias))
-    logits = finish_logits(
-        F.linear(hidden, weight, bias), logit_scale=logit_scale, softcap=softcap, round_to=round_to
-    ).float()
+    logits = finish_logits(F.linear(hidden, weight, bias), head).float()
     logsumexp, exact_logsumexp = logits.logsumexp(-1), exact.logsumexp(-1)
     return (
         (logits - logsumexp[:, None], logsumexp),
@@ -48,9 +47,10 @@ def all_log_probs(hidden, weight, bias=None, logit_scale=None, softcap=None, rou
 
 def assert_as_good(hidden, weight, k, **options):
     """Values as close to float64 as the reference's; ids equal, but for a few near-ties within two roundings."""
+    head = HeadWeights(weight, **options)
     found = run(hidden, weight, k, **options)
-    expected = lm_head_topk(hidden, weight, k, impl="reference", **options)
-    (log_probs, logsumexp), (exact, exact_logsumexp) = all_log_probs(hidden, weight, **options)
+    expected = lm_head_topk(hidden, head, k, impl="reference")
+    (log_probs, logsumexp), (exact, exact_logsumexp) = all_log_probs(hidden, head)
     at = found.ids
     assert_no_worse(found.log_probs, log_probs.gather(1, at), exact.gather(1, at))
     assert_no_worse(found.logsumexp, logsumexp, exact_logsumexp)

@@ -6,14 +6,17 @@ that neither logits nor tokens per beam are written.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from ..checks import check_float32, check_shape
 from ..dispatch import Impl, register
-from ..lm_head.ops import MAX_TOKENS, check_head
+from ..lm_head.ops import MAX_TOKENS, check_head, options_of
 from ..lm_head.reference import lm_head_topk_reference
+from ..lm_head.weights import HeadWeights, as_head
 from .reference import Beams, beam_step_reference
 
 MAX_BEAMS = 64
@@ -21,30 +24,22 @@ MAX_BEAMS = 64
 
 def lm_head_beams(
     hidden: Tensor,
-    weight: Tensor,
+    head: HeadWeights | Tensor,
     scores: Tensor,
     width: int,
     *,
-    bias: Tensor | None = None,
-    logit_scale: float | None = None,
-    softcap: float | None = None,
-    round_to: torch.dtype | None = None,
-    id_map: Tensor | None = None,
     impl: Impl = "auto",
+    **options: Any,
 ) -> Beams:
     """Choose the next beams right from what the head reads: `lm_head_topk`, then `beam_step`.
 
     Args:
         hidden: `[B, W, E]`, of each beam.
-        weight: `[V, E]`, the rows of the head; it and the options as in `lm_head_topk`.
+        head: the head, or the `[V, E]` weight of one that has nothing else.
         scores: `[B, W]` float32, cumulative log-probabilities of the beams.
         width: most beams kept, 1 to 64; there are `min(width, W * V)`.
-        bias: `[V]`.
-        logit_scale: factor on the logits.
-        softcap: cap on the logits.
-        round_to: dtype that the model rounds its logits to; None for float32 throughout.
-        id_map: `[V]` int64, the target's id of each row of the head.
         impl: "triton", "reference", or "auto" for what suits the device; the kernel takes up to 64 beams.
+        options: deprecated, the head's other fields.
 
     Returns:
         Scores, parents and tokens of the next beams.
@@ -53,6 +48,7 @@ def lm_head_beams(
         TypeError: if a dtype does not fit.
         ValueError: if a shape, a stride, `width`, a device or `impl` does not fit.
     """
+    head = as_head(head, options)
     if hidden.ndim != 3 or hidden.shape[1] < 1:
         raise ValueError(f"hidden: expected shape [B, W >= 1, E], got {list(hidden.shape)}")
     check_shape("scores", scores, hidden.shape[:2])
@@ -60,22 +56,12 @@ def lm_head_beams(
         raise ValueError(f"width: expected 1 to {MAX_TOKENS}, got {width}")
     batch, beams = scores.shape
     rows = rearrange(hidden, "b w e -> (b w) e")
-    if check_head(rows, weight, bias, round_to, id_map, impl, scores):
+    if check_head(rows, head, impl, scores):
         check_float32(scores=scores)
         if beams > MAX_BEAMS:
             raise ValueError(f"scores: expected at most {MAX_BEAMS} beams in a kernel, got {beams}")
-        options = (bias, logit_scale, softcap, round_to, id_map)
-        return Beams(*_lm_head_beams(rows, weight, scores, width, *options))
-    top = lm_head_topk_reference(
-        rows,
-        weight,
-        min(width, len(weight)),
-        bias=bias,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        round_to=round_to,
-        id_map=id_map,
-    )
+        return Beams(*_lm_head_beams(rows, head.weight, scores, width, *options_of(head)))
+    top = lm_head_topk_reference(rows, head, min(width, len(head.weight)))
     ids, log_probs = (rearrange(x, "(b w) k -> b w k", b=batch) for x in (top.ids, top.log_probs))
     return beam_step_reference(scores, log_probs, ids, width)
 
@@ -94,15 +80,8 @@ def _launch(
     from ..lm_head.kernel import launch_head_tiles
     from ..lm_head.merge import launch_merge_beams
 
-    lists = launch_head_tiles(
-        hidden,
-        weight,
-        min(width, len(weight)),
-        bias=bias,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        round_to=round_to,
-    )
+    head = HeadWeights(weight, bias, id_map, logit_scale, softcap, round_to)
+    lists = launch_head_tiles(hidden, head, min(width, len(weight)))
     return launch_merge_beams(*lists, scores, width, id_map)
 
 

@@ -1,6 +1,7 @@
+from ..lm_head import HeadWeights
 from .module import EarlyExitAdapter
 from .ops import early_exit_step
-from .reference import AdapterWeights, HeadWeights, rms_norm, rotate, rotation
+from .reference import AdapterWeights, rms_norm, rotate, rotation
 
 __all__ = [
     "AdapterWeights",

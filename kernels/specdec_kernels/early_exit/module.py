@@ -16,7 +16,6 @@ from ..tree_attention import tree_attention
 from .ops import check_early_exit_step, run_early_exit_step
 from .reference import (
     AdapterWeights,
-    HeadWeights,
     early_exit_step_reference,
     rms_norm,
     rotate,
@@ -180,10 +179,7 @@ class EarlyExitAdapter(nn.Module):
             TypeError: as `early_exit_step` does.
             ValueError: as `early_exit_step` does.
         """
-        linear = head.linear
-        options = (head.id_map, head.logit_scale, head.softcap, linear.weight.dtype)
-        weights = HeadWeights(linear.weight, linear.bias, *options)
-        model = (hidden, k_cache, v_cache, self.step_weights(), weights)
+        model = (hidden, k_cache, v_cache, self.step_weights(), head.weights)
         rows: dict[str, Any] = {
             "prefix_lens": prefix_lens, "positions": positions, "stopped": stopped,
             "tokens": tokens, "confidence": confidence, "cache_rows": cache_rows, "appends": appends,

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..checks import check_integers, check_kernel_float, check_last_stride, check_shape
 from ..dispatch import Impl, chooses_kernel, register
+from ..lm_head import HeadWeights
 from ..lm_head.ops import check_rounding
 from ..tree_attention.ops import MAX_HEAD_DIM
-from .reference import AdapterWeights, HeadWeights, early_exit_step_reference, functional_parts
+from .reference import AdapterWeights, early_exit_step_reference, functional_parts
 
 
 def early_exit_step(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..lm_head import SureToken
+from ..lm_head import HeadWeights, SureToken
 from ..lm_head.reference import lm_head_topk_reference, sure_token
 from ..tree_attention import tree_attention
 
@@ -45,23 +45,6 @@ class AdapterWeights(NamedTuple):
     """Base of the rotary frequencies."""
     norm_eps: float
     """Added to mean squares."""
-
-
-class HeadWeights(NamedTuple):
-    """The head that reads the adapter's output; the options are those of `lm_head_topk`."""
-
-    weight: Tensor
-    """`[V, E]`."""
-    bias: Tensor | None = None
-    """`[V]`."""
-    id_map: Tensor | None = None
-    """`[V]` int64, the target's id of each row."""
-    logit_scale: float | None = None
-    """Factor on the logits."""
-    softcap: float | None = None
-    """Cap on the logits."""
-    round_to: torch.dtype | None = None
-    """Dtype that logits are rounded to; None for float32 throughout."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -191,16 +174,6 @@ def functional_parts(
         return rms_norm(x, adapter.output_norm, norm_eps)
 
     def choose(rows: Tensor) -> SureToken:
-        top = lm_head_topk_reference(
-            rows,
-            head.weight,
-            1,
-            bias=head.bias,
-            logit_scale=head.logit_scale,
-            softcap=head.softcap,
-            round_to=head.round_to,
-            id_map=head.id_map,
-        )
-        return sure_token(top)
+        return sure_token(lm_head_topk_reference(rows, head, 1))
 
     return project, finish, choose

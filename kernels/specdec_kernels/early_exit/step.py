@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..device.skinny_linear import launch_skinny_linear
+from ..lm_head import HeadWeights
 from ..lm_head.kernel import launch_head_tiles
 from ..tree_attention import tree_attention
 from .kernel import launch_adapter_qkv, launch_exit
@@ -67,12 +68,8 @@ def launch_early_exit_step(
     x = launch_skinny_linear(attended.flatten(1), o_weight, residual=hidden, stopped=idle)
     keys, maxima, sums = launch_head_tiles(
         x,
-        head_weight,
+        HeadWeights(head_weight, head_bias, id_map, logit_scale, softcap, round_to),
         1,
-        bias=head_bias,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        round_to=round_to,
         norm_weight=output_norm,
         norm_eps=norm_eps,
         stopped=idle,

@@ -21,6 +21,7 @@ from ..device.math import tanh
 from ..device.ordered_keys import NO_KEY, NO_NUMBER, join_key, sortable
 from ..device.skinny_linear import add_product, inverse_rms
 from ..gpu import gpu_of
+from .weights import HeadWeights
 
 # Two HGMMA tiles of 64; a merge finds a token's tile by it.
 BLOCK_V = 128
@@ -133,13 +134,9 @@ def _head_tiles_kernel(
 
 def launch_head_tiles(
     hidden: Tensor,
-    weight: Tensor,
+    head: HeadWeights,
     k: int,
     *,
-    bias: Tensor | None = None,
-    logit_scale: float | None = None,
-    softcap: float | None = None,
-    round_to: torch.dtype | None = None,
     norm_weight: Tensor | None = None,
     norm_eps: float = 0.0,
     stopped: Tensor | None = None,
@@ -148,12 +145,8 @@ def launch_head_tiles(
 
     Args:
         hidden: `[R, E]`, R from 1 on, the last dimension contiguous.
-        weight: `[V, E]` in the same dtype, the last dimension contiguous.
+        head: weight and bias in the same dtype, the weight's last dimension contiguous; its id map is left to the merge.
         k: 1 to 64.
-        bias: `[V]` in the same dtype; it and the other options as in `lm_head_topk`.
-        logit_scale: factor, or None.
-        softcap: cap, or None.
-        round_to: dtype, or None.
         norm_weight: `[E]` in the same dtype: rows go through `rms_norm` first; None where they come normed.
         norm_eps: added to mean squares.
         stopped: `[R]` bool or int64; blocks of rows that have all stopped are not computed, and their results are left
@@ -164,6 +157,7 @@ def launch_head_tiles(
         `sums [R, tiles]` float32.
     """
     rows, width = hidden.shape
+    weight = head.weight
     tiles = -(-weight.shape[0] // BLOCK_V)
     block_rows, block_k, warps, stages = _tiles(hidden)
     keys = torch.empty((rows, k, tiles), dtype=torch.int64, device=hidden.device)
@@ -172,7 +166,7 @@ def launch_head_tiles(
     _head_tiles_kernel[(-(-rows // block_rows), tiles)](
         hidden,
         weight,
-        *(None if x is None else x.contiguous() for x in (bias, norm_weight, stopped)),
+        *(None if x is None else x.contiguous() for x in (head.bias, norm_weight, stopped)),
         keys,
         maxima,
         sums,
@@ -182,11 +176,11 @@ def launch_head_tiles(
         weight.shape[0],
         tiles,
         k,
-        logit_scale,
-        softcap,
+        head.logit_scale,
+        head.softcap,
         norm_eps,
         E=width,
-        ROUND_TO=None if round_to is None else TL_DTYPES[round_to],
+        ROUND_TO=None if head.round_to is None else TL_DTYPES[head.round_to],
         BLOCK_V=BLOCK_V,
         BLOCK_R=block_rows,
         BLOCK_K=block_k,

@@ -16,21 +16,18 @@ from ..checks import (
 )
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import SureToken, TopTokens, lm_head_topk_reference, sure_token
+from .weights import HeadWeights, as_head
 
 MAX_TOKENS = 64
 
 
 def lm_head_topk(
     hidden: Tensor,
-    weight: Tensor,
+    head: HeadWeights | Tensor,
     k: int,
     *,
-    bias: Tensor | None = None,
-    logit_scale: float | None = None,
-    softcap: float | None = None,
-    round_to: torch.dtype | None = None,
-    id_map: Tensor | None = None,
     impl: Impl = "auto",
+    **options: Any,
 ) -> TopTokens:
     """Take the k most likely tokens of each row, with log-probabilities.
 
@@ -39,14 +36,10 @@ def lm_head_topk(
 
     Args:
         hidden: `[R, E]`.
-        weight: `[V, E]`, the rows of the head; a draft vocabulary has some of the target's.
+        head: the head, or the `[V, E]` weight of one that has nothing else.
         k: 1 to 64, and at most V.
-        bias: `[V]`.
-        logit_scale: factor on the logits (Cohere; 1 / Granite's divisor).
-        softcap: logits become `softcap * tanh(logits / softcap)` (Gemma 2).
-        round_to: dtype that the model rounds its logits to; None for float32 throughout.
-        id_map: `[V]` int64, the target's id of each row of the head. Among equals the first row comes first.
         impl: "triton", "reference", or "auto" for what suits the device.
+        options: deprecated, the head's other fields.
 
     Returns:
         Ids, log-probabilities, logsumexp.
@@ -55,88 +48,42 @@ def lm_head_topk(
         TypeError: if a dtype does not fit.
         ValueError: if a shape, a stride, `k`, a device or `impl` does not fit.
     """
-    if check_topk(hidden, weight, k, bias, round_to, id_map, impl):
-        return run_topk(hidden, weight, k, bias, logit_scale, softcap, round_to, id_map)
-    return lm_head_topk_reference(
-        hidden,
-        weight,
-        k,
-        bias=bias,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        round_to=round_to,
-        id_map=id_map,
-    )
+    head = as_head(head, options)
+    if check_topk(hidden, head, k, impl):
+        return run_topk(hidden, head, k)
+    return lm_head_topk_reference(hidden, head, k)
 
 
 def lm_head_confidence(
-    hidden: Tensor,
-    weight: Tensor,
-    *,
-    bias: Tensor | None = None,
-    logit_scale: float | None = None,
-    softcap: float | None = None,
-    round_to: torch.dtype | None = None,
-    id_map: Tensor | None = None,
-    impl: Impl = "auto",
+    hidden: Tensor, head: HeadWeights | Tensor, *, impl: Impl = "auto", **options: Any
 ) -> SureToken:
     """Take the most likely token of each row and its probability (Kangaroo section 3.2).
 
     Arguments, and errors, as in `lm_head_topk`.
     """
-    top = lm_head_topk(
-        hidden,
-        weight,
-        1,
-        bias=bias,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        round_to=round_to,
-        id_map=id_map,
-        impl=impl,
-    )
-    return sure_token(top)
+    return sure_token(lm_head_topk(hidden, as_head(head, options), 1, impl=impl))
 
 
-def check_topk(
-    hidden: Tensor,
-    weight: Tensor,
-    k: int,
-    bias: Tensor | None,
-    round_to: torch.dtype | None,
-    id_map: Tensor | None,
-    impl: Impl,
-) -> bool:
+def check_topk(hidden: Tensor, head: HeadWeights, k: int, impl: Impl) -> bool:
     """Check the arguments of `lm_head_topk`, and decide between kernel and reference; errors as there."""
-    kernel = check_head(hidden, weight, bias, round_to, id_map, impl)
-    most = min(MAX_TOKENS, len(weight))
+    kernel = check_head(hidden, head, impl)
+    most = min(MAX_TOKENS, len(head.weight))
     if not 1 <= k <= most:
         raise ValueError(f"k: expected 1 to {most} (64 and V at most), got {k}")
     return kernel
 
 
-def run_topk(*arguments: Any) -> TopTokens:
-    """Run the kernel on checked arguments, in the order of the op's schema."""
-    return TopTokens(*_lm_head_topk(*arguments))
+def run_topk(hidden: Tensor, head: HeadWeights, k: int) -> TopTokens:
+    """Run the kernel on checked arguments."""
+    return TopTokens(*_lm_head_topk(hidden, head.weight, k, *options_of(head)))
 
 
-def check_head(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    round_to: torch.dtype | None,
-    id_map: Tensor | None,
-    impl: Impl,
-    *others: Tensor,
-) -> bool:
+def check_head(hidden: Tensor, head: HeadWeights, impl: Impl, *others: Tensor) -> bool:
     """Check what all functions of a head share, and decide between kernel and reference.
 
     Args:
-        hidden: `[R, E]`; it and the next five as in `lm_head_topk`.
-        weight: `[V, E]`.
-        bias: `[V]`, or None.
-        round_to: dtype, or None.
-        id_map: `[V]` int64, or None.
+        hidden: `[R, E]`.
+        head: as in `lm_head_topk`.
         impl: which implementation is asked for.
         others: further inputs, which must lie on the same device.
 
@@ -147,6 +94,7 @@ def check_head(
         TypeError: if a dtype does not fit.
         ValueError: if a shape, a stride, a device or `impl` does not fit.
     """
+    weight, bias, id_map = head[:3]
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             "hidden, weight: expected shapes [R, E] and [V, E], "
@@ -162,8 +110,13 @@ def check_head(
     if kernel:
         check_kernel_float(hidden=hidden, weight=weight, bias=bias)
         check_last_stride(hidden=hidden, weight=weight)
-        check_rounding("round_to", round_to)
+        check_rounding("round_to", head.round_to)
     return kernel
+
+
+def options_of(head: HeadWeights) -> tuple[Any, ...]:
+    """List what ops of a head take beside its weight, in the order of their schemas."""
+    return head.bias, head.logit_scale, head.softcap, head.round_to, head.id_map
 
 
 def check_rounding(name: str, dtype: torch.dtype | None) -> None:
@@ -185,16 +138,8 @@ def _launch(
     from .kernel import launch_head_tiles
     from .merge import launch_merge_rows
 
-    lists = launch_head_tiles(
-        hidden,
-        weight,
-        k,
-        bias=bias,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        round_to=round_to,
-    )
-    return launch_merge_rows(*lists, id_map)
+    head = HeadWeights(weight, bias, id_map, logit_scale, softcap, round_to)
+    return launch_merge_rows(*launch_head_tiles(hidden, head, k), id_map)
 
 
 def _fake(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ordered_topk import ordered_topk
+from .weights import HeadWeights
 
 
 class TopTokens(NamedTuple):
@@ -33,20 +34,14 @@ class SureToken(NamedTuple):
     """`[R]` float32, of the logits."""
 
 
-def finish_logits(
-    logits: Tensor,
-    *,
-    logit_scale: float | None,
-    softcap: float | None,
-    round_to: torch.dtype | None,
-) -> Tensor:
+def finish_logits(logits: Tensor, head: HeadWeights) -> Tensor:
     """Do to `[..., V]` products what a model does to them: round, scale, cap."""
-    if round_to is not None:
-        logits = logits.to(round_to)
-    if logit_scale is not None:
-        logits = logits * logit_scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    if head.round_to is not None:
+        logits = logits.to(head.round_to)
+    if head.logit_scale is not None:
+        logits = logits * head.logit_scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
     return logits
 
 
@@ -69,22 +64,10 @@ def sure_token(top: TopTokens) -> SureToken:
     return SureToken(top.ids[:, 0], top.log_probs[:, 0].exp(), top.logsumexp)
 
 
-def lm_head_topk_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    k: int,
-    *,
-    bias: Tensor | None,
-    logit_scale: float | None,
-    softcap: float | None,
-    round_to: torch.dtype | None,
-    id_map: Tensor | None,
-) -> TopTokens:
+def lm_head_topk_reference(hidden: Tensor, head: HeadWeights, k: int) -> TopTokens:
     """Take the top tokens; arguments as in `lm_head_topk`."""
-    if round_to is None:  # products of low-precision inputs, summed and kept in float32
+    weight, bias = head.weight, head.bias
+    if head.round_to is None:  # products of low-precision inputs, summed and kept in float32
         hidden, weight = hidden.float(), weight.float()
         bias = None if bias is None else bias.float()
-    logits = finish_logits(
-        F.linear(hidden, weight, bias), logit_scale=logit_scale, softcap=softcap, round_to=round_to
-    )
-    return top_tokens(logits, k, id_map)
+    return top_tokens(finish_logits(F.linear(hidden, weight, bias), head), k, head.id_map)

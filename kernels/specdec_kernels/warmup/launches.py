@@ -21,9 +21,9 @@ from ..beam_step import beam_step, lm_head_beams
 from ..commit_kv import commit_kv
 from ..coupled_log_probs import coupled_log_probs
 from ..draft_step import RecurrentDraftStep, draft_step
-from ..early_exit import EarlyExitAdapter, HeadWeights, early_exit_step
+from ..early_exit import EarlyExitAdapter, early_exit_step
 from ..gpu import Gpu, gpu_of
-from ..lm_head import lm_head_topk
+from ..lm_head import HeadWeights, lm_head_topk
 from ..pack_tree import pack_tree
 from ..pick_tokens import pick_tokens
 from ..tree_attention import tree_attention
@@ -242,13 +242,12 @@ def _draft(
 def _next_beams(inputs: _Inputs, beams: BeamDraftShape, rows: int, width: int) -> None:
     head, scores = beams.head, inputs.floats(rows, width, dtype=torch.float32)
     hidden = inputs.floats(rows, width, head.width)
-    weight, *others = inputs.head(head)
-    options: dict[str, Any] = dict(zip(HeadWeights._fields[1:], others, strict=True))
+    weights = inputs.head(head)
     if beams.candidates is None:
-        lm_head_beams(hidden, weight, scores, beams.beam_width, **options)
+        lm_head_beams(hidden, weights, scores, beams.beam_width)
         return
     count = min(beams.candidates, head.vocabulary)
-    top = lm_head_topk(hidden.flatten(0, 1), weight, count, **options)
+    top = lm_head_topk(hidden.flatten(0, 1), weights, count)
     log_probs, ids = (x.unflatten(0, (rows, width)) for x in (top.log_probs, top.ids))
     if beams.coupled:
         log_probs = coupled_log_probs(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from head_problems import extreme_logits
 from ladder import check_compiles_whole, check_never_silent, check_op, every_way
-from specdec_kernels import beam_step, lm_head_topk
+from specdec_kernels import HeadWeights, beam_step, lm_head_topk
 from specdec_kernels._ops import ops
 from specdec_kernels.beam_step import lm_head_beams
 from specdec_kernels.testing.accuracy import assert_no_worse
@@ -84,9 +84,10 @@ def make_beams(batch, beams, size, vocabulary, seed, device, integers=2):
 
 
 def assert_same_beams(hidden, weight, scores, width, **options):
+    head = HeadWeights(weight, **options)
     with poisoned_empty():
-        found = lm_head_beams(hidden, weight, scores, width, impl="triton", **options)
-    expected = lm_head_beams(hidden, weight, scores, width, impl="reference", **options)
+        found = lm_head_beams(hidden, head, scores, width, impl="triton")
+    expected = lm_head_beams(hidden, head, scores, width, impl="reference")
     assert torch.equal(found.parents, expected.parents)
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.scores, expected.scores)
@@ -132,10 +133,10 @@ def test_scores_are_as_good_as_the_references(dtype, kernel_device):
     weight = torch.randn(270, 100, generator=generator).to(kernel_device, dtype) / 5
     bias = torch.randn(270, generator=generator).to(kernel_device, dtype)
     scores = -torch.rand(2, 6, generator=generator).to(kernel_device)
-    options = {"bias": bias, "logit_scale": 0.5, "softcap": 9.0}
+    head = HeadWeights(weight, bias, logit_scale=0.5, softcap=9.0)
     with poisoned_empty():
-        found = lm_head_beams(hidden, weight, scores, 6, impl="triton", **options)
-    expected = lm_head_beams(hidden, weight, scores, 6, impl="reference", **options)
+        found = lm_head_beams(hidden, head, scores, 6, impl="triton")
+    expected = lm_head_beams(hidden, head, scores, 6, impl="reference")
     assert torch.equal(found.parents, expected.parents)
     assert torch.equal(found.tokens, expected.tokens)
     logits = (hidden.double() @ weight.double().T + bias.double()) * 0.5
@@ -182,8 +183,8 @@ def test_extremes_are_the_references(name, impl, kernel_device):
     hidden = torch.zeros(1, 3, 16, device=kernel_device)
     weight, scores = torch.zeros(300, 16), torch.tensor([[-3.0, -1.0, -torch.inf]])
     weight, scores = weight.to(kernel_device), scores.to(kernel_device)
-    found = lm_head_beams(hidden, weight, scores, 7, bias=logits, impl=impl)
-    top = lm_head_topk(hidden[0], weight, 7, bias=logits, impl="reference")
+    found = lm_head_beams(hidden, HeadWeights(weight, logits), scores, 7, impl=impl)
+    top = lm_head_topk(hidden[0], HeadWeights(weight, logits), 7, impl="reference")
     one_by_one = beam_step(scores, top.log_probs[None], top.ids[None], 7, impl=impl)
     for x, y in zip(found, one_by_one, strict=True):
         torch.testing.assert_close(x, y, equal_nan=True)
@@ -250,7 +251,7 @@ def test_bad_arguments_are_named(kernel_device):
     hidden, weight, scores = make_beams(2, 3, 16, 150, 0, kernel_device)
 
     def call(hidden=hidden, weight=weight, scores=scores, width=2, impl="triton", **options):
-        lm_head_beams(hidden, weight, scores, width, impl=impl, **options)
+        lm_head_beams(hidden, HeadWeights(weight, **options), scores, width, impl=impl)
 
     check_never_silent(lambda impl: call(impl=impl))
     with pytest.raises(ValueError, match=r"hidden: expected shape \[B, W >= 1, E\]"):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from specdec_kernels import LMHeadTopK, lm_head_confidence, lm_head_topk
+from specdec_kernels import HeadWeights, LMHeadTopK, lm_head_confidence, lm_head_topk
 from specdec_kernels.ordered_topk import MARGIN, ordered_topk
 from tiny import tiny_model
 
@@ -60,14 +60,15 @@ def test_top_tokens_are_those_of_the_whole_distribution(options, bias, k):
         logits = cap * torch.tanh(logits / cap)
     log_probs = logits.float().log_softmax(-1)
 
-    top = lm_head_topk(hidden, weight, k, bias=added, **options)
+    head = HeadWeights(weight, added, **options)
+    top = lm_head_topk(hidden, head, k)
     for row in range(6):
         expected = slowly(logits[row].tolist(), k)
         assert top.ids[row].tolist() == expected
         torch.testing.assert_close(top.log_probs[row], log_probs[row, expected])
     torch.testing.assert_close(top.logsumexp, logits.float().logsumexp(-1))
 
-    sure = lm_head_confidence(hidden, weight, bias=added, **options)
+    sure = lm_head_confidence(hidden, head)
     assert torch.equal(sure.tokens, top.ids[:, 0])
     torch.testing.assert_close(sure.confidence, log_probs.exp().amax(1))
 
@@ -84,7 +85,7 @@ def test_half_precision_inputs_are_summed_in_float32_unless_rounded():
 def test_ids_of_a_draft_vocabulary_are_the_targets():
     hidden, weight = torch.randn(3, 8), torch.randn(40, 8)
     vocabulary = torch.tensor([2, 3, 5, 7, 11, 13, 31])
-    top = lm_head_topk(hidden, weight[vocabulary], 4, id_map=vocabulary)
+    top = lm_head_topk(hidden, HeadWeights(weight[vocabulary], id_map=vocabulary), 4)
     logits = hidden @ weight[vocabulary].T
     assert torch.equal(top.ids, vocabulary[logits.topk(4).indices])
     module = LMHeadTopK(nn.Linear(8, 7, bias=False), id_map=vocabulary)
@@ -120,4 +121,4 @@ def test_a_targets_draft_head_gives_the_models_own_logits(family):
 def test_errors_name_the_argument(arguments, options, message):
     hidden, weight, k = arguments
     with pytest.raises(ValueError, match=message):
-        lm_head_topk(torch.zeros(hidden), torch.zeros(weight), k, **options)
+        lm_head_topk(torch.zeros(hidden), HeadWeights(torch.zeros(weight), **options), k)

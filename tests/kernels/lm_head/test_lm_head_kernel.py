@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from head_problems import DTYPES, all_log_probs, assert_as_good, extreme_logits, make_head, run
-from specdec_kernels import lm_head_confidence, lm_head_topk
+from specdec_kernels import HeadWeights, lm_head_confidence, lm_head_topk
 from specdec_kernels.early_exit import rms_norm
 from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import INTEGER_POISON, poisoned_empty
@@ -29,12 +29,10 @@ def test_ids_are_the_references_where_sums_are_exact(
     dtype, rows, size, vocabulary, k, kernel_device
 ):
     hidden, weight = make_head(rows, size, vocabulary, dtype, k, kernel_device, integers=1)
-    found, expected = (
-        call(hidden, weight, k, round_to=dtype)
-        for call in (run, lambda *a, **o: lm_head_topk(*a, impl="reference", **o))
-    )
+    found = run(hidden, weight, k, round_to=dtype)
+    expected = lm_head_topk(hidden, HeadWeights(weight, round_to=dtype), k, impl="reference")
     assert torch.equal(found.ids, expected.ids)
-    _, (exact, exact_logsumexp) = all_log_probs(hidden, weight)
+    _, (exact, exact_logsumexp) = all_log_probs(hidden, HeadWeights(weight))
     assert_no_worse(found.log_probs, expected.log_probs, exact.gather(1, found.ids))
     assert_no_worse(found.logsumexp, expected.logsumexp, exact_logsumexp)
 
@@ -92,7 +90,7 @@ def test_ids_are_the_references_for_any_shape(
     id_map = torch.randperm(10 * vocabulary, generator=torch.Generator().manual_seed(seed))
     id_map = id_map[:vocabulary].to(kernel_device)
     found = run(hidden, weight, k, id_map=id_map)
-    expected = lm_head_topk(hidden, weight, k, id_map=id_map, impl="reference")
+    expected = lm_head_topk(hidden, HeadWeights(weight, id_map=id_map), k, impl="reference")
     assert torch.equal(found.ids, expected.ids)
     torch.testing.assert_close(found.log_probs, expected.log_probs)
     torch.testing.assert_close(found.logsumexp, expected.logsumexp)
@@ -161,7 +159,7 @@ def test_extremes_are_the_references(name, k, kernel_device):
     found = run(hidden, weight, k, bias=logits)
 
     def reference():
-        return lm_head_topk(hidden, weight, k, bias=logits, impl="reference")
+        return lm_head_topk(hidden, HeadWeights(weight, logits), k, impl="reference")
 
     for expected in (reference(), torch.compile(reference, backend="eager", fullgraph=True)()):
         assert torch.equal(found.ids, expected.ids)
@@ -176,7 +174,7 @@ def test_extremes_are_the_references(name, k, kernel_device):
     else:
         assert found.log_probs.isnan().all() and found.logsumexp.isnan().all()
     for impl in ("triton", "reference"):
-        sure = lm_head_confidence(hidden, weight, bias=logits, impl=impl)
+        sure = lm_head_confidence(hidden, HeadWeights(weight, logits), impl=impl)
         assert torch.equal(sure.tokens, found.ids[:, 0])
         torch.testing.assert_close(
             sure.confidence, found.log_probs[:, 0].exp(), equal_nan=True, rtol=1e-6, atol=0
@@ -231,7 +229,9 @@ def test_rows_may_be_normed_on_the_way(dtype, size, kernel_device):
     hidden *= 3
     norm_weight = make_head(1, size, 1, dtype, 10, kernel_device)[0][0]
     with poisoned_empty():
-        lists = launch_head_tiles(hidden, weight, 4, norm_weight=norm_weight, norm_eps=1e-3)
+        lists = launch_head_tiles(
+            hidden, HeadWeights(weight), 4, norm_weight=norm_weight, norm_eps=1e-3
+        )
         ids, log_probs, _ = launch_merge_rows(*lists, None)
     normed = rms_norm(hidden, norm_weight, 1e-3)
     exact = rms_norm(hidden.double(), norm_weight.double(), 1e-3) @ weight.double().T
@@ -249,8 +249,8 @@ def test_blocks_of_rows_that_have_stopped_are_left_out(kernel_device):
     stopped[1:64] = True
     stopped[64:] = True  # the whole second block
     with poisoned_empty():
-        skipped = launch_head_tiles(hidden, weight, 2, stopped=stopped)
-        full = launch_head_tiles(hidden, weight, 2)
+        skipped = launch_head_tiles(hidden, HeadWeights(weight), 2, stopped=stopped)
+        full = launch_head_tiles(hidden, HeadWeights(weight), 2)
     for x, y in zip(skipped, full, strict=True):
         assert torch.equal(x[:64], y[:64])
     keys, maxima, sums = skipped

@@ -6,7 +6,7 @@ from torch import nn
 
 from head_problems import DTYPES, make_head, run
 from ladder import check_compiles_whole, check_never_silent, check_op, every_way
-from specdec_kernels import LMHeadTopK, lm_head_confidence, lm_head_topk
+from specdec_kernels import HeadWeights, LMHeadTopK, lm_head_beams, lm_head_confidence, lm_head_topk
 from specdec_kernels._ops import ops
 from specdec_kernels.testing.poison import poisoned_empty
 
@@ -70,7 +70,7 @@ def test_op_is_registered_as_torch_wants(kernel_device):
 @every_way
 def test_compiles_whole(impl, dynamic, kernel_device):
     check_compiles_whole(
-        lambda hidden, weight: lm_head_topk(hidden, weight, 2, softcap=3.0, impl=impl),
+        lambda hidden, weight: lm_head_topk(hidden, HeadWeights(weight, softcap=3.0), 2, impl=impl),
         make_head(3, 32, 140, torch.float32, 15, kernel_device),
         make_head(5, 48, 150, torch.float32, 16, kernel_device),
         dynamic=dynamic,
@@ -95,7 +95,7 @@ def test_bad_arguments_are_named(kernel_device):
     hidden, weight = make_head(3, 32, 140, torch.float32, 17, kernel_device)
 
     def call(hidden=hidden, weight=weight, k=2, impl="triton", **options):
-        lm_head_topk(hidden, weight, k, impl=impl, **options)
+        lm_head_topk(hidden, HeadWeights(weight, **options), k, impl=impl)
 
     check_never_silent(lambda impl: call(impl=impl))
     with pytest.raises(ValueError, match="k: expected 1 to 64"):
@@ -149,3 +149,23 @@ def test_the_module_refuses_what_the_op_does(impl, kernel_device):
     with pytest.raises(ValueError, match="k: expected 1 to 40"):
         LMHeadTopK(nn.Linear(32, 40, device=kernel_device), impl=impl)(hidden, 41)
     check_never_silent(lambda impl: LMHeadTopK(linear, impl=impl)(hidden, 2))
+
+
+def test_options_given_apart_still_work_and_warn(kernel_device):
+    hidden, weight = make_head(3, 32, 140, torch.float32, 18, kernel_device)
+    expected = lm_head_topk(hidden, HeadWeights(weight, softcap=3.0), 2)
+    scores = torch.zeros(1, 3, device=kernel_device)
+    beams = lm_head_beams(hidden[None], HeadWeights(weight, softcap=3.0), scores, 2)
+    with pytest.warns(DeprecationWarning, match=r"head: expected HeadWeights\(.*, got softcap"):
+        found = lm_head_topk(hidden, weight, 2, softcap=3.0)
+    with pytest.warns(DeprecationWarning, match="got softcap apart"):
+        sure = lm_head_confidence(hidden, weight, softcap=3.0)
+    with pytest.warns(DeprecationWarning, match="got softcap apart"):
+        found_beams = lm_head_beams(hidden[None], weight, scores, 2, softcap=3.0)
+    assert torch.equal(found.log_probs, expected.log_probs)
+    assert torch.equal(sure.tokens, expected.ids[:, 0])
+    assert torch.equal(found_beams.scores, beams.scores)
+    with pytest.raises(TypeError, match="head: expected fields of HeadWeights, got cap"):
+        lm_head_topk(hidden, weight, 2, cap=3.0)
+    with pytest.raises(TypeError, match="head: expected all in HeadWeights, got bias apart"):
+        lm_head_topk(hidden, HeadWeights(weight), 2, bias=weight[:, 0])

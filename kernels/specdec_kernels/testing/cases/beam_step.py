@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...beam_step import beam_step, lm_head_beams
+from ...lm_head import HeadWeights
 from ..case import ARCHS, Case, Inputs
 
 
@@ -30,7 +31,9 @@ def _prepare_head(
         hidden = inputs.floats(batch, beams, size, dtype=dtype)
         weight = inputs.floats(vocabulary, size, dtype=dtype)
         scores = inputs.floats(batch, beams, dtype=torch.float32)
-        return lambda: lm_head_beams(hidden, weight, scores, beams, round_to=dtype, impl="triton")
+        return lambda: lm_head_beams(
+            hidden, HeadWeights(weight, round_to=dtype), scores, beams, impl="triton"
+        )
 
     return prepare
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...early_exit import AdapterWeights, HeadWeights, early_exit_step
+from ...early_exit import AdapterWeights, early_exit_step
+from ...lm_head import HeadWeights
 from ..case import ARCHS, Case, Inputs
 
 PREFIX = 500

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...lm_head import lm_head_topk
+from ...lm_head import HeadWeights, lm_head_topk
 from ..case import ARCHS, Case, Inputs
 
 
@@ -22,9 +22,8 @@ def _prepare(
     def prepare(inputs: Inputs) -> Callable[[], Any]:
         hidden = inputs.floats(rows, width, dtype=dtype)
         weight = inputs.floats(vocabulary, width, dtype=dtype)
-        return lambda: lm_head_topk(
-            hidden, weight, k, softcap=softcap, round_to=dtype, impl="triton"
-        )
+        head = HeadWeights(weight, softcap=softcap, round_to=dtype)
+        return lambda: lm_head_topk(hidden, head, k, impl="triton")
 
     return prepare
 
