@@ -50,7 +50,7 @@ class BeamCounter(Drafter):
                 rows = torch.full_like(budget.row_depth, depth)
                 found = drafter.draft(state, Budget(width * depth + 1, depth, rows))
                 self.count((width, length), state.roots, found.tokens.unflatten(1, (-1, depth)))
-        return Proposals.none(len(state.rows.host), state.text.device)
+        return Proposals.none(len(state.rows.host), state.text.ids.device)
 
     def count(self, which: tuple[int, int], roots: Tensor, drafted: Tensor) -> None:
         """Pack beams `[B, W, C-1]` behind their roots and note the share that is gone."""

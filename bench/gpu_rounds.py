@@ -21,7 +21,8 @@ from gpu_stages import device_stages
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from specdec.drafters import Budget, Drafter, NoDrafter, Proposals
+from specdec.drafters import Budget, Drafter, PlainDrafter, Proposals
+from specdec.metrics import Metrics
 from specdec.model.cache import Rows, TreeCache
 from specdec.model.target import Target
 from specdec.session import Generation, Session
@@ -124,10 +125,10 @@ class Oracle(Drafter):
         """Put the texts on the device once: a round shall wait for no copy."""
         longest = max(map(len, self.texts))
         padded = [text + [0] * (longest + NODES - len(text)) for text in self.texts]
-        self.known = torch.tensor(padded, device=state.text.device)
+        self.known = torch.tensor(padded, device=state.text.ids.device)
         self.rounds = 0
         whole = int(self.share)
-        self.plans = {n: self._plan(n, state.text.device) for n in (whole, whole + 1)}
+        self.plans = {n: self._plan(n, state.text.ids.device) for n in (whole, whole + 1)}
 
     def _plan(self, right: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Say for each proposal which token of the text it is, by how much it is wrong, its parent and its score."""
@@ -154,8 +155,8 @@ class Oracle(Drafter):
 def time_texts(run: Run, shape: Shape, batch: int) -> Iterator[Row]:
     """Let the plain loop write, then the oracle replay it; their texts must be one."""
     target, prompts = target_of(shape, run.device), prompts_of(shape, batch)
-    plain = write(target, NoDrafter(), prompts, shape.new)
-    yield described(run, target, NoDrafter(), prompts, shape, plain.tokens, "plain")
+    plain = write(target, PlainDrafter(), prompts, shape.new)
+    yield described(run, target, PlainDrafter(), prompts, shape, plain.tokens, "plain")
     whole = [p + new for p, new in zip(prompts, plain.tokens, strict=True)]
     for tokens_a_round in (2.5,) if run.dry else TOKENS_A_ROUND:
         oracle = Oracle(whole, tokens_a_round, shape.sizes["vocab_size"])
@@ -182,8 +183,8 @@ def described(
     few = min(shape.new, 16)
     seen: list[float] = []
 
-    def again() -> None:
-        seen.append(write(target, drafter, prompts, few).metrics.rounds / len(prompts))
+    def again(metrics: Metrics) -> None:
+        seen.append(write(target, drafter, prompts, few, metrics).metrics.rounds / len(prompts))
 
     stages, launches = device_stages(run.dry, again)
     per_round = {k: s / seen[0] for k, s in stages.items() if k != "prefill"}
@@ -191,8 +192,15 @@ def described(
     return {**row, "device_stages": per_round, "launches_per_round": total}
 
 
-def write(target: Target, drafter: Drafter, prompts: list[list[int]], new: int) -> Generation:
-    return Session(target, drafter, max_nodes=NODES).generate(prompts, max_new_tokens=new)
+def write(
+    target: Target,
+    drafter: Drafter,
+    prompts: list[list[int]],
+    new: int,
+    metrics: Metrics | None = None,
+) -> Generation:
+    session = Session(target, drafter, max_nodes=NODES)
+    return session.generate(prompts, max_new_tokens=new, metrics=metrics)
 
 
 @torch.inference_mode()

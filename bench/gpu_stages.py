@@ -7,37 +7,37 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from specdec import session
-from specdec.metrics import Stopwatch
+from specdec.metrics import Metrics
 
 MARK = "stage "
 
 
-class MarkedStopwatch(Stopwatch):
+class MarkedMetrics(Metrics):
     """Marks stages in a profile, each with all that the device does for it."""
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        with record_function(MARK + stage), super().__call__(stage):
+    def stage(self, name: str) -> Iterator[None]:
+        with record_function(MARK + name), super().stage(name):
             yield
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
 
 
-def device_stages(dry: bool, write: Callable[[], Any]) -> tuple[dict[str, float], Counter[str]]:
-    """Profile what `write` writes: the device's seconds per stage, and how many kernels and copies."""
+def device_stages(
+    dry: bool, write: Callable[[Metrics], Any]
+) -> tuple[dict[str, float], Counter[str]]:
+    """Profile what `write` writes: the device's seconds per stage, and how many kernels and copies.
+
+    `write` hands the metrics that it is given to the session.
+    """
     activities = [ProfilerActivity.CPU, *([] if dry else [ProfilerActivity.CUDA])]
-    with (
-        patch.object(session, "Stopwatch", MarkedStopwatch),
-        profile(activities=activities) as seen,
-    ):
-        write()
+    with profile(activities=activities) as seen:
+        write(MarkedMetrics())
     return sums_per_stage(seen.events(), DeviceType.CPU if dry else DeviceType.CUDA)
 
 

@@ -24,6 +24,7 @@ from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import SAME, judge
 from specdec.load import load_target
+from specdec.metrics import Metrics
 from specdec.sources.models import load_model
 
 METHODS = (PLAIN, TRANSFORMERS, "mixed", "redrafter", "lookup", "kangaroo")
@@ -151,9 +152,8 @@ def profile(run: Run, method: str, name: str) -> Iterator[Row]:
     new = NEW_DRY if run.dry else NEW_PROFILED
     rounds: list[int] = []
 
-    def write() -> None:
-        metrics = at.runner.write(method, at.prompts[name], new).metrics
-        assert metrics is not None
+    def write(metrics: Metrics) -> None:
+        at.runner.write(method, at.prompts[name], new, metrics)
         rounds.append(metrics.rounds)
 
     stages, launches = device_stages(run.dry, write)

@@ -16,7 +16,6 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
@@ -25,13 +24,12 @@ from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
 )
 
-from specdec import session
-from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, NoDrafter
+from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, PlainDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
-from specdec.metrics import Stopwatch
+from specdec.metrics import Metrics
 from specdec.model.target import Target
-from specdec.pickers import Picker, Walk, sampler
+from specdec.pickers import PathPicker, Picker, sampler
 from specdec.sampling import new_sampling
 from specdec.session import Session
 from specdec_kernels.gpu import KNOWN
@@ -49,24 +47,24 @@ Round = dict[str, Counts]
 NewPicker = Callable[[Target], Picker]
 
 
-@contextmanager
-def counted_rounds(calls: Calls) -> Iterator[list[Round]]:
-    """Sort what is counted by round and stage; the first entry is prefill, the last one what follows the last round."""
-    rounds: list[Round] = [{}]
+class CountedStages(Metrics):
+    """Sorts what is counted by round and stage; the first entry is prefill, the last one what follows the last round."""
 
-    class StageCounter(Stopwatch):
-        @contextmanager
-        def __call__(self, stage: str) -> Iterator[None]:
-            calls.counts = rounds[-1].setdefault(stage, Counts())
-            with super().__call__(stage):
-                yield
-            # The first thing that is drafted is nothing: drafters see the prompts.
-            if stage == "emit" or (stage == "draft" and "prefill" in rounds[-1]):
-                rounds.append({})
-            calls.counts = rounds[-1].setdefault(BETWEEN, Counts())
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self.calls = calls
+        self.counted: list[Round] = [{}]
 
-    with patch.object(session, "Stopwatch", StageCounter):
-        yield rounds
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        calls, counted = self.calls, self.counted
+        calls.counts = counted[-1].setdefault(name, Counts())
+        with super().stage(name):
+            yield
+        # The first thing that is drafted is nothing: drafters see the prompts.
+        if name == "emit" or (name == "draft" and "prefill" in counted[-1]):
+            counted.append({})
+        calls.counts = counted[-1].setdefault(BETWEEN, Counts())
 
 
 def count_rounds(
@@ -74,14 +72,15 @@ def count_rounds(
 ) -> list[Round]:
     """Decode a few rounds without running kernels; within `absent_gpu`."""
     picker = new_picker(target) if new_picker else None
-    with counted_calls(dry=True) as calls, counted_rounds(calls) as rounds:
+    with counted_calls(dry=True) as calls:
+        stages = CountedStages(calls)
         stream = Session(target, drafter, max_nodes=NODES).stream(
-            PROMPTS, max_new_tokens=NEW_TOKENS, picker=picker
+            PROMPTS, max_new_tokens=NEW_TOKENS, picker=picker, metrics=stages
         )
         for _ in islice(stream, 1 + ROUNDS):
             pass
         stream.close()
-    return rounds[1 : 1 + ROUNDS]
+    return stages.counted[1 : 1 + ROUNDS]
 
 
 def small_target(layers: int = LAYERS) -> Target:
@@ -106,7 +105,7 @@ def kangaroo(target: Target) -> Drafter:
 
 def drafters(target: Target) -> Iterator[tuple[str, int | None, Drafter]]:
     """Make each method, with its beam width where it has one."""
-    yield "plain", None, NoDrafter()
+    yield "plain", None, PlainDrafter()
     yield "lookup", None, LookupDrafter()
     yield "kangaroo", None, kangaroo(target)
     for width in WIDTHS:
@@ -125,13 +124,13 @@ def processed(target: Target) -> Picker:
     """Draw from what the library's processors make of each row."""
     sampling = new_sampling(0, range(len(PROMPTS)), target.device, temperature=0.7)
     processors = [RepetitionPenaltyLogitsProcessor(1.2), TemperatureLogitsWarper(0.7)]
-    return Walk(sampling, [LogitsProcessorList(processors) for _ in PROMPTS])
+    return PathPicker(sampling, [LogitsProcessorList(processors) for _ in PROMPTS])
 
 
 def picks(target: Target) -> Iterator[tuple[str, Drafter, NewPicker]]:
     """Make the ways to draw, of a chain and of a tree."""
     for how, picker in (("drawn", drawn), ("drawn, processed", processed)):
-        yield f"plain, {how}", NoDrafter(), picker
+        yield f"plain, {how}", PlainDrafter(), picker
         yield f"mixed, {how}", MixedDrafter([redrafter(target, 4), LookupDrafter()]), picker
 
 
@@ -172,7 +171,7 @@ def main() -> None:
             {"method": method, "beam_width": None, "stages": describe(count_rounds(target, *how))}
             for method, *how in picks(target)
         ]
-        deeper = describe(count_rounds(small_target(LAYERS + 1), NoDrafter()))
+        deeper = describe(count_rounds(small_target(LAYERS + 1), PlainDrafter()))
     result = {
         "gpu": GPU,
         "layers": LAYERS,

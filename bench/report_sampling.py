@@ -8,7 +8,7 @@ from pages import machine_line, number, table
 
 Row = dict[str, Any]
 Result = dict[str, Any]
-NONE = "none"
+PLAIN = "plain"
 
 
 def speed_table(result: Result) -> str:
@@ -69,7 +69,7 @@ def find(result: Result, setting: str, batch: int, drafter: str) -> Row:
 
 def speedup(row: Row, result: Result) -> float:
     """Divide a row's speed, prefill included, by that of the loop without a drafter."""
-    plain = find(result, row["setting"], row["batch"], NONE)
+    plain = find(result, row["setting"], row["batch"], PLAIN)
     speed: float = row["tokens_per_second"] / plain["tokens_per_second"]
     return speed
 

@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "T 1.0": {"temperature": 1.0},
 }
 BATCHES = (1, 4, 8)
-DRAFTERS = ("none", "lookup", "redrafter", "mixed")
+DRAFTERS = ("plain", "lookup", "redrafter", "mixed")
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def compare(
     found = []
     for seed, ids in enumerate(track(prompts, description=setting)):
         options = {**SETTINGS[setting], "seed": seed, "max_new_tokens": new}
-        expected = write(target, ids, "none", **options)
+        expected = write(target, ids, "plain", **options)
         for drafter in drafters:
             text = write(target, ids, drafter, **options)
             parts = None

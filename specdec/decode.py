@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from specdec_kernels import accept_tree, pack_tree
+from specdec_kernels.dispatch import host_may_look
 from specdec_kernels.pack_tree import MAX_PROPOSALS
 
 from .drafters.protocol import Budget, Drafter, Proposals
-from .metrics import Stopwatch
+from .metrics import Metrics
 from .model.passed import Verified
 from .model.target import Target
+from .observer import OnRound, Round
 from .pickers import Picker
 from .state import Emitted, State
 from .tree import Accepted, TokenTree
@@ -28,7 +30,8 @@ def decode(
     prefilled: Verified,
     *,
     nodes_of_rows: Callable[[int], int],
-    clock: Stopwatch,
+    metrics: Metrics,
+    on_round: OnRound | None = None,
 ) -> Iterator[list[Emitted]]:
     """Write text, round by round, until every row has ended.
 
@@ -41,47 +44,52 @@ def decode(
         state: prompts, in the cache.
         prefilled: what the target said after each prompt.
         nodes_of_rows: most nodes verified per row in a round with so many rows.
-        clock: collects the time of each stage.
+        metrics: counts, and the time of each stage, are added to it.
+        on_round: told what each round did.
 
     Yields:
         What each row gained, first from prefill, then from each round.
     """
-    with clock("prefill"):
-        last = TokenTree.chain(state.text[state.rows.ids, state.lengths - 1][:, None])
-        first = picker.pick(state, last, prefilled.logits[:, None], offset=-1)
+    with metrics.stage("prefill"):
+        first = picker.pick(state, TokenTree.chain(state.roots[:, None]), prefilled.logits[:, None])
         emitted = state.open(first[:, 0], prefilled.hidden)
-    with clock("draft"):
+    with metrics.stage("draft"):
         drafter.start(state)
+    metrics.count(emitted)
+    if on_round is not None:
+        on_round(Round(emitted, metrics.lap()))
     yield emitted
 
     while state.rows.host:
-        nodes = nodes_of_rows(len(state.remaining))
+        nodes = nodes_of_rows(len(state.rows.host))
         deepest = min(max(state.remaining), nodes) - 1
-        budget = Budget(nodes, deepest, state.left[state.rows.ids] - 1)
-        with clock("draft"):
+        budget = Budget(nodes, deepest, state.row_depth)
+        with metrics.stage("draft"):
             proposals = drafter.draft(state, budget)
-        with clock("pack"):
+        with metrics.stage("pack"):
             tree = pack(state.roots, proposals, budget)
-        with clock("verify"):
+        with metrics.stage("verify"):
             verified = target.verify(tree, state.cache, state.rows, proposals.shallow)
-        with clock("pick"):
+        with metrics.stage("pick"):
             picked = picker.pick(state, tree, verified.logits)
-        with clock("accept"):
+        with metrics.stage("accept"):
             accepted = accept(tree, picked)
-        with clock("commit"):
+        with metrics.stage("commit"):
             written = state.write(tree, accepted, verified.hidden, proposals.valid.sum(1))
             state.cache.commit(accepted, state.rows)
-        with clock("observe"):
+        with metrics.stage("observe"):
             drafter.observe(state, tree, accepted, verified.hidden)
-        with clock("emit"):
+        with metrics.stage("emit"):
             emitted = state.advance(written)
+        metrics.count(emitted)
+        if on_round is not None:
+            on_round(Round(emitted, metrics.lap(), tree, picked, accepted))
         yield emitted
 
 
 def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:
     """Merge proposals into one tree per row: as wide as the widest row needs, or as there is room where a kernel packs."""
-    # On a CPU it costs nothing to see that there is nothing to pack; elsewhere it would wait for the device.
-    if proposals.tokens.shape[1] == 0 or (roots.device.type == "cpu" and not proposals.valid.any()):
+    if proposals.tokens.shape[1] == 0 or (host_may_look(roots) and not proposals.valid.any()):
         return TokenTree.chain(roots[:, None])
     packed = pack_tree(
         roots,

@@ -12,27 +12,9 @@ from .state import Emitted
 CTAR_WIDTHS = range(1, 7)
 
 
-class Stopwatch:
-    """Wall-clock seconds per stage, as the host sees them."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        """Add to what is there already, per stage."""
-        self.seconds = seconds
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - began
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-
-
 @dataclass(slots=True)
 class Metrics:
-    """Counts over the rounds of one or many decodes.
+    """Counts and times over the rounds of one or many decodes.
 
     `gains[k]` is the number of tokens that round k added to a row, the target's own one included: with it
     tokens per round = 1 + sum over w of CTAR(w) holds by construction (Kangaroo section 4.1).
@@ -43,7 +25,24 @@ class Metrics:
     proposed: int = 0
     new_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    """Per stage; `prefill` ends with the first token."""
+    """Per stage, wall clock as the host sees it; `prefill` ends with the first token."""
+    _lap: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a stage; subclasses may do more around it."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def lap(self) -> dict[str, float]:
+        """Return the seconds of each stage since the last call."""
+        lap = {stage: s - self._lap.get(stage, 0.0) for stage, s in self.seconds.items()}
+        self._lap = dict(self.seconds)
+        return {stage: seconds for stage, seconds in lap.items() if seconds}
 
     def count(self, emitted: list[Emitted]) -> None:
         """Add what one round gave to each row."""
@@ -76,11 +75,6 @@ class Metrics:
     def ctar(self, width: int) -> float:
         """Share of rounds that accepted at least `width` drafted tokens: CTAR(w), 0 without rounds."""
         return sum(gain > width for gain in self.gains) / self.rounds if self.gains else 0.0
-
-    @property
-    def authors_accept_lengths(self) -> list[int]:
-        """The gains of one row as Kangaroo's authors list them: a 1 for the token that prefill gave comes first."""
-        return [1, *self.gains]
 
     @property
     def nodes_per_round(self) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
-from specdec_kernels.dispatch import chooses_kernel
+from specdec_kernels.dispatch import chooses_kernel, host_may_look
 
 from .device_flag import flag_on
 from .model.target import Target
@@ -32,14 +32,13 @@ class Picker(Protocol):
         """How tokens are drawn; None where the best is taken."""
         ...
 
-    def pick(self, state: State, tree: TokenTree, logits: Tensor, offset: int = 0) -> Tensor:
+    def pick(self, state: State, tree: TokenTree, logits: Tensor) -> Tensor:
         """Pick the token after each node.
 
         Args:
-            state: the rows; a row's node 0 is at column `lengths + offset` of its text, which is known up to there.
+            state: the rows; a row's node 0 is its newest certain token.
             tree: B trees of N nodes.
             logits: `[B, N, V]`, the target's at each node.
-            offset: 0 in a round; -1 after prefill, where a prompt's last token is all there is of the tree.
 
         Returns:
             `[B, N]` int64; `UNKNOWN` where it does not matter, since the text does not come to that node.
@@ -52,7 +51,7 @@ class Greedy:
 
     sampling = None
 
-    def pick(self, state: State, tree: TokenTree, logits: Tensor, offset: int = 0) -> Tensor:
+    def pick(self, state: State, tree: TokenTree, logits: Tensor) -> Tensor:
         """Pick after every node at once."""
         return most_likely(logits)
 
@@ -67,7 +66,7 @@ class Recorded(NamedTuple):
 
 
 @dataclass(slots=True)
-class Walk:
+class PathPicker:
     """Picks from the root down, node by node, only where the text goes: each choice as in plain generation.
 
     What costs more than a glance at a row's logits, such as a sort or a processor that reads the text so far, is done
@@ -83,7 +82,7 @@ class Walk:
     records: list[list[Recorded]] | None = None
     """Per prompt, filled with what was said at each token."""
 
-    def pick(self, state: State, tree: TokenTree, logits: Tensor, offset: int = 0) -> Tensor:
+    def pick(self, state: State, tree: TokenTree, logits: Tensor) -> Tensor:
         """Pick after the nodes that the text comes to; writes these tokens into the state's text."""
         watched, ended = self._watched(logits), flag_on(logits.device)
         batch, nodes = tree.tokens.shape
@@ -91,14 +90,14 @@ class Walk:
         places = torch.arange(batch, device=logits.device)  # of the rows that go on
         at = torch.zeros_like(places)  # the node that each has come to
         walking = torch.ones_like(places, dtype=torch.bool)
-        first = state.lengths + offset  # [B], column of the root
+        first = state.position_after(0)
         for depth in range(nodes):
-            rows, columns = state.rows.ids[places], first[places] + depth + 1
+            rows, columns = state.rows.ids[places], first[places] + depth
             hosts = [
                 state.rows.host[place] for place in (places.tolist() if watched else range(batch))
             ]
             said = logits[places, at]
-            scores = self._process(state, hosts, said, offset + depth + 1)
+            scores = self._process(state, hosts, said, depth)
             tokens = (
                 most_likely(scores)
                 if self.sampling is None
@@ -108,7 +107,7 @@ class Walk:
             )
             tokens = torch.where(walking, tokens, picked[places, at])
             picked[places, at] = tokens
-            state.text[rows, columns] = torch.where(walking, tokens, state.text[rows, columns])
+            state.text.write(rows, columns, tokens, where=walking)
             children = (tree.parents[places] == at[:, None]) & (
                 tree.tokens[places] == tokens[:, None]
             )
@@ -130,7 +129,7 @@ class Walk:
 
     def _watched(self, logits: Tensor) -> bool:
         """Tell whether the host looks who goes on: where that costs nothing, or the processors look themselves."""
-        if logits.device.type == "cpu" or self.records is not None:
+        if host_may_look(logits) or self.records is not None:
             return True
         return any(
             isinstance(p, PrefixConstrainedLogitsProcessor) or not of_library(p)
@@ -138,14 +137,14 @@ class Walk:
             for p in processors
         )
 
-    def _process(self, state: State, hosts: list[int], said: Tensor, ahead: int) -> Tensor:
-        """Process `[B, V]` logits, each row with its own text so far: `ahead` columns behind its prefix."""
+    def _process(self, state: State, hosts: list[int], said: Tensor, depth: int) -> Tensor:
+        """Process `[B, V]` logits, each row with its own text up to its node of this depth."""
         if self.processors is None and self.records is None:
             return said
         scores = []
         for row, logits in zip(hosts, said.to(torch.float32, copy=True)[:, None], strict=True):
             raw = logits.clone()
-            ids = state.text[row : row + 1, : state.cache.host_lengths[row] + ahead]
+            ids = state.text_after(row, depth)
             processed = logits if self.processors is None else self.processors[row](ids, logits)
             if self.records is not None:
                 self.records[row].append(Recorded(raw[0], processed[0]))
@@ -154,14 +153,14 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
-class EveryNode:
+class TreeSampler:
     """Draws after every node at once: on a GPU all of them cost less than to wait for one after the other."""
 
     sampling: Sampling
 
-    def pick(self, state: State, tree: TokenTree, logits: Tensor, offset: int = 0) -> Tensor:
+    def pick(self, state: State, tree: TokenTree, logits: Tensor) -> Tensor:
         """Draw after every node, padding included."""
-        columns = (state.lengths + offset + 1)[:, None] + tree.depth  # [B, N]
+        columns = state.position_after(tree.depth)  # [B, N]
         rows = state.rows.ids[:, None].expand_as(columns)
         drawn = self.sampling.draw(logits.flatten(0, 1), rows.flatten(), columns.flatten())
         return drawn.view_as(columns)
@@ -171,4 +170,4 @@ class EveryNode:
 def sampler(sampling: Sampling, target: Target) -> Picker:
     """Return what draws where nothing but its settings matters: all nodes at once where a kernel does it."""
     kernel = chooses_kernel(target.impl, target.embedding)
-    return EveryNode(sampling) if kernel else Walk(sampling)
+    return TreeSampler(sampling) if kernel else PathPicker(sampling)

@@ -17,12 +17,14 @@ from .drafters import Drafter, load_drafter
 from .host.locks import lock_of
 from .limits import DEFAULT_NODES, check_max_nodes
 from .load import follow_changes
-from .metrics import Metrics, Stopwatch
+from .metrics import Metrics
 from .model.cache import Rows, TreeCache
 from .model.memory import Needs, enough_memory, gigabytes
 from .model.target import Target
+from .observer import OnRound
 from .pickers import Greedy, Picker
 from .state import Emitted, State, Stops
+from .text import Text
 
 # On a CPU each node of a pass costs time (docs/benchmarks.md), and several rows already share the weights' way through memory. Of 8 to
 # 64 nodes per pass 8 wrote fastest in batches of four and of eight. A root and its likeliest child always have their place.
@@ -80,22 +82,23 @@ class Session:
         *,
         max_new_tokens: int,
         eos_token_ids: Iterable[int] = (),
-        stop_short: int = 0,
         picker: Picker | None = None,
         stops: Stops | None = None,
         copies: int = 1,
+        metrics: Metrics | None = None,
+        on_round: OnRound | None = None,
     ) -> Generation:
         """Write until each row ends; arguments and errors as in `stream`."""
-        generation = Generation([[] for _ in range(len(prompts) * copies)])
+        generation = Generation([[] for _ in range(len(prompts) * copies)], metrics or Metrics())
         for emitted in self.stream(
             prompts,
             max_new_tokens=max_new_tokens,
             eos_token_ids=eos_token_ids,
-            stop_short=stop_short,
             picker=picker,
             stops=stops,
             copies=copies,
             metrics=generation.metrics,
+            on_round=on_round,
         ):
             for e in emitted:
                 generation.tokens[e.row] += e.tokens
@@ -107,11 +110,11 @@ class Session:
         *,
         max_new_tokens: int,
         eos_token_ids: Iterable[int] = (),
-        stop_short: int = 0,
         picker: Picker | None = None,
         stops: Stops | None = None,
         copies: int = 1,
         metrics: Metrics | None = None,
+        on_round: OnRound | None = None,
     ) -> Iterator[list[Emitted]]:
         """Write, and hand out what each round adds.
 
@@ -120,12 +123,11 @@ class Session:
                 its text so far, are read from the first new token on.
             max_new_tokens: most new tokens per row; fewer where the model's positions end.
             eos_token_ids: tokens after which a row ends.
-            stop_short: a row ends when no more tokens than this may come; gamma for Kangaroo's authors, who begin a
-                round only where a whole draft fits.
-            picker: takes tokens from what the target says, `Walk` or `EveryNode` to draw them; None for the best.
+            picker: takes tokens from what the target says, `PathPicker` or `TreeSampler` to draw them; None for the best.
             stops: tells after which further tokens a row ends.
             copies: texts per prompt, which is read once; row `p * copies + c` is copy c of prompt p.
             metrics: added to as the text is written.
+            on_round: told what the prefill and each round did.
 
         Returns:
             Per round, what each unfinished row gained. A stream that is continued after a newer one began, or while
@@ -140,8 +142,6 @@ class Session:
         check_texts(texts, self.target, "prompts")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-        if not 0 <= stop_short < max_new_tokens:
-            raise ValueError(f"stop_short: expected 0 to {max_new_tokens - 1}, got {stop_short}")
         if copies < 1:
             raise ValueError(f"copies: expected at least 1, got {copies}")
         metrics = Metrics() if metrics is None else metrics
@@ -151,8 +151,8 @@ class Session:
             copies,
             picker or Greedy(),
             metrics,
+            on_round,
             eos_token_ids=frozenset(eos_token_ids),
-            stop_short=stop_short,
             stops=stops,
         )
 
@@ -163,36 +163,37 @@ class Session:
         copies: int,
         picker: Picker,
         metrics: Metrics,
+        on_round: OnRound | None,
         **ends: Any,
     ) -> Iterator[list[Emitted]]:
         this = object()
         follow_changes(self.target)
-        clock = Stopwatch(metrics.seconds)
         texts = [list(prompt) for prompt in prompts for _ in range(copies)]
         limits = [min(most, self.target.position_limit - len(text)) for text in texts]
         capacity = max(len(text) + limit for text, limit in zip(texts, limits, strict=True))
         cache = self._reusable_cache(texts) if copies == 1 else None
         if cache is None:
             cache = self._new_cache(texts, capacity)
-        with self._alone(cache), clock("prefill"), torch.inference_mode():
+        metrics.lap()
+        with self._alone(cache), metrics.stage("prefill"), torch.inference_mode():
             self._latest = cache.stream = this
             known = self._roll_back(cache, texts, capacity)
-            columns = capacity + self.max_nodes + 1
-            padded = torch.tensor([ids + [0] * (columns - len(ids)) for ids in texts])
-            text = padded.to(self.target.device)
-            prompt = text[::copies, known : max(map(len, texts))]
+            text = Text(texts, limits, margin=self.max_nodes + 1, device=self.target.device)
+            prompt = text.ids[::copies, known : max(map(len, texts))]
             prefilled = self.target.prefill(
                 prompt,
                 [len(ids) - known for ids in prompts],
                 cache,
                 self.drafter.tap,
-                Rows.first(len(texts), text.device).select(list(range(0, len(texts), copies))),
+                Rows.first(len(texts), self.target.device).select(
+                    list(range(0, len(texts), copies))
+                ),
             )
             if copies > 1:
                 cache.share_prompts(copies)
                 prefilled = prefilled.repeat(copies)
-            state = State(cache, text, limits=limits, sampling=picker.sampling, **ends)
-            cache.texts = texts
+            state = State(cache, text, sampling=picker.sampling, **ends)
+            cache.texts = text.host
         rounds = decode(
             self.target,
             self.drafter,
@@ -200,7 +201,8 @@ class Session:
             state,
             prefilled,
             nodes_of_rows=self._nodes_of_rows,
-            clock=clock,
+            metrics=metrics,
+            on_round=on_round,
         )
         while state.rows.host:
             with self._alone(cache):
@@ -209,9 +211,6 @@ class Session:
                         "stream: expected the latest of its session and cache, got one that a newer one ended"
                     )
                 emitted = next(rounds)
-                for e in emitted:
-                    texts[e.row] += e.tokens
-                metrics.count(emitted)
             yield emitted
 
     def _nodes_of_rows(self, rows: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .model.cache import Rows, TreeCache
+from .text import Text
 from .tree import Accepted, TokenTree
 
 if TYPE_CHECKING:
@@ -41,38 +42,31 @@ class State:
     def __init__(
         self,
         cache: TreeCache,
-        text: Tensor,
+        text: Text,
         *,
-        limits: list[int],
         eos_token_ids: frozenset[int],
-        stop_short: int = 0,
         stops: Stops | None = None,
         sampling: Sampling | None = None,
     ) -> None:
         """Take prompts whose prefill is done.
 
         Args:
-            cache: one row per prompt.
-            text: `[R, columns]` int64, the prompts, with room for every token that may come and one tree.
-            limits: most new tokens per row.
+            cache: one row per prompt; how far each row is, its lengths say.
+            text: of the same rows.
             eos_token_ids: tokens after which a row ends.
-            stop_short: a row ends when no more tokens than this may come.
             stops: tells after which further tokens a row ends.
             sampling: how the target draws tokens; None where it takes the best.
         """
-        self.cache = cache
-        self.text = text
-        """`[R, columns]` int64: per prompt all committed tokens and the root; what follows is stale."""
+        self.cache, self.text = cache, text
         self.hidden: Tensor = torch.empty(0)
         """`[R, E]`, the target's last hidden state at each prompt's last committed token, from prefill on."""
-        self.rows = Rows.first(len(text), text.device)
+        self.rows = Rows.first(len(text.host), text.ids.device)
         """The B prompts still being written."""
-        self.remaining = list(limits)
-        self.left = torch.tensor(limits, device=text.device)
-        """`[R]` int64, the same for the device, of all prompts: how many tokens each may still get."""
-        self.eos_token_ids, self.stop_short, self.stops = eos_token_ids, stop_short, stops
+        self.eos_token_ids, self.stops = eos_token_ids, stops
         self.sampling = sampling
         """For drafters: what is known of the target's choices before it makes them."""
+        self._roots = 0
+        """Certain tokens behind the cache, per row: one, once prefill has given the first."""
 
     @property
     def lengths(self) -> Tensor:
@@ -81,14 +75,40 @@ class State:
 
     @property
     def roots(self) -> Tensor:
-        """`[B]` int64, the token of each row that is certain but not cached."""
-        return self.text[self.rows.ids, self.lengths]
+        """`[B]` int64, the token of each row that is certain but not cached; before prefill has given one, its prompt's last."""
+        return self.text.ids[self.rows.ids, self.lengths if self._roots else self.lengths - 1]
+
+    @property
+    def remaining(self) -> list[int]:
+        """Per row, how many tokens it may still get."""
+        return [self.text.ends[row] - self.cache.host_lengths[row] - 1 for row in self.rows.host]
+
+    @property
+    def row_depth(self) -> Tensor:
+        """`[B]` int64, deepest node that each row can still use."""
+        return self.text.device_ends[self.rows.ids] - self.lengths - 2
+
+    def position_after(self, depth: Tensor | int) -> Tensor:
+        """Say where the tokens stand that follow nodes: the positions that all noise is keyed by.
+
+        Args:
+            depth: of the nodes, a number or `[B, N]` int64; 0 is a row's newest certain token.
+
+        Returns:
+            `[B]` or `[B, N]` int64, columns of the text.
+        """
+        lengths = self.lengths if isinstance(depth, int) else self.lengths[:, None]
+        return lengths + (depth + self._roots)
+
+    def text_after(self, row: int, depth: int) -> Tensor:
+        """Return a prompt's text up to and including a node of this depth, `[1, L]` int64."""
+        return self.text.so_far(row, self.cache.host_lengths[row] + self._roots + depth)
 
     def open(self, first_tokens: Tensor, hidden: Tensor) -> list[Emitted]:
         """Take what prefill gave: the `[R]` tokens that become roots, and hidden states `[R, E]`."""
         self.hidden = hidden
-        self.text[self.rows.ids, self.lengths] = first_tokens
-        self.left -= 1
+        self.text.write(self.rows.ids, self.lengths, first_tokens)
+        self._roots = 1
         emitted = [
             self._emit(at, [token], self.cache.host_lengths[self.rows.host[at]], 0, 0)
             for at, token in enumerate(first_tokens.tolist())
@@ -117,8 +137,7 @@ class State:
         assert self.cache.current is not None
         prefix_lens = self.cache.current.prefix_lens  # what was verified lies behind them
         columns = prefix_lens[:, None] + torch.arange(1, nodes + 1, device=new.device)
-        self.text[self.rows.ids[:, None], columns] = new
-        self.left.index_add_(0, self.rows.ids, accepted.lengths + 1, alpha=-1)
+        self.text.write(self.rows.ids[:, None], columns, new)
         at_last = accepted.path.gather(1, ends)[..., None].expand(-1, -1, hidden.shape[-1])
         self.hidden[self.rows.ids] = hidden.gather(1, at_last)[:, 0]
         counts = torch.stack([accepted.lengths, tree.sizes, proposed], 1)
@@ -139,22 +158,21 @@ class State:
     def _emit(self, at: int, tokens: list[int], column: int, nodes: int, proposed: int) -> Emitted:
         """Cut new tokens, the first of them at `column` of the text, after the end of the text."""
         row, drafted = self.rows.host[at], len(tokens) - 1
-        tokens = tokens[: self.remaining[at]]
+        tokens = tokens[: self.text.ends[row] - column]
         ended = False
         for count, token in enumerate(tokens, 1):
             ended = token in self.eos_token_ids
             if self.stops is not None:
                 # Asked after each token, as in plain generation, also where the text ends anyway.
-                ended |= self.stops(row, self.text[row : row + 1, : column + count])
+                ended |= self.stops(row, self.text.so_far(row, column + count))
             if ended:
                 tokens = tokens[:count]
                 break
-        self.remaining[at] -= len(tokens)
-        finished = ended or self.remaining[at] <= self.stop_short
+        self.text.hand_out(row, tokens)
+        finished = ended or column + len(tokens) >= self.text.ends[row]
         return Emitted(row, tokens, min(drafted, len(tokens)), nodes, proposed, finished)
 
     def _leave(self, emitted: list[Emitted]) -> None:
         stay = [at for at, e in enumerate(emitted) if not e.finished]
         if len(stay) < len(emitted):
             self.rows = self.rows.select(stay)
-            self.remaining = [self.remaining[at] for at in stay]

@@ -27,6 +27,14 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in PLAIN
 
 
+def host_may_look(x: Tensor) -> bool:
+    """Tell whether the host may read a tensor: on a CPU that is free, elsewhere it would wait for the device.
+
+    In a graph nothing can be read.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def chooses_kernel(impl: Impl, *tensors: Tensor | None) -> bool:
     """Decide between kernel and reference; what is asked for by name is never replaced by the other.
 

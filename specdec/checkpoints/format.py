@@ -122,8 +122,9 @@ def read_description(folder: Path) -> Description:
         )
     if read["format"] != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT}, got {read['format']!r}")
-    if read["method"] not in METHODS:
-        raise ValueError(f"{path}: expected one of {', '.join(METHODS)}, got {read['method']!r}")
+    trained = [name for name, method in METHODS.items() if method.trained]
+    if read["method"] not in trained:
+        raise ValueError(f"{path}: expected one of {', '.join(trained)}, got {read['method']!r}")
     try:
         return Description(
             read["method"],

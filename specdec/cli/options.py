@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..drafters.names import KNOWN
 from ..limits import MAX_NODES, MAX_SEED
 from ..sources.embedded import EMBEDDED
 
@@ -76,7 +77,7 @@ TrustOption = Annotated[
 DrafterOption = Annotated[
     str,
     typer.Option(
-        help="best, none, lookup, redrafter, kangaroo, mixed, a folder, or several joined by +.",
+        help=f"{', '.join(KNOWN)}, a folder, or several joined by +.",
         callback=home,
     ),
 ]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .lookup import LookupConfig, LookupDrafter
     from .mixed import MixedDrafter
     from .names import BEST, DRAFTERS, best_drafter, check_drafter_name, load_drafter
-    from .plain import NoDrafter
+    from .plain import PlainDrafter
     from .protocol import Budget, Drafter, Proposals
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "LookupConfig",
     "LookupDrafter",
     "MixedDrafter",
-    "NoDrafter",
+    "PlainDrafter",
     "Proposals",
     "best_drafter",
     "check_drafter_name",
@@ -34,7 +34,8 @@ __getattr__, __dir__ = lazily(
         "lookup": ["LookupConfig", "LookupDrafter"],
         "mixed": ["MixedDrafter"],
         "names": ["BEST", "DRAFTERS", "best_drafter", "check_drafter_name", "load_drafter"],
-        "plain": ["NoDrafter"],
+        "plain": ["PlainDrafter"],
         "protocol": ["Budget", "Drafter", "Proposals"],
     },
+    renamed={"NoDrafter": "PlainDrafter"},
 )

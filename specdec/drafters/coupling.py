@@ -22,7 +22,7 @@ of being drawn. Of 0.5 to 2.5, 0.7 and 1 were expected to write fastest on 18 de
 
 
 def coupled(
-    log_probs: Tensor, ids: Tensor, *, state: State, ahead: int, impl: Impl = "auto"
+    log_probs: Tensor, ids: Tensor, *, state: State, depth: int, impl: Impl = "auto"
 ) -> Tensor:
     """Turn a drafter's log-probabilities into those of being the token that the target draws.
 
@@ -30,7 +30,7 @@ def coupled(
         log_probs: `[B, W, k]` float32, of the k likeliest tokens after each of W beams.
         ids: `[B, W, k]` int64, these tokens.
         state: whose rows draw with `state.sampling`.
-        ahead: how far behind the root these tokens stand, from 1 on.
+        depth: of the nodes that these tokens follow; 0 for the root.
         impl: as in `coupled_log_probs`.
 
     Returns:
@@ -43,7 +43,7 @@ def coupled(
         ids,
         seed=sampling.seed,
         streams=sampling.streams[state.rows.ids],
-        positions=state.lengths + ahead,
+        positions=state.position_after(depth),
         temperature=sampling.temperature,
         sharpness=SHARPNESS,
         impl=impl,

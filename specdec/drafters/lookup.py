@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from specdec_kernels import beam_parents
 
+from ..model.target import Target
 from ..state import State
 from .protocol import Budget, Drafter, Proposals
 
@@ -56,17 +58,17 @@ class LookupDrafter(Drafter):
 
     def start(self, state: State) -> None:
         """Copy the table to the device: during a round the host would wait for that."""
-        self._follows = self._follows.to(state.text.device)
+        self._follows = self._follows.to(state.text.ids.device)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose what followed the longest and latest matches."""
-        config, device = self.config, state.text.device
+        config, device = self.config, state.text.ids.device
         length = min(config.length, budget.depth)
         places = max(state.cache.host_lengths[row] for row in state.rows.host)
         width = min(config.places, places)
         if length == 0:
             return Proposals.none(len(state.rows.host), device)
-        text = state.text[state.rows.ids, : places + 1]  # [B, P + 1]; a row ends in its root
+        text = state.text.ids[state.rows.ids, : places + 1]  # [B, P + 1]; a row ends in its root
         root = state.lengths[:, None]  # [B, 1]
         place = torch.arange(places, device=device)
         matched = torch.where(place < root, matches(text, root)[:, :-1], 0)  # [B, P]
@@ -107,3 +109,8 @@ def matches(text: Tensor, root: Tensor) -> Tensor:
     windows = F.pad(text, (most - 1, 0), value=-1).unfold(1, most, 1).flip(-1)  # [B, P, most]
     tail = windows.gather(1, root[..., None].expand(-1, -1, most))  # [B, 1, most]
     return ((windows == tail) & (tail >= 0)).long().cumprod(-1).sum(-1)
+
+
+def new_drafter(target: Target, **settings: Any) -> LookupDrafter:
+    """Make the drafter; `settings` are fields of `LookupConfig`."""
+    return LookupDrafter(LookupConfig(**settings))

@@ -1,6 +1,10 @@
-"""The methods whose drafters are trained: one entry each, read by the command line, checkpoints, training and names.
+"""The methods: one entry each, read by the command line, checkpoints, training and names.
 
-What an entry needs besides lies in two files that have its name:
+What an entry needs besides lies in files that have its name. Of a method that needs no training, one:
+
+    drafters/NAME.py   new_drafter(target, **settings)
+
+Of a trained method, two:
 
     drafters/NAME.py   CONFIG, a dataclass of the shape and of how it drafts; DRAFTER, the class
                        new_module(config, vocabulary_size, draft_vocabulary), without weights of its own
@@ -22,12 +26,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to draft with trained weights."""
+    """A way to draft."""
 
     help: str
-    """What is trained, and how: the end of a sentence that begins with "Train"."""
-    settings: tuple[str, ...]
+    """What it drafts with, in one line; of a trained one the end of a sentence that begins with "Train"."""
+    settings: tuple[str, ...] = ()
     """Fields of the configuration that say how to draft, and may be chosen anew every time."""
+    trained: bool = False
+    """Whether it needs a checkpoint."""
     alone: bool = False
     """Whether it drafts with the target's own layers, and so in no union."""
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -35,14 +41,21 @@ class Method:
 
 
 METHODS = {
+    "plain": Method("nothing, so that each pass writes one token: the baseline"),
+    "lookup": Method(
+        "what followed the last tokens earlier in the text",
+        ("places", "length", "discount", "min_prob"),
+    ),
     "redrafter": Method(
         "a ReDrafter, a recurrent model that drafts beams, by local distillation",
         ("beam_width", "draft_length", "keep", "min_prob", "min_step_prob", "top_rule"),
+        trained=True,
         renamed={"least": "min_prob", "least_step": "min_step_prob"},
     ),
     "kangaroo": Method(
         "a Kangaroo, an adapter behind the target's first layers, by self-distillation",
         ("eta", "gamma"),
+        trained=True,
         alone=True,
     ),
 }
@@ -59,5 +72,6 @@ def train_file(method: str) -> Any:
 
 
 def method_of(config: Any) -> str:
-    """Name the method that a configuration is of."""
-    return next(name for name in METHODS if type(config) is drafter_file(name).CONFIG)
+    """Name the trained method that a configuration is of."""
+    trained = (name for name, method in METHODS.items() if method.trained)
+    return next(name for name in trained if type(config) is drafter_file(name).CONFIG)

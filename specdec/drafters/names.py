@@ -6,33 +6,22 @@ Names are checked before torch is there, so everything that needs it is imported
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources.embedded import DEFAULT_MODEL
-from .methods import METHODS
+from .methods import METHODS, drafter_file
 
 if TYPE_CHECKING:
     from ..model.target import Target
     from .protocol import Drafter
 
 
-def _none() -> Drafter:
-    from .plain import NoDrafter
-
-    return NoDrafter()
-
-
-def _lookup() -> Drafter:
-    from .lookup import LookupDrafter
-
-    return LookupDrafter()
-
-
-DRAFTERS: dict[str, Callable[[], Drafter]] = {"none": _none, "lookup": _lookup}
-# Methods with a checkpoint for the default model, in a folder of their name.
-SHIPPED = ("redrafter", "kangaroo")
+# Methods that are made on the spot, and those with a checkpoint for the default model in a folder of their name.
+DRAFTERS = tuple(name for name, method in METHODS.items() if not method.trained)
+SHIPPED = tuple(name for name, method in METHODS.items() if method.trained)
+RENAMED = {"none": "plain"}
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 UNIONS = {"mixed": "redrafter+lookup"}
 # The best there is for a target.
@@ -44,12 +33,12 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
     """Make a drafter from its name.
 
     Args:
-        name: `none`, `lookup`; `redrafter` or `kangaroo`, shipped for the default model; a checkpoint's folder;
+        name: `plain`, `lookup`; `redrafter` or `kangaroo`, shipped for the default model; a checkpoint's folder;
             `a+b` for the union of several, of which `mixed` is redrafter+lookup; `best` for what
             `best_drafter` chooses.
         target: whose text is drafted.
-        settings: how drafters with weights draft, where it shall differ from what was saved; see
-            `specdec.checkpoints.load_drafter_checkpoint`.
+        settings: how the method drafts, where it shall differ from its defaults or from what was saved; of a union,
+            its trained part.
 
     Raises:
         ValueError: if a name is unknown, a checkpoint is damaged or was made for another target, a drafter that
@@ -60,10 +49,14 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
     name = os.fspath(name)
     check_drafter_name(name)
     parts = _parts(best_drafter(target) if name == BEST else name)
-    if settings and all(part in DRAFTERS for part in parts):
+    alone = len(parts) == 1
+    if settings and not alone and all(part in DRAFTERS for part in parts):
         raise ValueError(f"{next(iter(settings))}: expected no settings for {name}, got one")
     drafters = [
-        DRAFTERS[part]() if part in DRAFTERS else _load(part, target, settings) for part in parts
+        _new(part, target, settings if alone else {})
+        if part in DRAFTERS
+        else _load(part, target, settings)
+        for part in parts
     ]
     return drafters[0] if len(drafters) == 1 else MixedDrafter(drafters)
 
@@ -113,11 +106,28 @@ def _parts(name: str) -> list[str]:
     """Split a union; a folder's name may hold a `+` itself."""
     if name not in KNOWN and Path(name).is_dir():
         return [name]
-    return [p for part in name.split("+") for p in UNIONS.get(part, part).split("+")]
+    parts = [p for part in name.split("+") for p in UNIONS.get(part, part).split("+")]
+    for old in RENAMED.keys() & parts:
+        warnings.warn(
+            f"drafter: expected {RENAMED[old]}, got {old}, its name until the next release",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+    return [RENAMED.get(part, part) for part in parts]
 
 
 def _folder(part: str) -> Path:
     return SHIPPED_FOLDER / part if part in SHIPPED else Path(part)
+
+
+def _new(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
+    if unknown := settings.keys() - METHODS[part].settings:
+        known = ", ".join(METHODS[part].settings) or "none"
+        raise ValueError(
+            f"{min(unknown)}: expected one of the settings of {part} ({known}), got another"
+        )
+    drafter: Drafter = drafter_file(part).new_drafter(target, **settings)
+    return drafter
 
 
 def _load(part: str, target: Target, settings: dict[str, Any]) -> Drafter:

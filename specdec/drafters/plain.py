@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from ..model.target import Target
 from ..state import State
 from .protocol import Budget, Drafter, Proposals
 
 
-class NoDrafter(Drafter):
+class PlainDrafter(Drafter):
     """Proposes nothing, so every tree is its root and every round emits one token."""
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose nothing."""
-        return Proposals.none(len(state.rows.host), state.text.device)
+        return Proposals.none(len(state.rows.host), state.text.ids.device)
+
+
+def new_drafter(target: Target) -> PlainDrafter:
+    """Make the drafter; it has no settings."""
+    return PlainDrafter()

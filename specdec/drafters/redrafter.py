@@ -26,7 +26,7 @@ from specdec_kernels import (
     beam_step,
     lm_head_beams,
 )
-from specdec_kernels.dispatch import chooses_kernel
+from specdec_kernels.dispatch import chooses_kernel, host_may_look
 
 from ..model.cpu_linear import pack_linears
 from ..model.model_state import check_plain
@@ -95,7 +95,7 @@ class ReDrafter(Drafter):
             rank = partial(coupled, state=state, impl=self.target.impl)
         steps = self._search(state.roots, state.hidden[state.rows.ids], length, rank)
         if not steps:
-            return Proposals.none(len(state.rows.host), state.text.device)
+            return Proposals.none(len(state.rows.host), state.text.ids.device)
         return self._all_nodes(steps) if self.config.keep == "expanded" else self._paths(steps)
 
     def _search(
@@ -111,8 +111,7 @@ class ReDrafter(Drafter):
         scores = torch.zeros_like(tokens, dtype=torch.float32)
         parents = torch.zeros_like(tokens)
         steps: list[Beams] = []
-        # Elsewhere the host would wait to see how likely beams are.
-        watched = roots.device.type == "cpu"
+        watched = host_may_look(roots)
         while len(steps) < length:
             states, features = step.draft(
                 tokens,
@@ -124,8 +123,8 @@ class ReDrafter(Drafter):
                 embed_scale=target.embed_scale,
                 impl=target.impl,
             )
-            ahead = partial(rank, ahead=len(steps) + 1) if rank is not None else None
-            beams = self._next_beams(features, scores, ahead)
+            here = partial(rank, depth=len(steps)) if rank is not None else None
+            beams = self._next_beams(features, scores, here)
             if (
                 watched
                 and config.min_prob

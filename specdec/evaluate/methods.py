@@ -13,7 +13,7 @@ from ..drafters import Drafter, load_drafter
 from ..metrics import Metrics
 from ..model.target import Target
 from ..session import Session
-from .method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP
+from .method_names import TRANSFORMERS, TRANSFORMERS_LOOKUP
 
 # What the library's documentation suggests for prompt lookup.
 PROMPT_LOOKUP_TOKENS = 10
@@ -82,16 +82,21 @@ class Runner:
         self.max_nodes, self.eos = max_nodes, eos
         self._drafters: dict[str, Drafter] = {}
 
-    def write(self, method: str, prompt: list[int], max_new_tokens: int) -> Written:
-        """Let a method write up to `max_new_tokens` tokens after `prompt`, fewer where the model's positions end."""
+    def write(
+        self, method: str, prompt: list[int], max_new_tokens: int, metrics: Metrics | None = None
+    ) -> Written:
+        """Let a method write up to `max_new_tokens` tokens after `prompt`, fewer where the model's positions end.
+
+        `metrics` counts and times our methods; None for a new one.
+        """
         # The library's methods would go on beyond them.
         max_new_tokens = min(max_new_tokens, self.target.position_limit - len(prompt))
         if method in (TRANSFORMERS, TRANSFORMERS_LOOKUP):
             return self._library(method, prompt, max_new_tokens)
-        drafter = self._drafter("none" if method == PLAIN else method)
+        drafter = self._drafter(method)
         began = time.perf_counter()
         generation = Session(self.target, drafter, max_nodes=self.max_nodes).generate(
-            [prompt], max_new_tokens=max_new_tokens, eos_token_ids=self.eos
+            [prompt], max_new_tokens=max_new_tokens, eos_token_ids=self.eos, metrics=metrics
         )
         total = time.perf_counter() - began
         prefill = generation.metrics.prefill_seconds

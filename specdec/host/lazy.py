@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 
 def lazily(
-    package: str, names_of: Mapping[str, Sequence[str]]
+    package: str,
+    names_of: Mapping[str, Sequence[str]],
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make a package's `__getattr__` and `__dir__`.
 
     Args:
         package: its `__name__`.
         names_of: per module of the package, what the package gives as its own.
+        renamed: names until the last release, and what they are now.
     """
     homes = {name: module for module, names in names_of.items() for name in names}
 
     def __getattr__(name: str) -> Any:
+        if name in renamed:
+            warnings.warn(
+                f"{package}.{name} is {renamed[name]} now; the old name goes with the next release",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(sys.modules[package], renamed[name])
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(f"{package}.{homes[name]}"), name)

@@ -28,7 +28,8 @@ from ..drafters import Drafter, load_drafter
 from ..load import load_target
 from ..model.cache import CACHE_NAME
 from ..model.target import Target
-from ..pickers import Greedy, Picker, Recorded, Walk, sampler
+from ..observer import OnRound
+from ..pickers import Greedy, PathPicker, Picker, Recorded, sampler
 from ..processors import fused_settings, processors_of_rows
 from ..sampling import new_sampling
 from ..session import Session, check_texts
@@ -54,6 +55,7 @@ def generate(
     seed: int | None = None,
     streams: Sequence[int] | None = None,
     max_nodes: int | None = None,
+    on_round: OnRound | None = None,
     **generate_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Write the text that `model.generate(input_ids, **generate_kwargs)` writes, in fewer passes.
@@ -70,6 +72,7 @@ def generate(
         seed: of the noise, 0 to 2**64 - 1; None for one from torch's default generator.
         streams: one number per row, 0 to 2**32 - 1, which tell rows of one seed apart; None for 0, 1, 2, …
         max_nodes: most nodes verified per row and round, 1 to 256; None as in `Session`.
+        on_round: told what the prefill and each round did (`specdec.observer.Round`).
         generate_kwargs: as the library's: `attention_mask` (0 at padding, on either side), `generation_config`,
             `logits_processor`, `stopping_criteria`, `max_new_tokens`, `do_sample`, `temperature`, … (docs/generate.md).
             `cache` of an earlier result, with `return_dict_in_generate`, goes on where its text ended; before
@@ -103,6 +106,7 @@ def generate(
         seed=seed,
         streams=streams,
         max_nodes=max_nodes,
+        on_round=on_round,
         **generate_kwargs,
     )
 
@@ -122,6 +126,7 @@ def method(
     seed: int | None = None,
     streams: Sequence[int] | None = None,
     max_nodes: int | None = None,
+    on_round: OnRound | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode for `model.generate(..., custom_generate=specdec.method)`, also from a pipeline.
@@ -139,6 +144,7 @@ def method(
         seed: as in `generate`.
         streams: as in `generate`.
         max_nodes: as in `generate`.
+        on_round: as in `generate`.
         model_kwargs: the mask, and what else was prepared.
 
     Raises:
@@ -182,7 +188,7 @@ def method(
     elif recorded is None and sampling is not None and settings is not None:
         picker = sampler(replace(sampling, **settings), target)
     else:
-        picker = Walk(
+        picker = PathPicker(
             sampling,
             processors_of_rows(logits_processor, input_ids, mask),
             torch.tensor(_ends(stopping_criteria), dtype=torch.int64, device=target.device),
@@ -205,6 +211,7 @@ def method(
         picker=picker,
         stops=_stops(stopping_criteria, prompts, scores),
         copies=copies,
+        on_round=on_round,
     ):
         columns.add(emitted)
     new = columns.end()

@@ -124,12 +124,12 @@ def test_attention_is_tried_with_uneven_prefixes_and_room_to_spare():
 def test_the_oracle_is_accepted_as_often_as_its_script_says(tokens_a_round, batch):
     from gpu_rounds import SHAPES_DRY, Oracle, prompts_of, target_of, write
 
-    from specdec.drafters import NoDrafter
+    from specdec.drafters import PlainDrafter
 
     for shape in SHAPES_DRY:
         target, prompts = target_of(shape, "cpu"), prompts_of(shape, batch)
         new = 61  # 60 after prefill's: a whole number of rounds
-        plain = write(target, NoDrafter(), prompts, new).tokens
+        plain = write(target, PlainDrafter(), prompts, new).tokens
         texts = [prompt + tokens for prompt, tokens in zip(prompts, plain, strict=True)]
         oracle = Oracle(texts, tokens_a_round, shape.sizes["vocab_size"])
         found = write(target, oracle, prompts, new)
@@ -141,10 +141,10 @@ def test_the_oracle_is_accepted_as_often_as_its_script_says(tokens_a_round, batc
 def test_a_text_that_is_certain_counts_and_another_one_does_not():
     from gpu_rounds import SHAPES_DRY, prompts_of, target_of, write
 
-    from specdec.drafters import NoDrafter
+    from specdec.drafters import PlainDrafter
 
     certain, uncertain = (
-        write(target_of(shape, "cpu"), NoDrafter(), prompts_of(shape, 1), 9).tokens[0]
+        write(target_of(shape, "cpu"), PlainDrafter(), prompts_of(shape, 1), 9).tokens[0]
         for shape in SHAPES_DRY
     )
     steps = [(b - a) % 61 for a, b in pairwise(certain)]

@@ -107,7 +107,7 @@ def test_info_says_what_is_there(tiny_folder, run):
     ("arguments", "message"),
     [
         (["generate", " "], "prompt: expected some text, got none"),
-        (["generate", "w1", "--drafter", "magic"], "drafter: expected one of none, lookup"),
+        (["generate", "w1", "--drafter", "magic"], "drafter: expected one of plain, lookup"),
         (["generate", "w1", "--max-nodes", "0"], "max_nodes: expected 1 to 256, got 0"),
         (["generate", "w1", "--max-nodes", "257"], "max_nodes: expected 1 to 256, got 257"),
         (["generate", "w1", "--max-new-tokens", "0"], "max_new_tokens: expected at least 1, got 0"),

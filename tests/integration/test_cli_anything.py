@@ -72,7 +72,7 @@ values = (
     numbers
     | words
     | paths
-    | st.sampled_from(["bfloat16", "lookup", "plain,lookup", "meta", "none+none", "own"])
+    | st.sampled_from(["bfloat16", "lookup", "plain,lookup", "meta", "plain+plain", "own"])
 )
 
 
@@ -168,7 +168,7 @@ def test_any_words(ends_well, arguments):
 @given(st.binary(max_size=20) | st.text(max_size=9).map(str.encode))
 def test_any_input(ends_well, stdin):
     for command in (["chat"], ["generate", "-"]):
-        ends_well([*command, *SMALL, "--max-new-tokens", "1", "--drafter", "none"], b"", stdin)
+        ends_well([*command, *SMALL, "--max-new-tokens", "1", "--drafter", "plain"], b"", stdin)
 
 
 FILES = [
@@ -195,5 +195,5 @@ def test_any_damage_of_a_model(ends_well, tiny_folder, tmp_path, name, at, bits,
         place = int(at * len(content))
         rest = b"" if cut else content[place + len(bits) :]
         path.write_bytes(content[:place] + bits + rest)
-    few = ["--max-new-tokens", "1", "--drafter", "none"]
+    few = ["--max-new-tokens", "1", "--drafter", "plain"]
     ends_well(["generate", "w1", "--model", str(folder), *few], b"")

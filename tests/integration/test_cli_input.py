@@ -125,7 +125,7 @@ def test_names_and_files_that_are_not_there_are_named(refused, texts, tmp_path):
 
 
 def test_prompts_are_text(tiny_folder, refused, monkeypatch, tmp_path):
-    here = ("--model", tiny_folder, "--drafter", "none")
+    here = ("--model", tiny_folder, "--drafter", "plain")
     for text in ("w1 \udcff", "\ud800", "\udfff w1"):
         assert "prompt: expected text in UTF-8" in refused("generate", text, *here)
     for data in (b"w1 \xff", b"\xff\xfew\x001\x00", b"\xc3"):

@@ -64,7 +64,7 @@ def test_float32_text_is_the_librarys_in_this_very_process(target32, whole):
         out = stock.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False
         )
-        for drafter in ("none", "lookup"):
+        for drafter in ("plain", "lookup"):
             written = Session(target32, drafter).generate(
                 [prompt], max_new_tokens=32, eos_token_ids=ends(target32)
             )
@@ -77,7 +77,7 @@ def test_exact_bfloat16_is_bit_identical_with_lookup_oracle_and_distractors(exac
     assert len(chosen) == (26 if whole else 7)
     new, vocabulary = 48, exact16.config.vocab_size
     options = {"max_new_tokens": new, "eos_token_ids": ends(exact16)}
-    plain = [Session(exact16, "none").generate([p], **options).tokens[0] for p in chosen]
+    plain = [Session(exact16, "plain").generate([p], **options).tokens[0] for p in chosen]
 
     def scripted(place, right, seed):
         return ScriptedDrafter(

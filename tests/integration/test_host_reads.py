@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from every_drafter import DRAFTERS, lookup
-from specdec import session
-from specdec.drafters import NoDrafter
-from specdec.metrics import Stopwatch
+from specdec.drafters import PlainDrafter
+from specdec.metrics import Metrics
 from specdec.model.target import Target
-from specdec.pickers import Walk
+from specdec.pickers import PathPicker
 from specdec.session import Session
 from specdec_kernels.gpu import KNOWN
 from specdec_kernels.testing.absent_gpu import CUDA, absent_gpu
@@ -70,7 +69,7 @@ def rounds_of(launches, make, new_picker=None):
 
 def walked(target):
     """Walk with more end tokens than are looked for one by one elsewhere."""
-    return Walk(end_tokens=torch.arange(100, 120, device=target.device))
+    return PathPicker(end_tokens=torch.arange(100, 120, device=target.device))
 
 
 PICKERS = {"likeliest": None, "drawn": "drawn", "processed": "processed", "walked": walked}
@@ -90,7 +89,7 @@ def test_the_host_waits_for_a_round_once(launches, make, how):
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_a_drafter_that_looks_is_seen(launches, look):
-    class Looking(NoDrafter):
+    class Looking(PlainDrafter):
         def draft(self, state, budget):
             look(state.roots)
             return super().draft(state, budget)
@@ -147,22 +146,24 @@ def test_launches_that_run_are_as_many_and_write_what_references_write(launches,
     expected = Session(on_cpu, lookup(on_cpu)).generate(**options).tokens
     with absent_gpu(CUDA, KNOWN["sm_90"]), torch.inference_mode(False):
         target = absent_target()
-        with counted_calls() as calls, launches.counted_rounds(calls) as rounds:
-            written = Session(target, lookup(target)).generate(**options).tokens
+        with counted_calls() as calls:
+            stages = launches.CountedStages(calls)
+            session = Session(target, lookup(target))
+            written = session.generate(**options, metrics=stages).tokens
         dry = launches.count_rounds(target, lookup(target))
     assert written == expected
-    assert launches.describe(rounds[1:2]) == launches.describe(dry[:1])
+    assert launches.describe(stages.counted[1:2]) == launches.describe(dry[:1])
 
 
-class StrictStopwatch(Stopwatch):
+class StrictStages(Metrics):
     """Lets torch raise where the host would wait within a stage."""
 
     @contextmanager
-    def __call__(self, stage):
+    def stage(self, name):
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error" if stage in STAGES else before)
+        torch.cuda.set_sync_debug_mode("error" if name in STAGES else before)
         try:
-            with super().__call__(stage):
+            with super().stage(name):
                 yield
         finally:
             torch.cuda.set_sync_debug_mode(before)
@@ -171,11 +172,11 @@ class StrictStopwatch(Stopwatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
-def test_a_gpu_sees_no_wait_either(make, monkeypatch):
+def test_a_gpu_sees_no_wait_either(make):
     with torch.inference_mode(False):
         target = Target(tiny_model.__wrapped__("llama-16", dtype=torch.float32).cuda())
         drafter = make(target)
     prompts = [random_prompt(5, 0), random_prompt(11, 1) * 2]
     expected = Session(target, drafter).generate(prompts, max_new_tokens=8).tokens
-    monkeypatch.setattr(session, "Stopwatch", StrictStopwatch)
-    assert Session(target, drafter).generate(prompts, max_new_tokens=8).tokens == expected
+    again = Session(target, drafter).generate(prompts, max_new_tokens=8, metrics=StrictStages())
+    assert again.tokens == expected

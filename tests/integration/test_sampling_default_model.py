@@ -44,7 +44,7 @@ def test_sampled_text_is_the_same_with_any_drafter(setting, whole):
 def test_nothing_behind_a_stop_string_is_returned():
     (ids,) = prompts(1)
     tokenizer = target().tokenizer
-    plain = tokenizer.decode(write(ids, "none"))
+    plain = tokenizer.decode(write(ids, "plain"))
     stop = plain.split()[4]
     options = {"stop_strings": [stop], "tokenizer": tokenizer, "do_sample": False}
     theirs = target().model.generate(
@@ -64,7 +64,7 @@ def test_text_streams_while_it_is_written():
     thread.start()
     text = "".join(streamer)
     thread.join()
-    assert text == tokenizer.decode(write(ids, "none"))
+    assert text == tokenizer.decode(write(ids, "plain"))
 
 
 def test_a_pipeline_writes_the_same_text():
@@ -102,5 +102,5 @@ def test_a_conversation_goes_on_from_its_cache(monkeypatch):
     )
     assert read[0] == ids.shape[1]
     assert read[1] <= longer.shape[1] - ids.shape[1]
-    anew = specdec.generate(target(), longer, "none", **options)
+    anew = specdec.generate(target(), longer, "plain", **options)
     assert torch.equal(again.sequences, anew.sequences)

@@ -69,7 +69,7 @@ def exact(exact16, whole):
     target = exact16
     prompts = [prompt_of(target, question) for question in QUESTIONS[: 4 if whole else 2]]
     eos = end_tokens(target.model.generation_config)
-    plain = Session(target, "none").generate(prompts, max_new_tokens=24, eos_token_ids=eos)
+    plain = Session(target, "plain").generate(prompts, max_new_tokens=24, eos_token_ids=eos)
     return target, prompts, eos, plain.tokens
 
 

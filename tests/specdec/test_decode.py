@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scripted import ScriptedDrafter
-from specdec.drafters import LookupConfig, LookupDrafter, MixedDrafter, NoDrafter
+from specdec.drafters import LookupConfig, LookupDrafter, MixedDrafter, PlainDrafter
 from specdec.model.target import Target
 from specdec.session import Session
 from tiny import FAMILIES, POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
@@ -30,7 +30,7 @@ def test_text_is_the_librarys_with_any_drafter_and_batch(family, seed):
     expected = [library_greedy(model, prompt, NEW) for prompt in prompts]
     texts = [p + e for p, e in zip(prompts, expected, strict=True)]
     drafters = {
-        "none": NoDrafter(),
+        "plain": PlainDrafter(),
         "lookup": LookupDrafter(LookupConfig(min_prob=0.01)),
         "garbage": scripted(texts, 0.0, seed),
         "half right": scripted(texts, 0.5, seed),
@@ -98,7 +98,7 @@ def test_exactly_as_many_tokens_as_allowed(limit):
     prompts = [random_prompt(1, 5), random_prompt(30, 6)]
     expected = [library_greedy(model, p, limit) for p in prompts]
     texts = [p + library_greedy(model, p, limit + 20) for p in prompts]
-    for drafter in (NoDrafter(), scripted(texts, 1.0)):
+    for drafter in (PlainDrafter(), scripted(texts, 1.0)):
         written = Session(Target(model), drafter, max_nodes=16).generate(
             prompts, max_new_tokens=limit
         )

@@ -109,10 +109,10 @@ def test_a_walk_may_learn_late_that_it_has_ended(looks, monkeypatch):
     options = {"do_sample": True, "seed": 3, "repetition_penalty": 1.3, "max_new_tokens": 12}
     options |= {"eos_token_id": [7], "pad_token_id": 7}
     target = Target(tiny_model("llama"))
-    expected = specdec.generate(target, RAGGED, "none", **options)
+    expected = specdec.generate(target, RAGGED, "plain", **options)
     widest = max(map(len, RAGGED))
     texts = [ids + new[widest:] for ids, new in zip(RAGGED, expected.tolist(), strict=True)]
-    monkeypatch.setattr(pickers.Walk, "_watched", lambda *_: False)
+    monkeypatch.setattr(pickers.PathPicker, "_watched", lambda *_: False)
     monkeypatch.setattr(pickers, "flag_on", lambda device: FlagThatTakes(looks))
     drafter = ScriptedDrafter(texts, right=0.8, seed=2, most_proposals=20, vocabulary=VOCABULARY)
     found = specdec.generate(target, RAGGED, drafter, max_nodes=16, **options)

@@ -11,7 +11,7 @@ from every_drafter import DRAFTERS, lookup, mixed, plain
 from scripted import ScriptedDrafter
 from specdec.drafters import Drafter, Proposals
 from specdec.model.target import Target
-from specdec.pickers import Walk
+from specdec.pickers import PathPicker
 from specdec.sampling import Sampling
 from specdec.session import Session
 from tiny import SHAPE, VOCABULARY, random_prompt, tiny_model
@@ -231,11 +231,11 @@ def chi_square_p(counts, probabilities):
     return 0.5 * torch.erfc(torch.tensor(z / 2**0.5)).item()
 
 
-class TypicalAcceptance(Walk):
+class TypicalAcceptance(PathPicker):
     """Takes a drafted token wherever it is likely enough: faster, and not the target's text (Medusa section 2.3.1)."""
 
-    def pick(self, state, tree, logits, offset=0):
-        picked = super().pick(state, tree, logits, offset)
+    def pick(self, state, tree, logits):
+        picked = super().pick(state, tree, logits)
         picked = torch.where(picked < 0, logits.argmax(-1), picked)
         if tree.tokens.shape[1] > 1:
             likely = logits[:, 0].softmax(-1).gather(1, tree.tokens[:, 1:2])[:, 0] > 0.1
@@ -247,7 +247,7 @@ class TypicalAcceptance(Walk):
 def test_texts_are_drawn_from_the_targets_distribution():
     prompt = [3, 1, 6]
     exact = exact_pairs(small_target(), prompt, 0.9)
-    counts = draw_pairs(Walk, prompt, 10)
+    counts = draw_pairs(PathPicker, prompt, 10)
     assert counts.sum() >= 200_000
     assert chi_square_p(counts, exact) > 1e-3
     distance = (counts / counts.sum() - exact).abs().sum() / 2

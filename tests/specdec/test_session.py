@@ -14,7 +14,7 @@ def test_generate_returns_what_the_library_returns():
     ends = [int(library_greedy(model, ids[0].tolist(), 12)[6])]
     options = {"max_new_tokens": 12, "eos_token_id": ends, "pad_token_id": 0}
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
-    for drafter in ("none", "lookup"):
+    for drafter in ("plain", "lookup"):
         assert torch.equal(specdec.generate(model, ids, drafter, **options), expected)
 
 
@@ -80,7 +80,7 @@ def test_a_session_survives_text_that_ended_inside_a_path_or_was_not_read_to_its
 
 
 def test_a_stream_that_a_newer_one_ended_says_so():
-    session = Session(Target(tiny_model("llama", seed=5)), "none")
+    session = Session(Target(tiny_model("llama", seed=5)), "plain")
     older = session.stream([random_prompt(4, 1)], max_new_tokens=9)
     next(older)
     list(session.stream([random_prompt(4, 2)], max_new_tokens=3))
@@ -89,7 +89,7 @@ def test_a_stream_that_a_newer_one_ended_says_so():
 
 
 def test_figures_of_several_streams_add_up():
-    session, metrics = Session(Target(tiny_model("llama", seed=5)), "none"), Metrics()
+    session, metrics = Session(Target(tiny_model("llama", seed=5)), "plain"), Metrics()
     list(session.stream([random_prompt(4, 1)], max_new_tokens=9, metrics=metrics))
     once = dict(metrics.seconds)
     list(session.stream([random_prompt(4, 2)], max_new_tokens=5, metrics=metrics))
@@ -125,7 +125,7 @@ def test_bad_prompts_are_named(prompts, options, message):
 def test_an_interrupted_prefill_leaves_nothing_wrong_behind(monkeypatch):
     model = tiny_model("llama", seed=8)
     target = Target(model)
-    session = Session(target, "none")
+    session = Session(target, "plain")
     first = random_prompt(30, 8)
     text = first + session.generate([first], max_new_tokens=4).tokens[0]
     held = session.cache

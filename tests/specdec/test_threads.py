@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import every_drafter
 import specdec
-from specdec.drafters import NoDrafter
+from specdec.drafters import PlainDrafter
 from specdec.load import load_target
 from specdec.model.attention import ATTENTION
 from specdec.model.certificate import own_logits
@@ -67,7 +67,7 @@ def test_the_soak_writes_every_text_right_and_leaves_the_model_as_it_was():
     target = load_target(model, pack=True)
     drafters = [make(target) for make in every_drafter.DRAFTERS]
     prompts = [random_prompt(length, length) for length in range(3, 13)]
-    right = [Session(target, "none").generate([p], max_new_tokens=NEW).tokens[0] for p in prompts]
+    right = [Session(target, "plain").generate([p], max_new_tokens=NEW).tokens[0] for p in prompts]
     before = copy.deepcopy(model.state_dict())
 
     def requests(thread):
@@ -134,7 +134,7 @@ def test_loading_beside_a_decode_is_right():
 def test_a_session_in_use_refuses_another_thread():
     inside, outside = threading.Event(), threading.Event()
 
-    class Lingering(NoDrafter):
+    class Lingering(PlainDrafter):
         def draft(self, state, budget):
             inside.set()
             outside.wait()
@@ -161,7 +161,7 @@ def test_a_session_in_use_refuses_another_thread():
 
 def test_a_callback_that_uses_its_own_session_is_refused():
     target = load_target(fresh())
-    session = Session(target, "none")
+    session = Session(target, "plain")
     prompt = random_prompt(8, 1)
     session.generate([prompt], max_new_tokens=2)
 
@@ -174,7 +174,7 @@ def test_a_callback_that_uses_its_own_session_is_refused():
 
 def test_sessions_that_share_a_cache_end_each_other():
     target = load_target(fresh())
-    first = Session(target, "none")
+    first = Session(target, "plain")
     stream = first.stream([random_prompt(8, 1)], max_new_tokens=8)
     next(stream)
     second = Session(target, first.drafter, cache=first.cache)
@@ -208,7 +208,7 @@ def test_a_forward_in_the_middle_of_a_pass_is_an_error_and_no_text():
     target, ids = load_target(model), torch.tensor([random_prompt(8, 1)])
     hook = model.model.layers[1].register_forward_pre_hook(lambda *_: model(ids))
     with pytest.raises(RuntimeError, match="a plain forward"):
-        Session(target, "none").generate(ids.tolist(), max_new_tokens=2)
+        Session(target, "plain").generate(ids.tolist(), max_new_tokens=2)
     hook.remove()
     assert model.config._attn_implementation == "sdpa"
 
@@ -221,7 +221,7 @@ def test_attention_that_is_switched_in_the_middle_of_a_pass_is_an_error_and_stay
         lambda *_: model.set_attn_implementation(chosen)
     )
     with pytest.raises(RuntimeError, match="got another attention in layer 1"):
-        Session(target, "none").generate([random_prompt(8, 1)], max_new_tokens=2)
+        Session(target, "plain").generate([random_prompt(8, 1)], max_new_tokens=2)
     hook.remove()
     assert model.config._attn_implementation == chosen
 
@@ -237,11 +237,11 @@ def test_the_attention_setting_is_right_after_an_error(error):
 
     hook = model.model.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(error):
-        Session(target, "none").generate([random_prompt(8, 1)], max_new_tokens=2)
+        Session(target, "plain").generate([random_prompt(8, 1)], max_new_tokens=2)
     hook.remove()
     assert model.config._attn_implementation == "sdpa"
     prompt = random_prompt(8, 1)
-    written = Session(target, "none").generate([prompt], max_new_tokens=NEW).tokens[0]
+    written = Session(target, "plain").generate([prompt], max_new_tokens=NEW).tokens[0]
     assert written == library_greedy(model, prompt, NEW)
 
 

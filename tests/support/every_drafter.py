@@ -2,14 +2,14 @@
 
 import torch
 
-from specdec.drafters import LookupDrafter, MixedDrafter, NoDrafter
+from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from tiny import VOCABULARY
 
 
 def plain(target):
-    return NoDrafter()
+    return PlainDrafter()
 
 
 def lookup(target):

@@ -17,7 +17,7 @@ from transformers import (
 
 import every_drafter
 from specdec import Session, load_target
-from specdec.pickers import Walk
+from specdec.pickers import PathPicker
 from specdec.sampling import Sampling
 from tiny import POSITIONS, SEED, VOCABULARY, library_greedy, library_sampled, random_prompt
 
@@ -222,7 +222,7 @@ def judge(model: PreTrainedModel) -> Verdict:
         session = Session(target, drafter(target), max_nodes=8)
         written = session.generate(prompts, max_new_tokens=NEW)
         assert written.tokens == expected, drafter.__name__
-        walk = Walk(Sampling(SEED, torch.arange(len(prompts))))
+        walk = PathPicker(Sampling(SEED, torch.arange(len(prompts))))
         drawn = session.generate(prompts, max_new_tokens=NEW, picker=walk)
         assert drawn.tokens == sampled, f"sampled, {drafter.__name__}"
     return verdict(True, ", ".join(drafter.__name__ for drafter in DRAFTERS))

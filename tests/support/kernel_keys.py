@@ -14,12 +14,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper
 
-from specdec.drafters import LookupDrafter, MixedDrafter, NoDrafter
+from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter
 from specdec.drafters.coupling import CANDIDATES
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.model.target import Target
-from specdec.pickers import Walk, sampler
+from specdec.pickers import PathPicker, sampler
 from specdec.sampling import new_sampling
 from specdec.session import Session
 from specdec_kernels import (
@@ -206,7 +206,9 @@ def drawn(target):
 
 def processed(target):
     sampling = new_sampling(1 << 40, range(len(PROMPTS)), target.device, temperature=0.7)
-    return Walk(sampling, [LogitsProcessorList([TemperatureLogitsWarper(0.7)]) for _ in PROMPTS])
+    return PathPicker(
+        sampling, [LogitsProcessorList([TemperatureLogitsWarper(0.7)]) for _ in PROMPTS]
+    )
 
 
 # Of each decode the drafter, the picker, copies of each prompt, and what warm-up must be told beyond the target.
@@ -214,8 +216,8 @@ HEAD = HeadShape(2 * WIDTH, VOCABULARY // 2, mapped=True)
 DRAFTS = BeamDraftShape(HEAD, None, residual_blocks=2, beam_width=BEAMS)
 DRAWS = Draws(0.7, 40, 0.9)
 DECODES = {
-    "plain": (lambda target: NoDrafter(), None, 1, {}),
-    "plain-copies": (lambda target: NoDrafter(), drawn, 2, {"draws": DRAWS, "copies": True}),
+    "plain": (lambda target: PlainDrafter(), None, 1, {}),
+    "plain-copies": (lambda target: PlainDrafter(), drawn, 2, {"draws": DRAWS, "copies": True}),
     "lookup": (lambda target: LookupDrafter(), None, 1, {"proposals": LOOKUP_PROPOSALS}),
     "kangaroo": (
         kangaroo, None, 1,

@@ -28,7 +28,7 @@ class ScriptedDrafter(Drafter):
         rows = []
         for row, length in zip(state.rows.host, state.lengths.tolist(), strict=True):
             truth = self.texts[row][length + 1 :]
-            assert self.texts[row][: length + 1] == state.text[row, : length + 1].tolist()
+            assert self.texts[row][: length + 1] == state.text.ids[row, : length + 1].tolist()
             rows.append(self._tree(truth))
         most = max(map(len, rows))
         pad = (0, -1, 0.0, False, 0)

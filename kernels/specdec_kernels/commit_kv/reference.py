@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dispatch import host_may_look
+
 
 def commit_kv_reference(
     kv: Tensor, path: Tensor, lengths: Tensor, prefix_lens: Tensor, cache_rows: Tensor | None
@@ -18,10 +20,7 @@ def commit_kv_reference(
     if cache_rows is not None:
         there = cache_rows >= 0
         lengths, prefix_lens = lengths.where(there, 0), prefix_lens.where(there, 0)
-    # On a CPU the longest path is known for nothing; elsewhere reading it would wait for the device, and a compiled
-    # graph takes no size from it.
-    known = path.device.type == "cpu" and not torch.compiler.is_compiling()
-    longest = int(lengths.max()) if known else path.shape[1] - 1
+    longest = int(lengths.max()) if host_may_look(path) else path.shape[1] - 1
     if longest <= 0:
         return
     if cache_rows is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dispatch import host_may_look
 from .noise import gumbel_noise, vocabulary_noise
 
 # Tokens among which most nuclei lie.
@@ -26,13 +27,13 @@ def pick_tokens_reference(
     top_p: float | None,
 ) -> Tensor:
     """Pick; arguments as in `pick_tokens`, checked."""
-    if top_k is not None and top_p is None and _may_look(logits):
+    if top_k is not None and top_p is None and host_may_look(logits):
         picked = _pick_of_best(logits, seed, streams, positions, temperature, top_k)
         if picked is not None:
             return picked
     scores = processed_scores(logits, temperature, top_k, top_p)
     kept = scores != -torch.inf
-    if _may_look(scores) and int(kept.sum()) < kept.numel() // 4:  # cheaper one by one
+    if host_may_look(scores) and int(kept.sum()) < kept.numel() // 4:  # cheaper one by one
         rows, ids = kept.nonzero(as_tuple=True)
         noise = gumbel_noise(seed, streams[rows], positions[rows], ids).to(scores.dtype)
         return scores.index_put((rows, ids), noise, accumulate=True).argmax(-1)
@@ -84,7 +85,7 @@ def processed_scores(
 
 def _keep_nucleus(scores: Tensor, removed: float) -> Tensor:
     """Remove the least likely tokens with a mass of at most `removed` together, but never all."""
-    if _may_look(scores) and (first := _first_of_nucleus(scores, removed)) is not None:
+    if host_may_look(scores) and (first := _first_of_nucleus(scores, removed)) is not None:
         return scores.masked_fill(scores < first, -torch.inf)
     ascending, order = scores.sort(dim=-1, stable=True)
     remove = ascending.softmax(-1).cumsum(-1) <= removed
@@ -106,8 +107,3 @@ def _first_of_nucleus(scores: Tensor, removed: float) -> Tensor | None:
         return None
     last, next_one = (scores.gather(1, at.gather(1, kept - i)) for i in (1, 0))
     return last if bool((last > next_one).all()) else None
-
-
-def _may_look(x: Tensor) -> bool:
-    """Tell whether the host may decide by what a tensor holds: not in a graph, and at no cost on the CPU alone."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -9,17 +9,18 @@ from specdec.drafters.coupling import coupled
 from specdec.sampling import Sampling
 
 
-@pytest.mark.parametrize("ahead", [1, 4])
-def test_a_drafter_that_knows_the_target_ranks_first_what_is_drawn(ahead):
-    generator = torch.Generator().manual_seed(ahead)
+@pytest.mark.parametrize("depth", [0, 3])
+def test_a_drafter_that_knows_the_target_ranks_first_what_is_drawn(depth):
+    generator = torch.Generator().manual_seed(depth)
     logits = torch.randn(3, 50, generator=generator)
     sampling = Sampling(7, torch.tensor([5, 0, 2**31, 9]), temperature=0.8)
     rows = torch.tensor([3, 0, 2])  # row 1 has ended
+    positions = torch.tensor([7, 3, 12]) + depth
     state = SimpleNamespace(
-        sampling=sampling, rows=SimpleNamespace(ids=rows), lengths=torch.tensor([6, 2, 11])
+        sampling=sampling, rows=SimpleNamespace(ids=rows), position_after=lambda depth: positions
     )
     log_probs, ids = logits.log_softmax(-1).sort(-1)
-    ranked = coupled(log_probs[:, None], ids[:, None], state=state, ahead=ahead)[:, 0]
-    drawn = sampling.draw(logits, rows, state.lengths + ahead)
+    ranked = coupled(log_probs[:, None], ids[:, None], state=state, depth=depth)[:, 0]
+    drawn = sampling.draw(logits, rows, positions)
     assert torch.equal(ids.gather(1, ranked.argmax(-1, keepdim=True))[:, 0], drawn)
     torch.testing.assert_close(ranked.exp().sum(-1), torch.ones(3))

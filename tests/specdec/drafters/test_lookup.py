@@ -6,6 +6,7 @@ from specdec.drafters.lookup import FOLLOWS, matches
 from specdec.drafters.mixed import MixedDrafter
 from specdec.model.target import Target
 from specdec.state import State
+from specdec.text import Text
 from tiny import tiny_model
 
 
@@ -14,11 +15,10 @@ def state_of(texts):
     target = Target(tiny_model("llama"))
     cache = target.new_cache(rows=len(texts), capacity=50, tree_capacity=8)
     cache.set_lengths([len(t) - 1 for t in texts])
-    text = torch.zeros(len(texts), 60, dtype=torch.int64)
+    text = Text([list(ids) for ids in texts], [30] * len(texts), margin=9, device=target.device)
     for row, ids in enumerate(texts):
-        text[row, : len(ids)] = torch.tensor(ids)
-        text[row, len(ids) :] = ids[-1]  # stale tokens that would match
-    return State(cache, text, limits=[30] * len(texts), eos_token_ids=frozenset())
+        text.ids[row, len(ids) :] = ids[-1]  # stale tokens that would match
+    return State(cache, text, eos_token_ids=frozenset())
 
 
 def draft(texts, depth=20, **config):
@@ -90,8 +90,8 @@ def test_configuration_out_of_range_is_named(change):
 
 
 def test_drafters_are_found_by_name():
-    assert isinstance(load_drafter("lookup+none", Target(tiny_model("llama"))), MixedDrafter)
-    with pytest.raises(ValueError, match="drafter: expected one of none, lookup"):
+    assert isinstance(load_drafter("lookup+plain", Target(tiny_model("llama"))), MixedDrafter)
+    with pytest.raises(ValueError, match="drafter: expected one of plain, lookup"):
         load_drafter("nothing", Target(tiny_model("llama")))
     with pytest.raises(ValueError, match="at least one"):
         MixedDrafter([])

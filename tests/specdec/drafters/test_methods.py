@@ -33,7 +33,7 @@ class ToyDrafter(Drafter):
 
     def draft(self, state, budget):
         if not budget.depth:
-            return Proposals.none(len(state.rows.host), state.text.device)
+            return Proposals.none(len(state.rows.host), state.text.ids.device)
         tokens = self.model(state.hidden[state.rows.ids]).argmax(-1)[:, None]
         zeros = torch.zeros_like(tokens)
         return Proposals(tokens, zeros - 1, zeros.float(), budget.row_depth[:, None] > 0, zeros)
@@ -61,7 +61,7 @@ def toy(monkeypatch):
     trains.exit_layers, trains.new_task = (lambda config: []), new_task
     monkeypatch.setitem(sys.modules, drafts.__name__, drafts)
     monkeypatch.setitem(sys.modules, trains.__name__, trains)
-    monkeypatch.setitem(METHODS, "toy", Method("a toy", ("deepest",)))
+    monkeypatch.setitem(METHODS, "toy", Method("a toy", ("deepest",), trained=True))
 
 
 def test_an_entry_and_two_files_train_save_load_and_draft(toy, tmp_path):
@@ -98,10 +98,32 @@ def test_an_entry_and_two_files_train_save_load_and_draft(toy, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_entry_has_its_files(name):
-    drafts, trains = drafter_file(name), train_file(name)
+    drafts = drafter_file(name)
+    assert METHODS[name].help == METHODS[name].help.strip()
+    if not METHODS[name].trained:
+        assert hasattr(drafts.new_drafter(None), "draft")
+        return
+    trains = train_file(name)
     assert all(
         hasattr(drafts, part) for part in ("CONFIG", "DRAFTER", "new_module", "join", "weights_of")
     )
     assert all(hasattr(trains, part) for part in ("exit_layers", "new_task"))
     assert set(METHODS[name].settings) <= set(drafts.CONFIG.__dataclass_fields__)
-    assert METHODS[name].help == METHODS[name].help.strip()
+
+
+def test_a_method_without_training_takes_its_settings():
+    target = Target(tiny_model("llama"))
+    assert load_drafter("lookup", target, places=2).config.places == 2
+    with pytest.raises(ValueError, match="width: expected one of the settings of lookup"):
+        load_drafter("lookup", target, width=2)
+    with pytest.raises(ValueError, match="width: expected one of the settings of plain .none"):
+        load_drafter("plain", target, width=2)
+
+
+def test_names_of_the_last_release_still_work_and_warn():
+    target = Target(tiny_model("llama"))
+    with pytest.warns(DeprecationWarning, match="drafter: expected plain, got none"):
+        drafter = load_drafter("none", target)
+    with pytest.warns(DeprecationWarning, match="NoDrafter is PlainDrafter now"):
+        from specdec.drafters import NoDrafter
+    assert type(drafter) is NoDrafter

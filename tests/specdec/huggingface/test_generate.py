@@ -71,7 +71,7 @@ def assert_like_library(prompts, options, *, of_row=lambda row: {}, side="left")
     longest = max(map(len, expected))
     filled = [tokens + [0] * (longest - len(tokens)) for tokens in expected]
     knowing = [scripted(prompts, expected, right) for right in (0.7, 1.0)]
-    for drafter in ("none", LookupDrafter(), redrafter(target_of()), *knowing):
+    for drafter in ("plain", LookupDrafter(), redrafter(target_of()), *knowing):
         assert ours(prompts, drafter, side, **options) == filled
     # Several tokens were kept at once: each of them was picked along its own path.
     assert all(max(drafter.accepted) >= 2 for drafter in knowing)
@@ -133,7 +133,7 @@ def test_a_row_is_told_which_one_it_is():
         library(p, **options, prefix_allowed_tokens_fn=lambda _, ids, row=row: allowed(row, ids))
         for row, p in enumerate(PROMPTS)
     ]
-    for drafter in ("none", scripted(PROMPTS, expected)):
+    for drafter in ("plain", scripted(PROMPTS, expected)):
         assert ours(PROMPTS, drafter, **options, prefix_allowed_tokens_fn=allowed) == expected
     assert max(drafter.accepted) >= 2
 
@@ -149,7 +149,7 @@ def test_nothing_is_asked_behind_an_end_of_text_token(at):
         return list(range(VOCABULARY))
 
     # What would come behind the end is proposed too.
-    for drafter in ("none", scripted(PROMPTS[:1], [text])):
+    for drafter in ("plain", scripted(PROMPTS[:1], [text])):
         options = {"eos_token_id": [end], "max_new_tokens": 12, "prefix_allowed_tokens_fn": allowed}
         assert ours(PROMPTS[:1], drafter, **options) == [text[: at + 1]]
     assert max(drafter.accepted) > 0
@@ -192,7 +192,7 @@ def test_a_penalty_of_the_callers_leaves_out_what_it_was_told_to(side, kind, col
 def test_a_penalty_for_a_batch_of_another_size_is_refused():
     options = repetition_penalty(torch.tensor([4, 4]))
     with pytest.raises(ValueError, match="prompt_ignore_length: expected one per row, 3, got 2"):
-        ours(PROMPTS, "none", max_new_tokens=4, **options)
+        ours(PROMPTS, "plain", max_new_tokens=4, **options)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_lengths_are_the_librarys():
     longer = StoppingCriteriaList([MaxLengthCriteria(40)])  # takes the place of the library's
     assert len(assert_like_library(PROMPTS[1:2], {"stopping_criteria": longer})[0]) == 29
     ended = {"max_time": 0.0, "max_new_tokens": 12}
-    assert len(ours(PROMPTS[:1], "none", **ended)[0]) == 1
+    assert len(ours(PROMPTS[:1], "plain", **ended)[0]) == 1
 
 
 class StopsAtFives(MaxLengthCriteria):
@@ -276,7 +276,7 @@ def test_a_criterion_derived_from_the_librarys_is_asked(criterion):
     assert max(map(len, expected)) < 12
     longest = max(map(len, expected))
     filled = [tokens + [0] * (longest - len(tokens)) for tokens in expected]
-    for drafter in ("none", scripted(PROMPTS, [plain_text(p) for p in PROMPTS])):
+    for drafter in ("plain", scripted(PROMPTS, [plain_text(p) for p in PROMPTS])):
         assert ours(PROMPTS, drafter, **options) == filled
 
 

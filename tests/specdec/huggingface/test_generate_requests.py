@@ -44,14 +44,14 @@ def test_a_later_call_goes_on_where_an_earlier_one_ended(name, monkeypatch):
     tokens = again.sequences[0, longer.shape[1] :].tolist()
     assert tokens == library(longer[0].tolist(), 8)
     # Another drafter has read nothing yet: it begins anew, and the text is the same.
-    other = specdec.generate(target, longer, "none", **{name: again[CACHE_NAME]}, **options)
+    other = specdec.generate(target, longer, "plain", **{name: again[CACHE_NAME]}, **options)
     assert torch.equal(other.sequences, again.sequences)
     assert read[-1] == longer.shape[1]
 
 
 def test_a_result_has_its_cache_under_every_name_that_the_library_has_for_it():
     options = {"max_new_tokens": 2, "eos_token_id": NEVER, "return_dict_in_generate": True}
-    ours = specdec.generate(target_of(), PROMPTS[:1], "none", **options)
+    ours = specdec.generate(target_of(), PROMPTS[:1], "plain", **options)
     theirs = target_of().model.generate(torch.tensor(PROMPTS[:1]), **options)
     assert list(ours) == list(theirs)
     names = [name for name in CACHE_NAMES if hasattr(theirs, name)]
@@ -110,7 +110,7 @@ def test_rows_may_be_lists_and_drafters_and_models_may_be_paths(tmp_path):
     letters().save_pretrained(tmp_path)
     target.model.save_pretrained(tmp_path)
     loaded = specdec.load_target(tmp_path, dtype=torch.float64)
-    assert Session(loaded, "none").generate([PROMPTS[0]], max_new_tokens=6).tokens == expected[:1]
+    assert Session(loaded, "plain").generate([PROMPTS[0]], max_new_tokens=6).tokens == expected[:1]
 
 
 def test_stop_strings_may_stand_in_any_configuration():
@@ -131,7 +131,7 @@ def test_stop_strings_may_stand_in_any_configuration():
             assert out[0, len(prompt) :].tolist() == text[:count], name
         assert model.generation_config.stop_strings == [letters().decode(text[4:6])]
         with pytest.raises(ValueError, match="tokenizer: expected one, for stop_strings, got none"):
-            specdec.generate(target_of(), [prompt], "none")
+            specdec.generate(target_of(), [prompt], "plain")
     finally:
         model.generation_config.stop_strings = None
 
@@ -147,16 +147,16 @@ def test_what_goes_round_a_method_is_refused_wherever_it_stands(name, value, mon
     config = GenerationConfig(**{name: value})
     for options in ({name: value}, {"generation_config": config}):
         with pytest.raises(ValueError, match=f"{name}: expected it to be left as it is, got"):
-            specdec.generate(target, PROMPTS[:1], "none", **options)
+            specdec.generate(target, PROMPTS[:1], "plain", **options)
     monkeypatch.setattr(target.model.generation_config, name, value)
     with pytest.raises(ValueError, match=f"{name}: expected it to be left as it is, got"):
-        specdec.generate(target, PROMPTS[:1], "none")
+        specdec.generate(target, PROMPTS[:1], "plain")
 
 
 def test_a_model_that_came_with_the_librarys_old_window_cache_is_not_refused(monkeypatch):
     target = target_of()
     monkeypatch.setattr(target.model.generation_config, "cache_implementation", "hybrid")
-    out = specdec.generate(target, PROMPTS[:1], "none", max_new_tokens=6, eos_token_id=NEVER)
+    out = specdec.generate(target, PROMPTS[:1], "plain", max_new_tokens=6, eos_token_id=NEVER)
     assert out[0, len(PROMPTS[0]) :].tolist() == library(PROMPTS[0], 6)
 
 
@@ -173,9 +173,9 @@ def test_a_row_that_ends_with_the_positions_is_named(recwarn):
     # Not where a text ends by itself, nor where it was not to be longer.
     recwarn.clear()
     specdec.generate(
-        target_of(), prompts[:1], "none", max_new_tokens=9, eos_token_id=text[2], pad_token_id=0
+        target_of(), prompts[:1], "plain", max_new_tokens=9, eos_token_id=text[2], pad_token_id=0
     )
-    specdec.generate(target_of(), prompts[:1], "none", max_new_tokens=3, **options)
+    specdec.generate(target_of(), prompts[:1], "plain", max_new_tokens=3, **options)
     assert not [w for w in recwarn if "max_new_tokens: expected" in str(w.message)]
 
 
@@ -210,7 +210,7 @@ def test_a_row_that_ends_with_the_positions_is_named(recwarn):
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(options, message):
-    given = {"drafter": "none", "max_new_tokens": 4, **options}
+    given = {"drafter": "plain", "max_new_tokens": 4, **options}
     with pytest.raises((TypeError, ValueError), match=message):
         specdec.generate(target_of(), torch.tensor([[3, 4]]), **given)
 
@@ -242,12 +242,12 @@ IDS = torch.tensor([[3, 4]])
 )  # fmt: skip
 def test_bad_input_ids_are_named(ids, message):
     with pytest.raises((TypeError, ValueError), match="^input_ids: .*" + re.escape(message)):
-        specdec.generate(target_of(), ids, "none", max_new_tokens=4)
+        specdec.generate(target_of(), ids, "plain", max_new_tokens=4)
 
 
 def test_a_mask_beside_rows_is_refused():
     with pytest.raises(ValueError, match="attention_mask: expected none beside a list"):
-        specdec.generate(target_of(), [IDS[0]], "none", attention_mask=torch.ones(1, 2))
+        specdec.generate(target_of(), [IDS[0]], "plain", attention_mask=torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("name", CACHE_NAMES)
@@ -259,15 +259,17 @@ def test_a_cache_of_another_kind_or_target_is_refused(name):
     # What an empty one would hold afterwards, a caller may count on.
     for past in (filled, DynamicCache()):
         with pytest.raises(ValueError, match=f"{name}: .* got DynamicCache"):
-            specdec.generate(target, ids, "none", **{name: past}, **options)
+            specdec.generate(target, ids, "plain", **{name: past}, **options)
         with pytest.raises(ValueError, match=f"{CACHE_NAME}: .* got DynamicCache"):
             target.model.generate(
                 ids, custom_generate=specdec.method, target=target, **{CACHE_NAME: past}, **options
             )
     # A plain model becomes a new target at every call.
-    first = specdec.generate(target.model, ids, "none", **options)
+    first = specdec.generate(target.model, ids, "plain", **options)
     for model in (target.model, target):
         with pytest.raises(ValueError, match=f"{name}: .* another target's; .* load_target"):
-            specdec.generate(model, first.sequences, "none", **{name: first[CACHE_NAME]}, **options)
+            specdec.generate(
+                model, first.sequences, "plain", **{name: first[CACHE_NAME]}, **options
+            )
     with pytest.raises(ValueError, match="cache, past_key_values: expected one of them, got both"):
-        specdec.generate(target, ids, "none", **dict.fromkeys(CACHE_NAMES, first[CACHE_NAME]))
+        specdec.generate(target, ids, "plain", **dict.fromkeys(CACHE_NAMES, first[CACHE_NAME]))

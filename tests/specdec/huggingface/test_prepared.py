@@ -87,7 +87,7 @@ def test_what_a_caller_gives_is_refused_by_name(name):
     # Before the library can act on it, too.
     target = Target(tiny_model("llama", seed=6))
     with pytest.raises(ValueError, match=f"^{name}: expected"):
-        specdec.generate(target, MASK + 4, "none", max_new_tokens=2, **{name: OWN[name]})
+        specdec.generate(target, MASK + 4, "plain", max_new_tokens=2, **{name: OWN[name]})
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_needs_are_what_is_allocated(family, exact):
     packed = {m.product for m in model.modules() if isinstance(m, PackedLinear)}
     sizes = [sum(layer.weight.nbytes for layer in product.layers) for product in packed]
     assert needs.packed == sum(sizes)
-    session = Session(target, "none")
+    session = Session(target, "plain")
     session.generate([random_prompt(9, 1)], max_new_tokens=4)
     cache = session.cache
     assert cache.kv.nbytes == needs.cache * cache.slots
@@ -65,7 +65,7 @@ def fails(*args, **options):
 
 def test_a_cache_that_does_not_fit_says_what_for(monkeypatch):
     target = load_target(tiny_model("llama"))
-    session = Session(target, "none")
+    session = Session(target, "plain")
     monkeypatch.setattr(target, "prefill", fails)
     message = r"expected 0.00 GB for keys and values of 2 x \d+ tokens beside 0.00 GB of weights"
     with pytest.raises(MemoryError, match=message):

@@ -191,7 +191,7 @@ def test_what_cannot_be_followed_is_refused_by_name(change, message, pack):
 
 def test_training_mode_in_the_middle_of_a_text_is_refused():
     model = fresh()
-    stream = Session(load_target(model), "none").stream([PROMPT], max_new_tokens=8)
+    stream = Session(load_target(model), "plain").stream([PROMPT], max_new_tokens=8)
     next(stream)
     next(stream)
     model.train()
