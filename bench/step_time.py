@@ -45,7 +45,7 @@ def main() -> None:
 
     stock, _ = load_model(dtype=dtype)
     packed = load_target(dtype=dtype)
-    targets = {"packed": packed, "unpacked": load_target(dtype=dtype, pack=False)}
+    targets = {"packed": packed, "unpacked": load_target(dtype=dtype, prepack=False)}
     targets["exact"] = load_target(dtype=dtype, exact=True)
     ids = torch.randint(0, 1000, (1, PREFIX), generator=torch.Generator().manual_seed(0))
 

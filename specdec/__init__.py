@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .load import load_target
     from .metrics import Metrics
     from .model.target import Target
+    from .observer import Round
     from .session import Generation, Session
     from .sources.embedded import DEFAULT_MODEL
 
@@ -19,6 +20,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "Generation",
     "Metrics",
+    "Round",
     "Session",
     "Target",
     "generate",
@@ -35,6 +37,7 @@ __getattr__, __dir__ = lazily(
         "huggingface.generate": ["generate", "method"],
         "load": ["load_target"],
         "metrics": ["Metrics"],
+        "observer": ["Round"],
         "session": ["Generation", "Session"],
         "model.target": ["Target"],
     },

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 from transformers import PreTrainedModel
 
 from .host.locks import lock_of
 from .model.certificate import certify, certify_exact, own_logits
-from .model.cpu_linear import repack
+from .model.cpu_linear import prepack_again
 from .model.independence import certify_independence, refuse_known
 from .model.memory import Needs, enough_memory, gigabytes
 from .model.model_state import ModelState, check_mode
@@ -25,24 +26,26 @@ def load_target(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     exact: bool = False,
-    pack: bool | None = None,
+    prepack: bool | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    pack: bool | None = None,
 ) -> Target:
     """Load a model and certify that trees can be verified with it.
 
     Args:
         model: an embedded model's name, a hub id, a local folder, or a model in evaluation mode, which stays
-            as it is unless `pack` is true.
+            as it is unless `prepack` is true.
         dtype: of the weights, for a model given by name.
         device: for a model given by name.
         exact: make every logit independent of what is verified beside it, to the bit, at some cost in time and
             four times the cache in bf16; refused where this machine's arithmetic does not allow it.
-        pack: pack the linear layers of a CPU model, in place; faster, and as much memory again for them. None packs
+        prepack: prepack the linear layers of a CPU model, in place; faster, and as much memory again for them. None packs
             models given by name only.
         revision: branch, tag or commit of a hub id; None for its main branch.
         trust_remote_code: run the Python code that a hub id or a folder brings along, for a model that is none of
             the library's own.
+        pack: deprecated, `prepack`.
 
     Returns:
         The target, with its tokenizer where a name was given.
@@ -52,6 +55,13 @@ def load_target(
         ValueError: if the model is unknown, damaged or not supported, or `exact` is not possible here.
     """
     warn_of_newer_release()
+    if pack is not None:
+        warnings.warn(
+            "pack: expected prepack, got its name until the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        prepack = pack
     tokenizer = None
     if isinstance(model, str | os.PathLike):
         model, tokenizer = load_model(
@@ -61,15 +71,15 @@ def load_target(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        pack = pack is not False
+        prepack = prepack is not False
     refuse_known(model)
     try:
         target = Target(model, tokenizer, exact=exact)
         own = own_logits(model)
         with enough_memory(
-            lambda: _needed(target), "load it with pack=False or in a smaller dtype"
+            lambda: _needed(target), "load it with prepack=False or in a smaller dtype"
         ):
-            if pack:
+            if prepack:
                 target.prepare()
             certify(target, own)
             certify_independence(target)
@@ -87,9 +97,7 @@ def load_target(
 
 def _needed(target: Target) -> str:
     needs = Needs.of(target.model, target.dtype)
-    return (
-        f"{gigabytes(needs.packed)} for packed copies beside {gigabytes(needs.weights)} of weights"
-    )
+    return f"{gigabytes(needs.prepacked)} for packed copies beside {gigabytes(needs.weights)} of weights"
 
 
 def follow_changes(target: Target) -> None:
@@ -108,7 +116,7 @@ def follow_changes(target: Target) -> None:
             return
         target.state.check(now, target.model)
         if now.weights != target.state.weights:
-            repack(target.model)
+            prepack_again(target.model)
         if target.exact:
             certify_exact(target)
         # Last: what was refused is refused again.

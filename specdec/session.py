@@ -240,7 +240,7 @@ class Session:
         needs = Needs.of(target.model, target.dtype, exact=target.exact)
         return (
             f"{gigabytes(needs.cache * rows * cache.slots)} for keys and values of {rows} x {cache.slots} tokens beside "
-            f"{gigabytes(needs.weights + needs.packed * target.packed)} of weights"
+            f"{gigabytes(needs.weights + needs.prepacked * target.prepacked)} of weights"
         )
 
     def _reusable_cache(self, texts: list[list[int]]) -> TreeCache | None:

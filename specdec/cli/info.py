@@ -23,7 +23,7 @@ def info(
     import transformers
 
     from ..load import load_target
-    from ..model.cpu_linear import can_pack
+    from ..model.cpu_linear import can_prepack
     from ..model.memory import Needs, gigabytes
     from ..sources.models import load_outline
     from .loading import ModelChoice
@@ -41,21 +41,21 @@ def info(
     devices += ["mps"] if torch.backends.mps.is_available() else []
     table.add_row("devices", ", ".join(devices))
     table.add_row("threads", str(torch.get_num_threads()))
-    packable = [d for d in (DType.float32, DType.bfloat16) if can_pack(getattr(torch, d))]
+    packable = [d for d in (DType.float32, DType.bfloat16) if can_prepack(getattr(torch, d))]
     table.add_row("packed linears", ", ".join(packable) or "none")
     outline = load_outline(model, revision=revision, trust_remote_code=trust_remote_code)
     for precision in (DType.float32, DType.bfloat16):
         needs = Needs.of(outline, getattr(torch, precision))
         table.add_row(
             f"memory {precision}",
-            f"weights {gigabytes(needs.weights)}, packed copies (CPU) {gigabytes(needs.packed)}, "
+            f"weights {gigabytes(needs.weights)}, packed copies (CPU) {gigabytes(needs.prepacked)}, "
             f"1000 tokens of a row {gigabytes(1000 * needs.cache)}",
         )
     for precision in (DType.float32, DType.bfloat16):
         weights = choice._replace(dtype=getattr(torch, precision)).weights()
         possible = "yes"
         try:
-            load_target(weights, exact=True, pack=True)
+            load_target(weights, exact=True, prepack=True)
         except ValueError as error:
             if not str(error).startswith("exact"):
                 raise

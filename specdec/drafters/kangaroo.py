@@ -19,7 +19,7 @@ from specdec_kernels import EarlyExitAdapter
 
 from ..device_flag import flag_on
 from ..model.cache import TreeCache
-from ..model.cpu_linear import pack_linears
+from ..model.cpu_linear import prepack_linears
 from ..model.passed import Shallow, Tap
 from ..model.target import Target
 from ..state import State
@@ -118,9 +118,9 @@ class KangarooDrafter(Drafter):
         self.target, self.config = target, config
         self.adapter = adapter.to(target.device, target.dtype).eval()
         self.head = target.draft_head(draft_vocabulary)
-        if target.packed:
-            pack_linears(self.adapter)
-            pack_linears(self.head)
+        if target.prepacked:
+            prepack_linears(self.adapter)
+            prepack_linears(self.head)
         self._layer = depth  # the cache keeps the adapter's keys and values behind those of the target's layers
         self.tap = Tap(config.exit_layer, self._read)
 

@@ -28,7 +28,7 @@ from specdec_kernels import (
 )
 from specdec_kernels.dispatch import chooses_kernel, host_may_look
 
-from ..model.cpu_linear import pack_linears
+from ..model.cpu_linear import prepack_linears
 from ..model.model_state import check_plain
 from ..model.target import Target
 from ..state import State
@@ -83,9 +83,9 @@ class ReDrafter(Drafter):
         ids = self.model.draft_vocabulary
         own = LMHeadTopK(self.model.output, id_map=ids, impl=target.impl)
         self.head = target.draft_head(ids) if tied else own
-        if target.packed:
-            pack_linears(self.model)
-            pack_linears(self.head)
+        if target.prepacked:
+            prepack_linears(self.model)
+            prepack_linears(self.head)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Search beams behind each row's root (ReDrafter section 3.2)."""

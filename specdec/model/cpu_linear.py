@@ -42,7 +42,7 @@ class SharedProduct:
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Pack the layers' weights as one."""
         self.__setstate__(layers)
-        self.pack()
+        self.prepack()
 
     def __getstate__(self) -> list[nn.Linear]:
         """Leave the packed weights out of copies: they are torch's own layout, and the copy's weights may change."""
@@ -50,32 +50,32 @@ class SharedProduct:
 
     def __setstate__(self, layers: list[nn.Linear]) -> None:
         self.layers = layers
-        self.packed: Tensor | None = None
+        self.prepacked: Tensor | None = None
         self.bias: Tensor | None = None
-        self.packed_from: object = None
+        self.prepacked_from: object = None
         self.held = _Held()
 
-    def pack(self) -> None:
+    def prepack(self) -> None:
         """Pack the weights as they are now, or nothing where they have become ones that cannot be packed."""
-        self.packed_from = self._weights()
-        self.packed = None
+        self.prepacked_from = self._weights()
+        self.prepacked = None
         self.sizes = [layer.out_features for layer in self.layers]
         if all(_plain(layer) for layer in self.layers) and _alike(self.layers):
             biases = [layer.bias.detach() for layer in self.layers if layer.bias is not None]
-            self.packed = _pack(torch.cat([layer.weight.detach() for layer in self.layers]))
+            self.prepacked = _prepack(torch.cat([layer.weight.detach() for layer in self.layers]))
             self.bias = torch.cat(biases) if biases else None
 
     def take(self, x: Tensor, place: int) -> Tensor:
         """Return the product of `x [..., in_features]` with the layer at `place`."""
         held = self.held
         if held.input is not x or place not in held.parts:
-            if self._weights() != self.packed_from:
-                self.pack()
-            if self.packed is None:
+            if self._weights() != self.prepacked_from:
+                self.prepack()
+            if self.prepacked is None:
                 layer = self.layers[place]
                 return nn.functional.linear(x, layer.weight, layer.bias)
             product: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self.packed, self.bias, "none", [], ""
+                x, self.prepacked, self.bias, "none", [], ""
             )
             held.input, held.parts = x, dict(enumerate(product.split(self.sizes, -1)))
         part = held.parts.pop(place)
@@ -93,11 +93,11 @@ class SharedProduct:
         ]
 
 
-class PackedLinear(nn.Linear):
+class PrepackedLinear(nn.Linear):
     """A linear layer that multiplies with a packed copy of its weight.
 
     `weight` and `bias` stay as they are, so state dicts do not change. Weights that are written to or replaced are
-    packed again at the next call; of writes past autograd (`.data`, inference tensors) `repack` has to be told.
+    packed again at the next call; of writes past autograd (`.data`, inference tensors) `prepack_again` has to be told.
     Where gradients are recorded or autocast is on, the plain product is taken: the packed one knows neither.
     """
 
@@ -111,13 +111,13 @@ class PackedLinear(nn.Linear):
         return self.product.take(input, self.place)
 
 
-def repack(model: nn.Module) -> None:
+def prepack_again(model: nn.Module) -> None:
     """Pack every packed layer again, from the weights that are there now."""
-    for product in {m.product for m in model.modules() if isinstance(m, PackedLinear)}:
-        product.pack()
+    for product in {m.product for m in model.modules() if isinstance(m, PrepackedLinear)}:
+        product.prepack()
 
 
-def _pack(weight: Tensor) -> Tensor:
+def _prepack(weight: Tensor) -> Tensor:
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
     return packed
 
@@ -129,7 +129,7 @@ def _plain(layer: nn.Linear) -> bool:
     of `forward`, and hooks that run before it may write weights.
     """
     return (
-        type(layer) in (nn.Linear, PackedLinear)
+        type(layer) in (nn.Linear, PrepackedLinear)
         and all(is_plain(p) for p in (layer.weight, layer.bias) if p is not None)
         and "forward" not in vars(layer)
         and not layer._forward_pre_hooks
@@ -139,7 +139,7 @@ def _plain(layer: nn.Linear) -> bool:
 
 
 @torch.no_grad()
-def can_pack(dtype: torch.dtype) -> bool:
+def can_prepack(dtype: torch.dtype) -> bool:
     """Try the operators on a small product: are they there, and do they agree with `F.linear`?"""
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(32, 48, bias=False, dtype=dtype)
@@ -153,7 +153,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 @torch.no_grad()
-def pack_linears(model: nn.Module) -> int:
+def prepack_linears(model: nn.Module) -> int:
     """Pack every plain linear layer of a CPU model in place.
 
     Args:
@@ -163,7 +163,7 @@ def pack_linears(model: nn.Module) -> int:
     Returns:
         The number of layers packed, 0 where torch has no such operators.
     """
-    dtypes = {dtype for dtype in DTYPES if can_pack(dtype)}
+    dtypes = {dtype for dtype in DTYPES if can_prepack(dtype)}
     packed = 0
     for module in list(model.modules()):
         children = {name: x for name, x in module.named_children() if isinstance(x, nn.Linear)}
@@ -178,8 +178,8 @@ def pack_linears(model: nn.Module) -> int:
                 continue
             product = SharedProduct(layers)
             for place, layer in enumerate(layers):
-                layer.__class__ = PackedLinear
-                assert isinstance(layer, PackedLinear)
+                layer.__class__ = PrepackedLinear
+                assert isinstance(layer, PrepackedLinear)
                 layer.product, layer.place = product, place
             packed += len(layers)
     return packed

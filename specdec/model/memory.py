@@ -17,8 +17,8 @@ class Needs(NamedTuple):
     """Bytes that decoding with a model takes."""
 
     weights: int
-    packed: int
-    """Copies of linear layers, if they are packed."""
+    prepacked: int
+    """Copies of linear layers, if they are prepacked."""
     cache: int
     """Keys and values, per token and row."""
 
@@ -33,7 +33,7 @@ class Needs(NamedTuple):
         linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
         return cls(
             weights=sum(p.numel() for p in model.parameters()) * dtype.itemsize,
-            packed=linear * dtype.itemsize,
+            prepacked=linear * dtype.itemsize,
             cache=2
             * config.num_hidden_layers
             * kv_heads

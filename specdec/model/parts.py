@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,6 +26,43 @@ NORMS = (
 )
 # How a layer may attend; layers without types are all alike.
 LAYER_TYPES = (None, "full_attention", "sliding_attention")
+
+
+class Scaling(NamedTuple):
+    """What a model multiplies with beside its weights; None where it does not."""
+
+    embeddings: float | None
+    """Factor that the embedding's own call applies (Gemma)."""
+    first_hidden: float | None
+    """Factor on what the embedding returns (Granite)."""
+    logits: float | None
+    """Factor on the logits (Cohere)."""
+    logits_divisor: float | None
+    """The logits are divided by it (Granite)."""
+    softcap: float | None
+    """Logits become `softcap * tanh(logits / softcap)` (Gemma 2)."""
+
+    @property
+    def of_rows(self) -> float | None:
+        """What rows of the embedding's weight are multiplied with, for those who pick them by index."""
+        return self.embeddings if self.first_hidden is None else self.first_hidden
+
+    @property
+    def logit_factor(self) -> float | None:
+        """Factor and divisor in one, which rounds another way than the model does."""
+        if self.logits_divisor is None:
+            return self.logits
+        return (1 if self.logits is None else self.logits) / self.logits_divisor
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Do to `[..., V]` products of the head what the model does, in its order of roundings."""
+        if self.logits is not None:
+            logits = logits * self.logits
+        if self.logits_divisor is not None:
+            logits = logits / self.logits_divisor
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
 
 
 class DecoderParts(NamedTuple):
@@ -45,6 +83,7 @@ class DecoderParts(NamedTuple):
     norm: nn.Module | None
     project_out: nn.Module | None
     head: nn.Module
+    scaling: Scaling
 
     @property
     def position_table(self) -> Tensor | None:
@@ -110,7 +149,16 @@ def find_parts(model: PreTrainedModel) -> DecoderParts:
         norm=first(NORMS),
         project_out=first(("project_out",)),
         head=head,
+        scaling=_scaling(decoder.config, embed_tokens),
     )
+
+
+def _scaling(config: Any, embed_tokens: nn.Module) -> Scaling:
+    embeddings: Any = getattr(embed_tokens, "embed_scale", None)
+    if isinstance(embeddings, Tensor):  # Gemma's, rounded to the weights' dtype
+        embeddings = float(embeddings.to(embed_tokens.weight.dtype))  # type: ignore[arg-type]
+    names = ("embedding_multiplier", "logit_scale", "logits_scaling", "final_logit_softcapping")
+    return Scaling(embeddings, *(getattr(config, name, None) for name in names))
 
 
 def _embedding(model: PreTrainedModel) -> nn.Module | None:

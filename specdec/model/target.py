@@ -22,9 +22,10 @@ from ..host.locks import lock_of
 from ..tree import TokenTree
 from .attention import ATTENTION
 from .cache import CACHE_NAME, CACHE_NAMES, AttendingCache, Rows, TreeCache
-from .cpu_linear import PackedLinear, pack_linears
+from .cpu_linear import PrepackedLinear, prepack_linears
 from .full_precision import full_precision_sums
-from .model_state import ModelState, check_mode, check_placement, check_plain
+from .head import draft_head
+from .model_state import ModelState, check_mode, check_placement
 from .parts import find_parts, position_limit
 from .passed import Shallow, Tap, Verified
 from .tree_pass import Pass
@@ -71,11 +72,8 @@ class Target:
         self.position_limit = position_limit(parts)
         self.impl: Impl = "reference" if self.dtype == torch.float64 else "auto"
         """What computes beside the model; float64 has no kernel."""
-        scale = getattr(parts.embed_tokens, "embed_scale", None)
-        if isinstance(scale, Tensor):  # Gemma's, rounded to the weights' dtype
-            scale = float(scale.to(self.embedding.dtype))
-        self.embed_scale: float | None = getattr(self.config, "embedding_multiplier", scale)
-        """What embeddings are multiplied with; in Granite it is called a multiplier."""
+        self.embed_scale = parts.scaling.of_rows
+        """What rows of `embedding` are multiplied with."""
         options = inspect.signature(parts.layers[0].forward).parameters
         names = (*CACHE_NAMES, "layer_past")
         # Layers that are wrapped may hide their options.
@@ -92,12 +90,12 @@ class Target:
         return weight
 
     def prepare(self) -> int:
-        """Pack the linear layers of a CPU model; the plain loop and every drafter gain alike.
+        """Prepack the linear layers of a CPU model; the plain loop and every drafter gain alike.
 
         Returns:
-            The number of layers packed.
+            The number of layers prepacked.
         """
-        return pack_linears(self.model) if self.device.type == "cpu" else 0
+        return prepack_linears(self.model) if self.device.type == "cpu" else 0
 
     def new_cache(self, *, rows: int, capacity: int, tree_capacity: int) -> TreeCache:
         """Make an empty cache for this model; arguments as in `TreeCache`."""
@@ -114,8 +112,8 @@ class Target:
     def embed(self, tokens: Tensor) -> Tensor:
         """Embed `[...]` int64 tokens, `[..., E]`; what depends on their place, `run_layers` adds."""
         hidden: Tensor = self.parts.embed_tokens(tokens)
-        multiplier = getattr(self.config, "embedding_multiplier", None)
-        return hidden if multiplier is None else hidden * multiplier
+        factor = self.parts.scaling.first_hidden
+        return hidden if factor is None else hidden * factor
 
     def run_layers(
         self, hidden: Tensor, cache: AttendingCache, first: int = 0, end: int | None = None
@@ -177,50 +175,16 @@ class Target:
         """Apply the head to normed `[..., E]`, with the model's own scaling of logits."""
         with full_precision_sums(self.device):
             logits: Tensor = self.parts.head(hidden)
-        if (scale := getattr(self.config, "logit_scale", None)) is not None:  # Cohere
-            logits = logits * scale
-        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:  # Granite
-            logits = logits / divisor
-        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return self.parts.scaling.finish(logits)
 
     def draft_head(self, vocabulary: Tensor | None) -> LMHeadTopK:
-        """Make a head for drafters out of the rows of the target's own.
-
-        Args:
-            vocabulary: `[Vd]` int64, ascending, the rows wanted; None for the whole head, which is then shared.
-
-        Returns:
-            The head; its ids are the target's.
-
-        Raises:
-            ValueError: if the target's own is no plain linear layer with plain weights.
-        """
-        linear: Any = self.parts.head
-        check_plain("head", linear, type(linear) in (nn.Linear, PackedLinear))
-        if vocabulary is not None:
-            vocabulary = vocabulary.to(self.device)
-            rows = nn.Linear(linear.in_features, len(vocabulary), linear.bias is not None)
-            rows.weight = nn.Parameter(linear.weight.detach()[vocabulary], requires_grad=False)
-            if linear.bias is not None:
-                rows.bias = nn.Parameter(linear.bias.detach()[vocabulary], requires_grad=False)
-            linear = rows
-        scale = getattr(self.config, "logit_scale", None)
-        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
-            scale = (1 if scale is None else scale) / divisor
-        return LMHeadTopK(
-            linear,
-            logit_scale=scale,
-            softcap=getattr(self.config, "final_logit_softcapping", None),
-            id_map=vocabulary,
-            impl=self.impl,
-        )
+        """Make a head for drafters, as `head.draft_head` does."""
+        return draft_head(self.parts, vocabulary, self.impl)
 
     @property
-    def packed(self) -> bool:
-        """Whether linear layers were packed, so that drafters pack theirs as well."""
-        return any(isinstance(module, PackedLinear) for module in self.model.modules())
+    def prepacked(self) -> bool:
+        """Whether linear layers were prepacked, so that drafters prepack theirs as well."""
+        return any(isinstance(module, PrepackedLinear) for module in self.model.modules())
 
     def extend(
         self, tokens: Tensor, cache: TreeCache, rows: Rows, *, layers: int, behind: int

@@ -120,7 +120,7 @@ def test_info_says_what_is_there(tiny_folder, run):
         (["bench", "--prompts", "nowhere.jsonl"], "prompts: expected a readable JSONL file, got nowhere.jsonl"),
         (["bench", "--prompts", str(QUESTIONS), "--methods", "magic"], "methods: expected some of plain"),
         (["bench", "--prompts", str(QUESTIONS), "--limit", "0"], "limit: expected at least 1, got 0"),
-        (["bench", "--prompts", str(QUESTIONS), "--methods", "plain+lookup"], "methods: expected some of plain"),
+        (["bench", "--prompts", str(QUESTIONS), "--methods", "plain+transformers"], "methods: expected some of plain"),
         (["bench", "--prompts", str(QUESTIONS), "--json", "/"], "json: expected a file in an existing folder"),
         (["bench", "--prompts", str(QUESTIONS), "--json", "/no/where.json"], "json: expected a file in an existing folder"),
     ],

@@ -64,7 +64,7 @@ def test_a_pass_of_another_thread_waits():
 
 def test_the_soak_writes_every_text_right_and_leaves_the_model_as_it_was():
     model = fresh(dtype=torch.float32)
-    target = load_target(model, pack=True)
+    target = load_target(model, prepack=True)
     drafters = [make(target) for make in every_drafter.DRAFTERS]
     prompts = [random_prompt(length, length) for length in range(3, 13)]
     right = [Session(target, "plain").generate([p], max_new_tokens=NEW).tokens[0] for p in prompts]
@@ -247,7 +247,7 @@ def test_the_attention_setting_is_right_after_an_error(error):
 
 def test_packed_layers_used_by_several_threads_at_once_are_right():
     model = fresh(dtype=torch.float32)
-    load_target(model, pack=True)
+    load_target(model, prepack=True)
     inputs = [torch.tensor([random_prompt(7, seed)]) for seed in range(4)]
     with torch.inference_mode():
         right = [model(ids).logits for ids in inputs]

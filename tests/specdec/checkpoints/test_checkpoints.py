@@ -24,7 +24,7 @@ from specdec.checkpoints import (
     save_checkpoint,
     save_drafter,
 )
-from specdec.model.cpu_linear import pack_linears
+from specdec.model.cpu_linear import prepack_linears
 from specdec.model.target import Target
 from specdec.session import Session
 from specdec.sources.models import load_model
@@ -39,7 +39,7 @@ def test_a_model_is_itself_in_every_dtype_and_when_packed(family):
     for dtype in (torch.float32, torch.bfloat16):
         assert TargetFacts.of(tiny_target(family, dtype)) == facts
     packed = copy.deepcopy(tiny_model(family, dtype=torch.float32))
-    pack_linears(packed)
+    prepack_linears(packed)
     assert TargetFacts.of(Target(packed)) == facts
     facts.check(tiny_target(family, torch.float16))
 

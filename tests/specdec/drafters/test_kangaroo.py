@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from specdec.drafters import MixedDrafter, PlainDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.load import load_target
-from specdec.model.cpu_linear import PackedLinear, can_pack
+from specdec.model.cpu_linear import PrepackedLinear, can_prepack
 from specdec.model.target import Target
 from specdec.pickers import Greedy
 from specdec.session import Session
@@ -334,17 +334,17 @@ def test_exact_text_in_bfloat16_is_that_of_the_plain_loop(batch):
             assert session.generate(prompts, max_new_tokens=NEW).tokens == plain
 
 
-@pytest.mark.skipif(not can_pack(torch.float32), reason="torch has no packed linear layers here")
+@pytest.mark.skipif(not can_prepack(torch.float32), reason="torch has no packed linear layers here")
 @pytest.mark.parametrize("vocabulary", [None, LEAN])
 def test_layers_are_packed_where_the_targets_are(vocabulary, monkeypatch):
     model = tiny_model("llama", dtype=torch.float32)
     plain = kangaroo(Target(model), eta=0.0, gamma=3, vocabulary=vocabulary)
-    assert not isinstance(plain.adapter.q_proj, PackedLinear)
+    assert not isinstance(plain.adapter.q_proj, PrepackedLinear)
     target = Target(copy.deepcopy(model))
     target.prepare()
     packed = kangaroo(target, eta=0.0, gamma=3, vocabulary=vocabulary)
     for linear in (packed.adapter.q_proj, packed.adapter.o_proj, packed.head.linear):
-        assert isinstance(linear, PackedLinear)
+        assert isinstance(linear, PrepackedLinear)
     prompt, scores = random_prompt(7, 3), []
     for drafter in (plain, packed):
         recorder = Recorder(drafter, monkeypatch)

@@ -10,7 +10,7 @@ import torch
 import specdec
 from specdec.load import load_target
 from specdec.model.cache import CACHE_NAME
-from specdec.model.cpu_linear import PackedLinear
+from specdec.model.cpu_linear import PrepackedLinear
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 
@@ -19,7 +19,7 @@ PROMPT = random_prompt(9, 2)
 
 def packed(family="llama"):
     model = copy.deepcopy(tiny_model(family, dtype=torch.float32))
-    return load_target(model, pack=True)
+    return load_target(model, prepack=True)
 
 
 def written(target):
@@ -35,7 +35,7 @@ def pickled(value):
 def test_a_copy_of_a_target_writes_the_same_and_then_its_own(copied, family):
     target = packed(family)
     other = copied(target)
-    assert other.packed
+    assert other.prepacked
     assert written(other) == written(target)
     before = written(target)
     with torch.no_grad():
@@ -53,10 +53,10 @@ def test_a_copy_of_a_packed_model_is_an_ordinary_model(copied):
         torch.testing.assert_close(other(ids).logits, model(ids).logits)
         assert other.double()(ids).logits.dtype == torch.float64
     assert set(other.state_dict()) == set(model.state_dict())
-    layers = [m for m in other.modules() if isinstance(m, PackedLinear)]
+    layers = [m for m in other.modules() if isinstance(m, PrepackedLinear)]
     assert layers
     assert not any(a.product is b.product for a in layers for b in model.modules()
-                   if isinstance(b, PackedLinear))  # fmt: skip
+                   if isinstance(b, PrepackedLinear))  # fmt: skip
 
 
 def test_a_copied_result_goes_on_like_the_first():

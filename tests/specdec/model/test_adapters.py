@@ -47,11 +47,11 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("prepack", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_text_and_keys_follow_adapters(change, pack):
+def test_text_and_keys_follow_adapters(change, prepack):
     model = adapted()
-    target = load_target(model, pack=pack)
+    target = load_target(model, prepack=prepack)
     session = Session(target, "lookup")
     assert session.generate([PROMPT], max_new_tokens=NEW).tokens[0] == library(model, PROMPT)
     changes = target.changes

@@ -6,12 +6,12 @@ from torch import nn
 
 import every_drafter
 from specdec.load import load_target
-from specdec.model.cpu_linear import PackedLinear, can_pack, pack_linears
+from specdec.model.cpu_linear import PrepackedLinear, can_prepack, prepack_linears
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 
 pytestmark = pytest.mark.skipif(
-    not can_pack(torch.float32), reason="torch has no packed linear layers on this machine"
+    not can_prepack(torch.float32), reason="torch has no packed linear layers on this machine"
 )
 
 
@@ -25,7 +25,7 @@ def test_packing_changes_no_result_beyond_rounding(family, dtype):
         model = copy.deepcopy(tiny_model(family, dtype=dtype))
     ids = torch.tensor([[3, 4, 5, 6]])
     before, names = model(ids).logits, set(model.state_dict())
-    packed = pack_linears(model)
+    packed = prepack_linears(model)
     assert packed == sum(isinstance(m, nn.Linear) for m in model.modules())
     after = model(ids).logits
     if dtype == torch.bfloat16:
@@ -33,7 +33,7 @@ def test_packing_changes_no_result_beyond_rounding(family, dtype):
     else:
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     assert set(model.state_dict()) == names
-    assert pack_linears(model) == 0
+    assert prepack_linears(model) == 0
 
 
 @torch.inference_mode()
@@ -45,7 +45,7 @@ def test_siblings_share_one_product_in_any_order_of_calls():
 
     module = Attention()
     plain = copy.deepcopy(module)
-    assert pack_linears(module) == 3
+    assert prepack_linears(module) == 3
     assert module.q_proj.product is module.v_proj.product
     x, y = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     calls = [
@@ -67,8 +67,8 @@ def test_siblings_share_one_product_in_any_order_of_calls():
 
 def test_other_layers_stay_as_they_are():
     model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Embedding(3, 4))
-    assert pack_linears(model) == 0
-    assert not any(isinstance(m, PackedLinear) for m in model.modules())
+    assert prepack_linears(model) == 0
+    assert not any(isinstance(m, PrepackedLinear) for m in model.modules())
 
 
 class Marked(torch.Tensor):
@@ -99,8 +99,8 @@ def subclassed(layer):
 def test_layers_that_are_more_than_a_product_are_not_packed(change):
     model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q_proj", "k_proj", "v_proj", "o")})
     change(model["k_proj"])
-    assert pack_linears(model) == 1
-    assert [name for name, m in model.items() if isinstance(m, PackedLinear)] == ["o"]
+    assert prepack_linears(model) == 1
+    assert [name for name, m in model.items() if isinstance(m, PrepackedLinear)] == ["o"]
 
 
 def test_a_target_with_weights_of_another_class_decodes_and_keeps_them():
@@ -108,8 +108,8 @@ def test_a_target_with_weights_of_another_class_decodes_and_keeps_them():
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             marked(layer)
-    target = load_target(model, pack=True)
-    assert not target.packed
+    target = load_target(model, prepack=True)
+    assert not target.prepacked
     prompt = random_prompt(9, 1)
     for drafter in ("lookup", "best"):
         written = Session(target, drafter).generate([prompt], max_new_tokens=12).tokens[0]
@@ -123,13 +123,20 @@ def test_machines_without_the_operators_are_told_apart(monkeypatch):
     def missing(weight):
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("specdec.model.cpu_linear._pack", missing)
-    assert not can_pack(torch.float32)
-    assert pack_linears(nn.Sequential(nn.Linear(4, 4))) == 0
+    monkeypatch.setattr("specdec.model.cpu_linear._prepack", missing)
+    assert not can_prepack(torch.float32)
+    assert prepack_linears(nn.Sequential(nn.Linear(4, 4))) == 0
 
 
 def test_gradients_flow_as_without_packing():
     model = nn.Sequential(nn.Linear(4, 4))
-    assert pack_linears(model) == 1
+    assert prepack_linears(model) == 1
     model(torch.ones(2, 4)).sum().backward()
     assert model[0].weight.grad.abs().sum() > 0
+
+
+def test_the_options_name_of_the_last_release_still_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="pack: expected prepack"):
+        assert load_target(
+            copy.deepcopy(tiny_model("llama", dtype=torch.float32)), pack=True
+        ).prepacked

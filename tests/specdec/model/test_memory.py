@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from specdec.cli import main
 from specdec.load import load_target
-from specdec.model.cpu_linear import PackedLinear
+from specdec.model.cpu_linear import PrepackedLinear
 from specdec.model.memory import Needs, enough_memory
 from specdec.session import Session
 from specdec.sources.models import load_model
@@ -25,11 +25,11 @@ def test_needs_are_what_is_allocated(family, exact):
     with torch.device("meta"):
         beforehand = AutoModelForCausalLM.from_config(CONFIGS[family]())
     needs = Needs.of(beforehand, torch.float32, exact=exact)
-    target = load_target(model, pack=True, exact=exact)
+    target = load_target(model, prepack=True, exact=exact)
     assert needs.weights == sum(p.nbytes for p in model.parameters())
-    packed = {m.product for m in model.modules() if isinstance(m, PackedLinear)}
+    packed = {m.product for m in model.modules() if isinstance(m, PrepackedLinear)}
     sizes = [sum(layer.weight.nbytes for layer in product.layers) for product in packed]
-    assert needs.packed == sum(sizes)
+    assert needs.prepacked == sum(sizes)
     session = Session(target, "plain")
     session.generate([random_prompt(9, 1)], max_new_tokens=4)
     cache = session.cache
@@ -75,11 +75,11 @@ def test_a_cache_that_does_not_fit_says_what_for(monkeypatch):
 
 
 def test_packed_copies_that_do_not_fit_say_so(monkeypatch):
-    monkeypatch.setattr("specdec.model.cpu_linear.SharedProduct.pack", fails)
-    monkeypatch.setattr("specdec.model.cpu_linear.can_pack", lambda dtype: True)
+    monkeypatch.setattr("specdec.model.cpu_linear.SharedProduct.prepack", fails)
+    monkeypatch.setattr("specdec.model.cpu_linear.can_prepack", lambda dtype: True)
     model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
-    with pytest.raises(MemoryError, match="for packed copies .* pack=False") as caught:
-        load_target(model, pack=True)
+    with pytest.raises(MemoryError, match="for packed copies .* prepack=False") as caught:
+        load_target(model, prepack=True)
     assert not re.search(r"\n", str(caught.value))
 
 

@@ -10,7 +10,7 @@ import specdec
 from specdec.drafters import LookupDrafter
 from specdec.load import load_target
 from specdec.model.cache import CACHE_NAME
-from specdec.model.cpu_linear import PackedLinear
+from specdec.model.cpu_linear import PrepackedLinear
 from specdec.session import Session
 from tiny import library_greedy, random_prompt, tiny_model
 
@@ -62,11 +62,11 @@ def a_training_step(model):
 CHANGES = [in_place, past_autograd, other_storage, other_parameter, loaded_anew, a_training_step]
 
 
-@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("prepack", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_weights_write_their_own_text(change, pack):
+def test_other_weights_write_their_own_text(change, prepack):
     model = fresh(dtype=torch.float32)
-    target = load_target(model, pack=pack)
+    target = load_target(model, prepack=prepack)
     before = written(target)
     assert before == library_greedy(model, PROMPT, 12)
     change(model)
@@ -84,7 +84,7 @@ def test_weights_made_in_inference_mode_are_noticed_too():
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         assert model.lm_head.weight.is_inference()
-        target = load_target(model, pack=True)
+        target = load_target(model, prepack=True)
         before = written(target)
         model.model.layers[0].mlp.down_proj.weight.mul_(-1)
         after = written(target)
@@ -180,10 +180,10 @@ def test_exact_is_shown_again_with_other_threads(monkeypatch):
     ],
     ids=["training", "partly", "dtype", "meta", "other module", "fewer modules", "vocabulary"],
 )
-@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
-def test_what_cannot_be_followed_is_refused_by_name(change, message, pack):
+@pytest.mark.parametrize("prepack", [False, True], ids=["plain", "packed"])
+def test_what_cannot_be_followed_is_refused_by_name(change, message, prepack):
     model = fresh(dtype=torch.float32)
-    target = load_target(model, pack=pack)
+    target = load_target(model, prepack=prepack)
     change(model)
     with pytest.raises(ValueError, match=message):
         written(target)
@@ -224,7 +224,7 @@ def test_offloaded_and_scattered_weights_are_refused_in_one_line():
 
 def test_a_packed_layer_used_alone_follows_its_weight():
     model = fresh(dtype=torch.float32)
-    load_target(model, pack=True)
+    load_target(model, prepack=True)
     ids = torch.tensor([PROMPT])
     for change in (in_place, other_storage, other_parameter):
         change(model)
@@ -235,4 +235,4 @@ def test_a_packed_layer_used_alone_follows_its_weight():
     half = model.half()
     with torch.inference_mode():
         assert half(ids).logits.dtype == torch.float16
-    assert any(isinstance(m, PackedLinear) for m in model.modules())
+    assert any(isinstance(m, PrepackedLinear) for m in model.modules())

@@ -149,7 +149,7 @@ def test_the_model_is_left_as_it_was():
     model = tiny_model("llama")
     before, ids = model.config._attn_implementation, torch.tensor([[3, 4, 5]])
     expected = model(ids).logits
-    target = load_target(model, pack=False)
+    target = load_target(model, prepack=False)
     assert model.config._attn_implementation == before
     assert torch.equal(model(ids).logits, expected)
     with pytest.raises(RuntimeError, match="expected a pass of specdec.Target"):
