@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specdec_kernels import PackedTree, ancestor_matrix, pack_bits
+from specdec_kernels import PackedTree, pack_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +57,6 @@ class TokenTree:
     def from_packed(cls, packed: PackedTree) -> TokenTree:
         """Take the tree that `pack_tree` made."""
         return cls(**{name: getattr(packed, name) for name in cls.__slots__})
-
-    def check(self) -> None:
-        """Raise AssertionError unless every invariant of a tree holds; reads the device, for tests."""
-        nodes = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        real = nodes < self.sizes[:, None]
-        inner = real & (nodes > 0)
-        parent = self.parents.clamp(min=0)
-        assert (self.sizes >= 1).all()
-        assert (self.parents[~inner] == -1).all()
-        assert ((self.parents >= 0) & (self.parents < nodes))[inner].all(), "parent after child"
-        assert (self.depth == self.depth.gather(1, parent) + 1)[inner].all()
-        assert (self.depth[~inner] == 0).all()
-        assert torch.equal(self.ancestors, pack_bits(ancestor_matrix(self.parents)))
-        twins = (parent[:, :, None] == parent[:, None]) & (
-            self.tokens[:, :, None] == self.tokens[:, None]
-        )
-        twins &= inner[:, :, None] & inner[:, None] & (nodes[:, None] != nodes)
-        assert not twins.any(), "two children of one node share a token"
 
 
 @dataclass(frozen=True, slots=True)

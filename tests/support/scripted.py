@@ -5,6 +5,7 @@ import random
 import torch
 
 from specdec.drafters import Drafter, Proposals
+from tree_invariants import check_tree
 
 
 class ScriptedDrafter(Drafter):
@@ -20,7 +21,7 @@ class ScriptedDrafter(Drafter):
         self.sizes, self.accepted = [], []
 
     def observe(self, state, tree, accepted, hidden):
-        tree.check()
+        check_tree(tree)
         self.sizes += tree.sizes.tolist()
         self.accepted += accepted.lengths.tolist()
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..dispatch import Impl
 from ..lm_head import LMHeadTopK
 from ..lm_head.reference import sure_token, top_tokens
-from ..tree_attention import tree_attention
 from .ops import check_early_exit_step, run_early_exit_step
 from .reference import (
     AdapterWeights,
@@ -33,7 +32,7 @@ class EarlyExitAdapter(nn.Module):
     """One attention block between the target's exit layer and its head (Kangaroo section 3.2).
 
     `step` drafts one token per row, head and stop rule included. Its parts, for callers with a cache of their own:
-    `project`, then the cache takes keys and values, then `attend`. Where nothing follows a token yet, in prompts and
+    `project`, then the cache takes keys and values, `tree_attention`, then `finish`. Where nothing follows a token yet, in prompts and
     behind the last token of a draft, `project_kv` is all that is needed.
     """
 
@@ -95,49 +94,19 @@ class EarlyExitAdapter(nn.Module):
         """Compute keys and values alone; arguments and results as in `project`."""
         return self._keys_values(self.input_norm(hidden), self._rotation(hidden, positions))
 
-    def attend(
-        self,
-        hidden: Tensor,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        *,
-        prefix_lens: Tensor,
-        ancestors: Tensor,
-        depth: Tensor,
-        cache_rows: Tensor | None = None,
-        mask: Tensor | None = None,
-        impl: Impl = "auto",
-    ) -> Tensor:
-        """Finish tokens whose keys and values lie in the cache.
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Compute what the head reads.
 
         Args:
             hidden: `[B, N, E]`, after the exit layer.
-            q: `[B, N, H, D]` from `project`.
-            k_cache: `[rows, G, S, D]`; this and the others as in `tree_attention`.
-            v_cache: like `k_cache`.
-            prefix_lens: `[B]` int64.
-            ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
-            depth: `[B, N]` int64.
-            cache_rows: `[B]` int64, or None.
-            mask: the result of `tree_mask`, or None.
-            impl: "triton", "reference", or "auto" for what suits the device.
+            attended: `[B, N, H, D]`, what attention gave.
 
         Returns:
-            `[B, N, E]` for the head.
+            `[B, N, E]`.
         """
-        out = tree_attention(
-            q,
-            k_cache,
-            v_cache,
-            prefix_lens=prefix_lens,
-            ancestors=ancestors,
-            depth=depth,
-            cache_rows=cache_rows,
-            mask=mask,
-            impl=impl,
-        )
-        return self._finish(hidden, out)
+        x = hidden + self.o_proj(rearrange(attended, "b n h d -> b n (h d)"))
+        out: Tensor = self.output_norm(x)
+        return out
 
     def step(
         self,
@@ -192,7 +161,7 @@ class EarlyExitAdapter(nn.Module):
             k_cache,
             v_cache,
             self.project,
-            self._finish,
+            self.finish,
             lambda rows: sure_token(top_tokens(head.logits(rows), 1, head.id_map)),
             **rows,
             eta=eta,
@@ -230,7 +199,7 @@ class EarlyExitAdapter(nn.Module):
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads
         )  # [B, H, T, D]
-        return self._finish(hidden, out.transpose(1, 2))
+        return self.finish(hidden, out.transpose(1, 2))
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotation(positions, self.head_dim, self.rope_theta, hidden.dtype)
@@ -239,11 +208,6 @@ class EarlyExitAdapter(nn.Module):
         k = rearrange(self.k_proj(normed), "b n (g d) -> b n g d", d=self.head_dim)
         v = rearrange(self.v_proj(normed), "b n (g d) -> b g n d", d=self.head_dim)
         return rotate(k, *angles).transpose(1, 2), v
-
-    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        x = hidden + self.o_proj(rearrange(attended, "b n h d -> b n (h d)"))
-        out: Tensor = self.output_norm(x)
-        return out
 
     def extra_repr(self) -> str:
         """Show the sizes."""

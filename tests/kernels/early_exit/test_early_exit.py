@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from specdec_kernels import EarlyExitAdapter, pack_bits
+from specdec_kernels import EarlyExitAdapter, pack_bits, tree_attention
 
 SHAPES = {"E24-H4-G2-D6": (24, 4, 2, 6), "E32-H4-G4-D8": (32, 4, 4, 8), "E21-H3-G1-D10": (21, 3, 1, 10)}  # fmt: skip
 THETA = 500.0
@@ -35,7 +35,8 @@ def stepwise(adapter, hidden, lengths):
         q, k, v = adapter.project(now, at[:, None])
         k_cache[torch.arange(batch), :, at] = k[:, :, 0]
         v_cache[torch.arange(batch), :, at] = v[:, :, 0]
-        y = adapter.attend(now, q, k_cache, v_cache, prefix_lens=at, ancestors=itself, depth=depth)
+        nodes = {"prefix_lens": at, "ancestors": itself, "depth": depth}
+        y = adapter.finish(now, tree_attention(q, k_cache, v_cache, **nodes))
         out[torch.arange(batch), at] = y[:, 0]
     return out
 

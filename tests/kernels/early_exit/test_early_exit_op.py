@@ -14,7 +14,7 @@ from early_exit_steps import (
     run,
 )
 from ladder import check_compiles_whole, check_never_silent, check_op, every_way
-from specdec_kernels import EarlyExitAdapter, LMHeadTopK
+from specdec_kernels import EarlyExitAdapter, LMHeadTopK, tree_attention
 from specdec_kernels._ops import ops
 from specdec_kernels.early_exit import early_exit_step
 
@@ -80,13 +80,10 @@ def test_the_modules_step_is_its_parts(kernel_device):
             "ancestors": torch.ones_like(at)[..., None], "depth": torch.zeros_like(at),
         }  # fmt: skip
         read, again = (
-            module.attend(hidden, q, k_cache, v_cache, **nodes, impl=impl)
+            module.finish(hidden, tree_attention(q, k_cache, v_cache, **nodes, impl=impl))
             for impl in ("reference", "triton")
         )
         torch.testing.assert_close(read, again)
-        check_never_silent(
-            lambda impl: module.attend(hidden, q, k_cache, v_cache, **nodes, impl=impl)
-        )
         sure = head.confidence(read[:, 0])
         for impl in ("auto", "reference", "triton"):
             found = {name: step[name].clone() for name in WRITTEN}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from specdec.tree import TokenTree
 from specdec_kernels import beam_parents, pack_beams, pack_tree, unpack_bits
+from tree_invariants import check_tree
 
 GOLDEN = Path(__file__).parents[2] / "data" / "redrafter_tree.npz"
 
@@ -61,7 +62,7 @@ def test_packing_equals_merging_one_by_one(proposed, capacity, max_depth):
         capacity=capacity,
         max_depth=max_depth,
     )
-    TokenTree.from_packed(tree).check()
+    check_tree(TokenTree.from_packed(tree))
     ordered, node_of, best = naive_pack(7, tokens, parents, scores, valid, capacity, max_depth)
     paths = []
     for node, parent in enumerate(tree.parents[0].tolist()):
@@ -82,7 +83,7 @@ def test_unpacking_a_packed_tree_gives_the_beams_back(batch, width, length, voca
     beams = torch.randint(0, vocabulary, (batch, width, length), generator=generator)
     beams[:, :, 0] = beams[:, :1, 0]
     tree, unpacker = pack_beams(beams)
-    TokenTree.from_packed(tree).check()
+    check_tree(TokenTree.from_packed(tree))
     assert torch.equal(tree.tokens.gather(1, unpacker.flatten(1)).view_as(beams), beams)
     assert torch.equal(
         tree.depth.gather(1, unpacker.flatten(1)).view_as(beams),

@@ -24,7 +24,7 @@ from specdec.train.loss import chunked_cross_entropy
 from specdec.train.redrafter import ReDrafterTask, frequent_tokens
 from specdec.train.run import Recipe, train_drafter
 from specdec.tree import TokenTree
-from specdec_kernels import LMHeadTopK
+from specdec_kernels import LMHeadTopK, tree_attention
 from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
 
 EXIT = 2
@@ -249,14 +249,14 @@ def test_kangaroo_trains_with_the_mask_and_positions_of_drafting(target, feature
             now = cache.open(token.ancestors, token.depth, rows)
             hidden = features.exits[EXIT][position].float()[None, None]
             q, keys, values = drafter.adapter.project(hidden, now.positions)
-            read = drafter.adapter.attend(
-                hidden,
+            attended = tree_attention(
                 q,
                 *cache.update(keys, values, drafter._layer),
                 prefix_lens=now.prefix_lens,
                 ancestors=now.ancestors,
                 depth=now.depth,
-            )[:, 0]
+            )
+            read = drafter.adapter.finish(hidden, attended)[:, 0]
             taught = task.head.logits(features.hidden[position][None].float()).softmax(-1)
             losses[position] = float(-(taught * task.head.logits(read).log_softmax(-1)).sum())
     learned = [losses[position] for position in range(first, end - 1)]
