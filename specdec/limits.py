@@ -1,4 +1,4 @@
-"""What a tree and a seed may be; known before torch is."""
+"""What a tree and a seed may be, known before torch is; tests hold them to what kernels take."""
 
 from __future__ import annotations
 
