@@ -27,7 +27,7 @@ def test_kernels_is_a_container_and_never_a_package():
 
 
 def test_containers_are_not_packages():
-    for folder in ("bench", "tests", "docs"):
+    for folder in ("tests", "docs"):
         assert not list((ROOT / folder).rglob("__init__.py"))
 
 
