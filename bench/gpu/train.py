@@ -20,11 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.__main__ import BEGAN, machine, write_whole
+from bench.gpu.machine import machine
 from bench.gpu.model import STORE, model_folder, store
+from bench.gpu.record import write_whole
 from bench.gpu.run import Row, told
 from bench.gpu.self_text import rows_that_fit, write_lines, write_text
 
+BEGAN = time.monotonic()
+"""When the time began: nothing above takes any."""
 # The share of the time by which a stage has ended.
 WRITTEN = 0.40
 TRAINED = {"redrafter": 0.72, "kangaroo": 0.97}
@@ -59,7 +62,9 @@ class Progress:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=480.0, help="From process start.")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="Folder for training.json and drafters.zip."
+    )
     parser.add_argument("--model", type=Path, nargs="*", default=[], help="Parts, or a folder.")
     parser.add_argument("--store", type=Path, default=STORE, help="Where parts are put aside.")
     parser.add_argument("--device", default="cuda")

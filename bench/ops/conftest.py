@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu.__main__ import versions
 from bench.gpu.jobs.tests import run_tests
+from bench.gpu.machine import versions
 from specdec.evaluate.benchmark import device_name
 
 THREADS = 2

@@ -43,8 +43,9 @@ def dry_run(tmp_path_factory, tiny_folder):
 
 @pytest.mark.slow
 def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
-    from bench.gpu.__main__ import parts_of
-    from bench.report.gpu.page import NOT_MEASURED, gpu_page
+    from bench.gpu.plan import parts_of
+    from bench.report.gpu.page import gpu_page
+    from bench.report.gpu.tables import NOT_MEASURED
 
     done, content, folder = dry_run
     assert done.returncode == 0, done.stdout + done.stderr
@@ -90,7 +91,7 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "parts_of", lambda *options: [one])
     monkeypatch.setattr(gpu, "BEGAN", time.monotonic())
     monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)  # this process stays as it is
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--first", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--first", "--out", str(tmp_path)])
     assert gpu.main() == 2
     assert "expected a CUDA device, got none" in capsys.readouterr().out
 
@@ -102,7 +103,7 @@ def test_nothing_that_takes_time_is_imported_before_the_clock_starts():
 
 
 def test_parts_follow_one_another_and_leave_time_for_the_end():
-    from bench.gpu.__main__ import OPS, parts_of
+    from bench.gpu.plan import OPS, parts_of
 
     for dry in (True, False):
         ends = [part.until for part in parts_of(first=False, dry=dry, model=True)]
@@ -180,28 +181,29 @@ def make_jobs(folder):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Run parts whose jobs are made up; returns what the archive has and what was printed."""
+    """Run parts whose jobs are made up; returns what the record has and what was printed."""
     from bench.gpu import __main__ as gpu
+    from bench.gpu.plan import Part
 
     make_jobs(tmp_path)
     folder = tmp_path / "out"
 
     def run(*groups, seconds=1e6, until=0.9, longest=1e6, gpu_there=False):
         parts = [
-            gpu.Part(
+            Part(
                 "correct", until, longest, [("jobs", group) for group in groups], package="made_up"
             )
         ]
-        parts += [gpu.Part("first", 1.0, longest, [("jobs", "last")], package="made_up")]
+        parts += [Part("first", 1.0, longest, [("jobs", "last")], package="made_up")]
         head = {"measured": False, "date": "now", "machine": gpu.machine(dry=True)}
-        archive = gpu.Archive(folder, head)
+        record = gpu.Record(folder, head)
         paths = os.pathsep.join([str(tmp_path), *gpu.PATHS])
         there = gpu.run_parts(
-            parts, archive, began=time.monotonic(), seconds=seconds, options=[] if gpu_there else ["--dry"],
+            parts, record, began=time.monotonic(), seconds=seconds, options=[] if gpu_there else ["--dry"],
             environment={**os.environ, "PYTHONPATH": paths, **({"GPU": "1"} if gpu_there else {})}, missing={},
         )  # fmt: skip
         assert there
-        return archive.content, capsys.readouterr().out
+        return record.content, capsys.readouterr().out
 
     return run
 
@@ -266,7 +268,7 @@ def test_a_module_that_cannot_be_imported_is_told_and_the_others_go_on(run):
     assert "- no-import: died with exit code 1" in told
 
 
-def test_a_full_folder_costs_the_archive_alone(run, monkeypatch):
+def test_a_full_folder_costs_the_record_alone(run, monkeypatch):
     def no_space(self, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -278,19 +280,20 @@ def test_a_full_folder_costs_the_archive_alone(run, monkeypatch):
 
 
 @pytest.mark.parametrize("after", [0.3, 1.1, 1.9])
-def test_a_run_that_is_killed_leaves_an_archive_that_reads_and_nothing_that_runs(tmp_path, after):
+def test_a_run_that_is_killed_leaves_a_record_that_reads_and_nothing_that_runs(tmp_path, after):
     from bench.report.gpu.page import gpu_page, part_table
 
     make_jobs(tmp_path)
     code = f"""
 import os, time
-from bench.gpu import __main__ as gpu
-gpu.WRITE_EVERY_SECONDS = 0.0
+from bench.gpu import __main__ as gpu, parts
+from bench.gpu.plan import Part
+parts.WRITE_EVERY_SECONDS = 0.0
 paths = os.pathsep.join([{str(tmp_path)!r}, *gpu.PATHS])
-archive = gpu.Archive(gpu.Path({str(tmp_path)!r}), {{"measured": True, "date": "now", "machine": gpu.machine(dry=True)}})
-archive.write()
+record = gpu.Record(gpu.Path({str(tmp_path)!r}), {{"measured": True, "date": "now", "machine": gpu.machine(dry=True)}})
+record.write()
 print("begun", flush=True)
-gpu.run_parts([gpu.Part("correct", 0.9, 60, [("jobs", "many hangs")], package="made_up")], archive, began=time.monotonic(), seconds=600,
+gpu.run_parts([Part("correct", 0.9, 60, [("jobs", "many hangs")], package="made_up")], record, began=time.monotonic(), seconds=600,
               options=["--dry"], environment={{**os.environ, "PYTHONPATH": paths}}, missing={{}})
 """
     command = [sys.executable, "-c", code]

@@ -35,7 +35,7 @@ def test_least_work_is_the_formulas():
 
 
 def content_of(times, gates=None, limits=None, planned=()):
-    """An archive of a run with these times; a gate is true, false or None, as `correct` leaves it."""
+    """The record of a run with these times; a gate is true, false or None, as `correct` leaves it."""
     rows = [{"part": "correct", "case": name, "op": name.split()[0], "ok": ok} for name, ok in (gates or {}).items()]  # fmt: skip
     if limits:
         rows.append({"part": "times", "case": "limits", "limits": limits})
@@ -56,7 +56,7 @@ LIMITS = {"bytes_per_second": 1e12, "torch.float32": 1e12, "empty_microseconds":
 
 def test_each_case_has_its_own_gate_and_what_was_not_begun_is_unknown():
     from bench.report.gpu.figures import gates_of, timed_rows
-    from bench.report.gpu.page import correct
+    from bench.report.gpu.tables import correct
 
     gates = {"a B1": True, "a B2": False, "a B3": None}
     content = content_of([], gates, planned=[*gates, "a B4", "a B5"])
@@ -91,7 +91,7 @@ def test_what_was_timed_of_a_case_at_two_times_is_put_together():
 
 def test_a_peer_that_is_wrong_or_timed_otherwise_or_broken_gives_no_speedup():
     from bench.report.gpu.figures import timed_rows
-    from bench.report.gpu.page import times
+    from bench.report.gpu.tables import times
 
     row = timed_row("a", "B1", 10.0, bytes=1, right=30.0, near=20.0, wrong=5.0, lost=5.0, waits=4.0)
     row["times"]["near"]["distance"] = 1.2e-6
@@ -124,7 +124,7 @@ def test_results_are_compared_number_by_number():
 
 
 def test_targets_are_met_or_missed_or_not_measured():
-    from bench.report.gpu.page import targets
+    from bench.report.gpu.tables import targets
 
     few = {"batch": 8, "nodes": 16, "prefix": 8192, "rows": 64}
     large = {"head_bytes": 300_000_000, "weight_bytes": 90_000_000}
