@@ -115,6 +115,11 @@ def draw_op(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
+def of(row: dict[str, Any]) -> str:
+    """Name a benchmark without the file that it was in, which may have been another then."""
+    return row["fullname"].rpartition("::")[2]
+
+
 def spread_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Compare two runs of the same benchmarks: the larger median over the smaller one, for each.
 
@@ -125,13 +130,13 @@ def spread_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"second: expected a run on {first['machine_info']}, got {second['machine_info']}"
         )
-    medians = [{row["fullname"]: row["stats"]["median"] for row in x["benchmarks"]} for x in (first, second)]  # fmt: skip
+    medians = [{of(row): row["stats"]["median"] for row in x["benchmarks"]} for x in (first, second)]  # fmt: skip
     pairs = {name: (medians[0][name], medians[1][name]) for name in medians[0].keys() & medians[1]}
     if not pairs:
         raise ValueError("second: expected benchmarks that the first run has too, got none")
     ratios = {name: max(pair) / min(pair) for name, pair in pairs.items()}
     ops = {
-        op: [ratios[row["fullname"]] for row in rows if row["fullname"] in ratios]
+        op: [ratios[of(row)] for row in rows if of(row) in ratios]
         for op, rows in by_op(first).items()
     }
     largest = max(ratios, key=lambda name: ratios[name])
@@ -182,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="where the comparison goes")
     options = parser.parse_args()
     spread = spread_of(read(options.first), read(options.second))
     print(spread_line(spread))
