@@ -81,7 +81,11 @@ def main(
         bool, typer.Option(help="Only the cases that every test run compiles.")
     ] = False,
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the results there.")
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Write the results there. Without --covering they become the tables of docs/kernels.md.",
+        ),
     ] = None,
 ) -> None:
     todo = list(jobs(covering))

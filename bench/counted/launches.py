@@ -156,7 +156,7 @@ def describe(counted: list[Round]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     options = parser.parse_args()
     with absent_gpu(CUDA, KNOWN[GPU]):
         target = small_target()

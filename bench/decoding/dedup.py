@@ -84,7 +84,7 @@ def describe(shares: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--drafter", default="redrafter", help="shipped, or a checkpoint's folder")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--per-category", type=int, default=1)

@@ -25,7 +25,7 @@ QUANTILES = (0.5, 0.99, 0.999, 1.0)
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     options = parser.parse_args()
     (half, tokenizer), (full, _) = (load_model(dtype=torch.bfloat16) for _ in range(2))
     full = full.double()

@@ -46,7 +46,7 @@ DRAFTERS = ("none", "lookup", "redrafter", "mixed")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--per-category", type=int, default=1)
     options = parser.parse_args()
     target = load_target(dtype=torch.bfloat16)

@@ -84,7 +84,7 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     options = parser.parse_args()
     target = specdec.load_target()
     prompts = shortest_prompts(target, PROMPTS)

@@ -42,7 +42,7 @@ TIMES = ("tokens_per_second", "speedup_vs_plain", "speedup_vs_transformers")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--drafters", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument(
         "--no-times",
         action="store_true",

@@ -8,6 +8,7 @@ model's folder, its weights in blocks of 32 as they were quantised: whole number
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -217,8 +218,12 @@ def _if_exact(blocks: Any, parts: dict[str, Any]) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "parts", type=Path, nargs="*", metavar="PART", help=f"Put aside in {STORE}."
+    )
     try:
-        print(f"model: {store([Path(path) for path in sys.argv[1:]])}")
+        print(f"model: {store(parser.parse_args().parts)}")
     except ValueError as error:
         print(error)
         sys.exit(os.EX_DATAERR if "damaged" in str(error) else 0)

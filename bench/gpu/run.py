@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("module")
     parser.add_argument("group")
-    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True, help="where results go")
     parser.add_argument("--ends", type=float, required=True)
     parser.add_argument("--parent", type=int)
     parser.add_argument("--dry", action="store_true")

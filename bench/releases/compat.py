@@ -21,7 +21,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 from xml.etree import ElementTree
 
 import typer
@@ -116,7 +116,11 @@ def describe(versions: dict[str, str]) -> str:
     return ", ".join(f"{package} {number}" for package, number in versions.items())
 
 
-def main(name: str) -> None:
+def main(
+    name: Annotated[
+        str, typer.Argument(help="The environment; kept under it in bench/results/compat.json.")
+    ],
+) -> None:
     versions = {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
     others = unlike_pins()
     print(

@@ -3,7 +3,7 @@
     python -m bench.releases.prepared                              # of the pinned release, whenever that changes
     PYTHONPATH=.compat/oldest python -m bench.releases.prepared     # of the oldest
 
-A caller's own argument is refused by name; these would look like one. tests/specdec/test_prepared.py holds the installed release and
+Goes to bench/results/prepared.json. A caller's own argument is refused by name; these would look like one. tests/specdec/test_prepared.py holds the installed release and
 `specdec.method` to the record.
 """
 

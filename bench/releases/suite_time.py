@@ -1,6 +1,8 @@
 """Where the processor's time goes in the tests, as tables by kind and by file.
 
 make test PYTEST_ADDOPTS=--junitxml=suite.xml; python -m bench.releases.suite_time suite.xml
+
+Prints the tables; docs/proof.md has them.
 """
 
 from __future__ import annotations

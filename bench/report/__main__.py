@@ -167,6 +167,8 @@ def load(path: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m bench.report",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     ).parse_args()
     main()

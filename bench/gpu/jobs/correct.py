@@ -8,7 +8,7 @@ speeds asks the gate of the same case.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -119,4 +119,6 @@ def launch_small(ops: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    launch_small(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Launch the small cases; nothing is written.")
+    parser.add_argument("ops", nargs="*", metavar="OP")
+    launch_small(parser.parse_args().ops)
