@@ -46,48 +46,48 @@ check: .venv/installed-dev
 
 # The newest of everything beside what constraints.txt and specdec/sources/releases.py fix; then `make test`.
 pins: .compat/uv/installed
-	PYTHONPATH=$(CURDIR)/.compat/uv $(BIN)/python bench/pins.py
+	PYTHONPATH=$(CURDIR)/.compat/uv $(BIN)/python -m bench.releases.pins
 
 # Every op's tests, then its times; on two cores about eight minutes, less with BENCH_FLAGS='-k tree_attention'. Run nothing
 # else meanwhile. JSON=file keeps a run beside the one of docs/benchmarks.md.
 DEVICE ?= $(shell $(BIN)/python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 JSON ?= bench/results/ops_$(DEVICE).json
 bench: .venv/installed-dev
-	$(BIN)/python -m pytest bench/bench_ops.py --device $(DEVICE) --benchmark-columns median,iqr,min,rounds \
+	$(BIN)/python -m pytest bench/ops/bench_ops.py --device $(DEVICE) --benchmark-columns median,iqr,min,rounds \
 	  --benchmark-json $(JSON) $(BENCH_FLAGS)
 
 # All tables and pictures of README.md and docs, from the data files that are there.
 bench-report: .venv/installed-dev
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.report
 
 # About three quarters of an hour on two cores, less with BENCH_FLAGS='--per-category 2'; run nothing else meanwhile.
 bench-decoding: .venv/installed-dev
 	for dtype in float32 bfloat16; do \
-	  $(BIN)/python bench/step_time.py --dtype $$dtype --json bench/results/step_cpu_$$dtype.json && \
+	  $(BIN)/python -m bench.decoding.step_time --dtype $$dtype --json bench/results/step_cpu_$$dtype.json && \
 	  $(SPEC_BENCH) --methods $(METHODS) --dtype $$dtype --json bench/results/spec_bench_cpu_$$dtype.json || exit; \
 	done
 	$(SPEC_BENCH) --methods plain,lookup --dtype bfloat16 --exact \
 	  --json bench/results/spec_bench_cpu_bfloat16_exact.json
-	$(BIN)/python bench/dedup.py --json bench/results/dedup.json
-	$(BIN)/python bench/rounding.py --json bench/results/rounding_cpu_bfloat16.json
-	$(BIN)/python bench/sampling.py --json bench/results/sampling_cpu.json
-	$(BIN)/python bench/sampling_equality.py --json bench/results/sampling_equality.json
-	PYTHONPATH=tests/support $(BIN)/python bench/architectures.py --json bench/results/architectures.json
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.decoding.dedup --json bench/results/dedup.json
+	$(BIN)/python -m bench.decoding.rounding --json bench/results/rounding_cpu_bfloat16.json
+	$(BIN)/python -m bench.decoding.sampling --json bench/results/sampling_cpu.json
+	$(BIN)/python -m bench.decoding.sampling_equality --json bench/results/sampling_equality.json
+	$(BIN)/python -m bench.decoding.architectures --json bench/results/architectures.json
+	$(BIN)/python -m bench.report
 
 # What each launch reads and writes, counted without a GPU, in minutes; the tables of docs/proof.md.
 bytes: .venv/installed-tilelens
-	$(BIN)/python bench/bytes.py
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.counted.bytes
+	$(BIN)/python -m bench.report
 
 # What a round launches and how often the host waits, counted without a GPU, in a minute; tables of docs/proof.md.
 launches: .venv/installed-dev
-	$(BIN)/python bench/launches.py --json bench/results/launches.json
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.counted.launches --json bench/results/launches.json
+	$(BIN)/python -m bench.report
 
 # Every kernel for every GPU it is meant for, without one; the tables of docs/kernels.md.
 aot: .venv/installed-dev
-	$(BIN)/python bench/aot.py
+	$(BIN)/python -m bench.counted.aot
 
 # The core tests, the commands of README.md and the compiler's checks again: with the newest of everything in an environment of its
 # own, then with the oldest and the newest versions that are meant to work, where only packages that differ are installed beside the
@@ -96,8 +96,8 @@ ENVIRONMENTS ?= unpinned oldest newest
 compat: $(ENVIRONMENTS:%=.compat/%/installed)
 	status=0; for name in $(ENVIRONMENTS); do \
 	  python=.compat/$$name/bin/python; test -e $$python || python=$(BIN)/python; \
-	  PYTHONPATH=$(CURDIR)/.compat/$$name $$python bench/compat.py $$name || status=1; \
-	done; $$python bench/report.py && exit $$status
+	  PYTHONPATH=$(CURDIR)/.compat/$$name $$python -m bench.releases.compat $$name || status=1; \
+	done; $$python -m bench.report && exit $$status
 
 # The interpreter of Triton 3.6 does not know NumPy 2.4.
 .compat/oldest/installed: PACKAGES := triton==3.6.0 transformers==5.17.0 numpy==2.3.5
@@ -118,7 +118,7 @@ compat: $(ENVIRONMENTS:%=.compat/%/installed)
 # What takes a GPU to know, in eight minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched. docs/gpu.md says
 # what GPU_FLAGS can be. DRY=1 tries it all out on small shapes without a GPU.
 gpu: $(if $(DRY),.venv/installed-dev)
-	$(if $(DRY),$(BIN)/python,$(PYTHON)) bench/gpu.py --out bench/results/gpu $(if $(DRY),--dry) $(GPU_FLAGS)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m bench.gpu --out bench/results/gpu $(if $(DRY),--dry) $(GPU_FLAGS)
 
 # Text like the shipped drafters', anew; `make train DATA=.training/self_text.db` learns from it.
 data: .venv/installed
@@ -131,15 +131,15 @@ train: .venv/installed-dev
 	  --exit-layers $(EXIT_LAYER) --length 4 --epochs 4 --beam-width 4 --min-prob 0.1 --min-step-prob 0.4
 	$(BIN)/specdec train kangaroo $(DATA) --out $(SHIPPED)/kangaroo --run .training/kangaroo $(TRAINING) \
 	  --exit-layer $(EXIT_LAYER) --eta 0.7 --epochs 6
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.report
 
 # Drafters for a second model, from nothing, then the comparison in docs/training.md, while nothing else should run. What
 # was trained stays in its folder; each step goes on after a kill.
 SECOND := gemma-3-270m
 SECOND_FOLDER := .training/$(SECOND)
 second-model: $(SECOND_FOLDER)/redrafter/training.json $(SECOND_FOLDER)/kangaroo/training.json .venv/installed-dev
-	$(BIN)/python bench/second_model.py --drafters $(SECOND_FOLDER) --json bench/results/second_model.json
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.decoding.second_model --drafters $(SECOND_FOLDER) --json bench/results/second_model.json
+	$(BIN)/python -m bench.report
 
 # Short answers: this model's greedy text soon repeats itself.
 $(SECOND_FOLDER)/text.db: | .venv/installed

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Helpers and benchmarks are found by name, whatever other packages are called `tests` or `bench`.
+# Helpers are found by name, and benchmarks in this folder, whatever other packages are called `tests` or `bench`.
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]
 
 # What failed once fails again, here and elsewhere, however slow the machine.
 settings.register_profile(

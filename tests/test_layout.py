@@ -26,8 +26,15 @@ def test_kernels_is_a_container_and_never_a_package():
     assert done.returncode == 0, done.stderr
 
 
+def test_each_room_of_the_benchmarks_can_be_taken_in_at_a_glance():
+    rooms = {path.parent for path in (ROOT / "bench").rglob("*.py")}
+    for room in rooms:
+        assert (room / "__init__.py").exists()
+        assert len(list(room.glob("*.py"))) <= 16, room
+
+
 def test_containers_are_not_packages():
-    for folder in ("bench", "tests", "docs"):
+    for folder in ("tests", "docs"):
         assert not list((ROOT / folder).rglob("__init__.py"))
 
 
@@ -64,14 +71,14 @@ def imported(path, package):
             statements += statement.body + statement.orelse
         elif isinstance(statement, ast.Try):
             statements += statement.body
-        elif isinstance(statement, ast.ImportFrom) and statement.level:
-            base = package[: len(package) - statement.level + 1]
+        elif isinstance(statement, ast.ImportFrom):
+            base = package[: len(package) - statement.level + 1] if statement.level else []
             module = [*base, *(statement.module or "").split(".")] if statement.module else base
             names |= {".".join(module)} | {".".join([*module, a.name]) for a in statement.names}
     return names
 
 
-@pytest.mark.parametrize("root", ["specdec", "kernels/specdec_kernels"])
+@pytest.mark.parametrize("root", ["specdec", "kernels/specdec_kernels", "bench"])
 def test_no_two_files_import_each_other(root):
     files = {}
     for path in (ROOT / root).rglob("*.py"):

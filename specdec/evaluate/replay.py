@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 # Relative distance to the best logit below which rounding may decide which token is the best. Half precision by
-# measurement (bench/rounding.py): over 7,276 tokens the library's own bfloat16 pass misjudged the distance of the two
+# measurement (bench/decoding/rounding.py): over 7,276 tokens the library's own bfloat16 pass misjudged the distance of the two
 # best logits by 0.033 of the best at the 99.9th percentile, and two passes differ by twice that. float16 has three bits
 # more.
 TIE = {torch.float64: 0.0, torch.float32: 1e-5, torch.bfloat16: 2**-4, torch.float16: 2**-7}

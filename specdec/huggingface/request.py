@@ -33,7 +33,7 @@ LOST = (
     "negative_prompt_attention_mask",
     "inputs_embeds",
 )
-# What its preparation adds to text, beside empty values: bench/prepared.py records it for every family in the tests.
+# What its preparation adds to text, beside empty values: bench/releases/prepared.py records it for every family in the tests.
 PREPARED = {"use_cache": True, "logits_to_keep": 1}
 HONOURED = {"attention_mask", "position_ids", *CACHE_NAMES}
 

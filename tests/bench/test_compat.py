@@ -1,11 +1,9 @@
 """What the compatibility run notes of tests and kernels, and how it is told."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench"
 TESTS = """
 import pytest
 
@@ -33,9 +31,8 @@ def test_needs_the_model():
 
 
 @pytest.fixture
-def compat(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    import compat
+def compat():
+    from bench.releases import compat
 
     return compat
 
@@ -55,7 +52,7 @@ def test_tests_are_counted_by_how_they_end(compat, monkeypatch, tmp_path):
 
 
 def test_faults_are_kept_and_told(compat, monkeypatch, tmp_path):
-    from report_compat import compat_table
+    from bench.report.compat import compat_table
 
     place = {"op": "pack_tree", "case": "B1", "arch": "sm_80"}
     rows = [

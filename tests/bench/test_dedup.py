@@ -1,7 +1,5 @@
 """How shared prefixes are counted, and that the search is asked for every width and length."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,13 +8,10 @@ from specdec.model.target import Target
 from specdec.session import Session
 from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
 
-BENCH = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
-def dedup(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    import dedup
+def dedup():
+    from bench.decoding import dedup
 
     return dedup
 

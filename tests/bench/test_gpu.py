@@ -14,12 +14,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-BENCH = ROOT / "bench"
 
 
 @pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(BENCH)
+def temporary_files_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # what a run that is killed leaves behind
 
 
@@ -38,15 +36,16 @@ def dry_run(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("out")
     options = ("--dry", "--seconds", "1e6", "--out", str(folder), "--model", str(tiny_folder))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(BENCH / "gpu.py"), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "bench.gpu", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return done, json.loads((folder / "gpu.json").read_text()), folder
 
 
 @pytest.mark.slow
 def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
-    from gpu import parts_of
-    from report_gpu import NOT_MEASURED, gpu_page
+    from bench.gpu.plan import parts_of
+    from bench.report.gpu.page import gpu_page
+    from bench.report.gpu.tables import NOT_MEASURED
 
     done, content, folder = dry_run
     assert done.returncode == 0, done.stdout + done.stderr
@@ -63,9 +62,9 @@ def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
 
 @pytest.mark.slow
 def test_a_dry_run_fills_every_table(dry_run):
-    from gpu_cases import OPS
-    from gpu_figures import gates_of, rows_of, timed_rows
-    from report_gpu import TABLES, part_table
+    from bench.ops.cases import OPS
+    from bench.report.gpu.figures import gates_of, rows_of, timed_rows
+    from bench.report.gpu.page import TABLES, part_table
 
     _, content, _ = dry_run
     assert {case.partition(" ")[0] for case, ok in gates_of(content).items() if ok} == set(OPS)
@@ -85,26 +84,26 @@ def test_a_dry_run_fills_every_table(dry_run):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
-    import gpu
+    from bench.gpu import __main__ as gpu
 
     (first,) = gpu.parts_of(first=True, dry=False, model=False)
     one = first._replace(groups=first.groups[-1:])  # of many processes that would all say so
     monkeypatch.setattr(gpu, "parts_of", lambda *options: [one])
     monkeypatch.setattr(gpu, "BEGAN", time.monotonic())
     monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)  # this process stays as it is
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--first", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--first", "--out", str(tmp_path)])
     assert gpu.main() == 2
     assert "expected a CUDA device, got none" in capsys.readouterr().out
 
 
 def test_nothing_that_takes_time_is_imported_before_the_clock_starts():
-    code = "import gpu, sys; print({'torch', 'numpy', 'triton', 'transformers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=BENCH, capture_output=True, text=True)
+    code = "import bench.gpu.__main__, sys; print({'torch', 'numpy', 'triton', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
 
 def test_parts_follow_one_another_and_leave_time_for_the_end():
-    from gpu import OPS, parts_of
+    from bench.gpu.plan import OPS, parts_of
 
     for dry in (True, False):
         ends = [part.until for part in parts_of(first=False, dry=dry, model=True)]
@@ -118,7 +117,7 @@ def test_parts_follow_one_another_and_leave_time_for_the_end():
 PARTS = """
 import os, signal, sys, time
 from types import SimpleNamespace
-from gpu_run import Job
+from bench.gpu.run import Job
 
 class Cuda:
     broken = False
@@ -175,26 +174,36 @@ def jobs(run):
 """
 
 
+def make_jobs(folder):
+    (folder / "made_up").mkdir()
+    (folder / "made_up/jobs.py").write_text(PARTS)
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Run parts whose jobs are made up; returns what the archive has and what was printed."""
-    import gpu
+    """Run parts whose jobs are made up; returns what the record has and what was printed."""
+    from bench.gpu import __main__ as gpu
+    from bench.gpu.plan import Part
 
-    (tmp_path / "gpu_made_up.py").write_text(PARTS)
+    make_jobs(tmp_path)
     folder = tmp_path / "out"
 
     def run(*groups, seconds=1e6, until=0.9, longest=1e6, gpu_there=False):
-        parts = [gpu.Part("correct", until, longest, [("made_up", group) for group in groups])]
-        parts += [gpu.Part("first", 1.0, longest, [("made_up", "last")])]
+        parts = [
+            Part(
+                "correct", until, longest, [("jobs", group) for group in groups], package="made_up"
+            )
+        ]
+        parts += [Part("first", 1.0, longest, [("jobs", "last")], package="made_up")]
         head = {"measured": False, "date": "now", "machine": gpu.machine(dry=True)}
-        archive = gpu.Archive(folder, head)
+        record = gpu.Record(folder, head)
         paths = os.pathsep.join([str(tmp_path), *gpu.PATHS])
         there = gpu.run_parts(
-            parts, archive, began=time.monotonic(), seconds=seconds, options=[] if gpu_there else ["--dry"],
+            parts, record, began=time.monotonic(), seconds=seconds, options=[] if gpu_there else ["--dry"],
             environment={**os.environ, "PYTHONPATH": paths, **({"GPU": "1"} if gpu_there else {})}, missing={},
         )  # fmt: skip
         assert there
-        return archive.content, capsys.readouterr().out
+        return record.content, capsys.readouterr().out
 
     return run
 
@@ -238,7 +247,7 @@ def test_a_job_that_takes_too_long_is_stopped_and_the_next_ones_are_done(run):
 
 
 def test_what_a_part_had_no_time_for_is_unknown_and_no_fault(run):
-    from report_gpu import summary
+    from bench.report.gpu.page import summary
 
     seconds, unfinished = 30.0, []
     while "op hangs" not in unfinished:  # a slow machine needs longer
@@ -259,7 +268,7 @@ def test_a_module_that_cannot_be_imported_is_told_and_the_others_go_on(run):
     assert "- no-import: died with exit code 1" in told
 
 
-def test_a_full_folder_costs_the_archive_alone(run, monkeypatch):
+def test_a_full_folder_costs_the_record_alone(run, monkeypatch):
     def no_space(self, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -271,22 +280,24 @@ def test_a_full_folder_costs_the_archive_alone(run, monkeypatch):
 
 
 @pytest.mark.parametrize("after", [0.3, 1.1, 1.9])
-def test_a_run_that_is_killed_leaves_an_archive_that_reads_and_nothing_that_runs(tmp_path, after):
-    from report_gpu import gpu_page, part_table
+def test_a_run_that_is_killed_leaves_a_record_that_reads_and_nothing_that_runs(tmp_path, after):
+    from bench.report.gpu.page import gpu_page, part_table
 
-    (tmp_path / "gpu_made_up.py").write_text(PARTS)
+    make_jobs(tmp_path)
     code = f"""
-import os, time, gpu
-gpu.WRITE_EVERY_SECONDS = 0.0
+import os, time
+from bench.gpu import __main__ as gpu, parts
+from bench.gpu.plan import Part
+parts.WRITE_EVERY_SECONDS = 0.0
 paths = os.pathsep.join([{str(tmp_path)!r}, *gpu.PATHS])
-archive = gpu.Archive(gpu.Path({str(tmp_path)!r}), {{"measured": True, "date": "now", "machine": gpu.machine(dry=True)}})
-archive.write()
+record = gpu.Record(gpu.Path({str(tmp_path)!r}), {{"measured": True, "date": "now", "machine": gpu.machine(dry=True)}})
+record.write()
 print("begun", flush=True)
-gpu.run_parts([gpu.Part("correct", 0.9, 60, [("made_up", "many hangs")])], archive, began=time.monotonic(), seconds=600,
+gpu.run_parts([Part("correct", 0.9, 60, [("jobs", "many hangs")], package="made_up")], record, began=time.monotonic(), seconds=600,
               options=["--dry"], environment={{**os.environ, "PYTHONPATH": paths}}, missing={{}})
 """
     command = [sys.executable, "-c", code]
-    outer = subprocess.Popen(command, cwd=BENCH, stdout=subprocess.PIPE, text=True)
+    outer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert outer.stdout.readline() == "begun\n"
     time.sleep(after)
     inner = children_of(outer.pid)

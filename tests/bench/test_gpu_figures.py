@@ -5,10 +5,9 @@ import torch
 
 
 def test_least_work_is_the_formulas():
-    from gpu_cases import take_apart
-    from gpu_figures import floors_of
-    from work import work_of
-
+    from bench.counted.work import work_of
+    from bench.ops.cases import take_apart
+    from bench.report.gpu.figures import floors_of
     from specdec_kernels.testing.cases import commit_kv, lm_head, tree_attention
 
     batch, nodes, heads, kv_heads, size, prefix = 2, 5, 4, 2, 16, 40
@@ -36,7 +35,7 @@ def test_least_work_is_the_formulas():
 
 
 def content_of(times, gates=None, limits=None, planned=()):
-    """An archive of a run with these times; a gate is true, false or None, as `correct` leaves it."""
+    """The record of a run with these times; a gate is true, false or None, as `correct` leaves it."""
     rows = [{"part": "correct", "case": name, "op": name.split()[0], "ok": ok} for name, ok in (gates or {}).items()]  # fmt: skip
     if limits:
         rows.append({"part": "times", "case": "limits", "limits": limits})
@@ -56,8 +55,8 @@ LIMITS = {"bytes_per_second": 1e12, "torch.float32": 1e12, "empty_microseconds":
 
 
 def test_each_case_has_its_own_gate_and_what_was_not_begun_is_unknown():
-    from gpu_figures import gates_of, timed_rows
-    from report_gpu import correct
+    from bench.report.gpu.figures import gates_of, timed_rows
+    from bench.report.gpu.tables import correct
 
     gates = {"a B1": True, "a B2": False, "a B3": None}
     content = content_of([], gates, planned=[*gates, "a B4", "a B5"])
@@ -79,7 +78,7 @@ def test_each_case_has_its_own_gate_and_what_was_not_begun_is_unknown():
 
 
 def test_what_was_timed_of_a_case_at_two_times_is_put_together():
-    from gpu_figures import timed_rows
+    from bench.report.gpu.figures import timed_rows
 
     alone = timed_row("a", "B1", 10.0, bytes=1, eager=30.0)
     beside = timed_row("a", "B1", 0.0, bytes=1, compiled=20.0)
@@ -91,8 +90,8 @@ def test_what_was_timed_of_a_case_at_two_times_is_put_together():
 
 
 def test_a_peer_that_is_wrong_or_timed_otherwise_or_broken_gives_no_speedup():
-    from gpu_figures import timed_rows
-    from report_gpu import times
+    from bench.report.gpu.figures import timed_rows
+    from bench.report.gpu.tables import times
 
     row = timed_row("a", "B1", 10.0, bytes=1, right=30.0, near=20.0, wrong=5.0, lost=5.0, waits=4.0)
     row["times"]["near"]["distance"] = 1.2e-6
@@ -110,7 +109,7 @@ def test_a_peer_that_is_wrong_or_timed_otherwise_or_broken_gives_no_speedup():
 
 
 def test_results_are_compared_number_by_number():
-    from gpu_cases import distance
+    from bench.ops.cases import distance
 
     x, y = torch.tensor([3.0, 4.0]), torch.tensor([-torch.inf, 2.0])
     assert distance((x, y), (x, y)) == 0.0
@@ -125,7 +124,7 @@ def test_results_are_compared_number_by_number():
 
 
 def test_targets_are_met_or_missed_or_not_measured():
-    from report_gpu import targets
+    from bench.report.gpu.tables import targets
 
     few = {"batch": 8, "nodes": 16, "prefix": 8192, "rows": 64}
     large = {"head_bytes": 300_000_000, "weight_bytes": 90_000_000}
@@ -162,8 +161,8 @@ def test_targets_are_met_or_missed_or_not_measured():
 
 
 def test_what_the_targets_need_is_timed_first():
-    from gpu_targets import TARGETS
-    from gpu_times import in_turns
+    from bench.gpu.jobs.times import in_turns
+    from bench.report.gpu.targets import TARGETS
 
     first = [f"{op} {case.name}" for op, case in in_turns(dry=False)][:18]
     needed = {f"tree_attention llama3-8b-B{shape}-bfloat16" for shape in (
@@ -180,8 +179,9 @@ def test_what_the_targets_need_is_timed_first():
 
 
 def test_the_references_of_packing_wait_for_nothing():
-    from gpu_cases import cases_of, take_apart
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from bench.ops.cases import cases_of, take_apart
 
     call = take_apart("pack_tree", cases_of("pack_tree", dry=True)[0], "cpu")
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -192,8 +192,8 @@ def test_the_references_of_packing_wait_for_nothing():
 
 @pytest.mark.parametrize("op", ["lm_head", "beam_step"])
 def test_a_head_has_a_peer_without_a_sort_of_the_vocabulary(op):
-    from gpu_cases import cases_of, distance, take_apart
-    from peers.references import peers_of
+    from bench.ops.cases import cases_of, distance, take_apart
+    from bench.ops.peers.references import peers_of
 
     case = next(c for c in cases_of(op, dry=True) if "float32" in c.name)
     call = take_apart(op, case, "cpu")
@@ -206,8 +206,7 @@ def test_a_head_has_a_peer_without_a_sort_of_the_vocabulary(op):
 
 
 def test_a_sweep_frees_registers_where_rows_or_warps_change():
-    from gpu_sweep import RANGES, neighbours
-
+    from bench.gpu.jobs.sweep import RANGES, neighbours
     from specdec_kernels.lm_head.kernel import _tiles
 
     tiles = {"block_m": 16, "block_n": 64, "warps": 4, "stages": 2, "registers": 168, "splits": 4}

@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from gpu_model import decode, encode, model_folder, pack, store
-from gpu_pack import split
 from safetensors.numpy import load_file, save_file
+
+from bench.gpu.archive import split
+from bench.gpu.model import decode, encode, model_folder, pack, store
 
 
 def quantised(bits, offset, shape=(6, 64), seed=0):

@@ -1,6 +1,5 @@
 """What the parts of a GPU run do: wrong kernels are found, scripts are kept, tests and tools are told apart."""
 
-import os
 import subprocess
 import sys
 import time
@@ -11,15 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gpu_cases import OPS, cases_of, take_apart, uneven_cases
 from torch.utils._pytree import tree_map
 
-BENCH = Path(__file__).parents[2] / "bench"
+from bench.ops.cases import OPS, cases_of, take_apart, uneven_cases
 
-
-@pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
+ROOT = Path(__file__).parents[2]
 
 
 def off_by_little(x):
@@ -54,9 +49,8 @@ def wrong(call):
 
 @pytest.mark.parametrize("op", [op for op in OPS if op != "commit_kv"])
 def test_a_kernel_that_is_wrong_by_a_little_is_found(op, monkeypatch):
-    import gpu_accuracy
-
     import pick_problems
+    from bench.gpu.jobs import accuracy as gpu_accuracy
 
     for case in cases_of(op, dry=True):
         call = wrong(take_apart(op, case, "cpu"))
@@ -68,7 +62,7 @@ def test_a_kernel_that_is_wrong_by_a_little_is_found(op, monkeypatch):
 
 
 def test_a_wrong_commit_is_found():
-    from gpu_accuracy import assert_right
+    from bench.gpu.jobs.accuracy import assert_right
 
     call = take_apart("commit_kv", cases_of("commit_kv", dry=True)[0], "cpu")
 
@@ -83,7 +77,7 @@ def test_a_wrong_commit_is_found():
 
 
 def test_results_that_change_by_a_bit_are_found():
-    from gpu_correct import assert_repeats
+    from bench.gpu.jobs.correct import assert_repeats
 
     first = [torch.tensor([1.0, torch.nan]), torch.tensor([True])]
     assert_repeats(lambda: first, first, 4)
@@ -93,8 +87,8 @@ def test_results_that_change_by_a_bit_are_found():
 
 
 def test_each_op_is_tried_with_its_smallest_and_one_real_shape_first():
-    from gpu_correct import of_op
-    from gpu_run import Run
+    from bench.gpu.jobs.correct import of_op
+    from bench.gpu.run import Run
 
     run = Run("all", Path(), float("inf"), first=True)
     for op in OPS:
@@ -103,7 +97,7 @@ def test_each_op_is_tried_with_its_smallest_and_one_real_shape_first():
 
 
 def test_attention_is_tried_with_uneven_prefixes_and_room_to_spare():
-    from work import sizes_of, work_of
+    from bench.counted.work import sizes_of, work_of
 
     (ragged,) = uneven_cases(dry=True)
     call = take_apart("tree_attention", ragged, "cpu")
@@ -122,8 +116,7 @@ def test_attention_is_tried_with_uneven_prefixes_and_room_to_spare():
 @pytest.mark.parametrize("tokens_a_round", [1.5, 2.5, 4.0])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_oracle_is_accepted_as_often_as_its_script_says(tokens_a_round, batch):
-    from gpu_rounds import SHAPES_DRY, Oracle, prompts_of, target_of, write
-
+    from bench.gpu.jobs.rounds import SHAPES_DRY, Oracle, prompts_of, target_of, write
     from specdec.drafters import PlainDrafter
 
     for shape in SHAPES_DRY:
@@ -139,8 +132,7 @@ def test_the_oracle_is_accepted_as_often_as_its_script_says(tokens_a_round, batc
 
 
 def test_a_text_that_is_certain_counts_and_another_one_does_not():
-    from gpu_rounds import SHAPES_DRY, prompts_of, target_of, write
-
+    from bench.gpu.jobs.rounds import SHAPES_DRY, prompts_of, target_of, write
     from specdec.drafters import PlainDrafter
 
     certain, uncertain = (
@@ -152,8 +144,9 @@ def test_a_text_that_is_certain_counts_and_another_one_does_not():
 
 
 def test_device_time_and_launches_belong_to_the_stage_they_lie_in():
-    from gpu_stages import sums_per_stage
     from torch.autograd import DeviceType
+
+    from bench.gpu.jobs.stages import sums_per_stage
 
     def event(name, start, end, device=DeviceType.CUDA, annotation=False):
         time_range = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
@@ -196,13 +189,12 @@ def test_takes_long():
 """
 
 
-def test_tests_are_counted_with_few_examples_and_stopped_in_time(tmp_path, monkeypatch):
-    from gpu_tests import run_pytest
+def test_tests_are_counted_with_few_examples_and_stopped_in_time(tmp_path):
+    from bench.gpu.jobs.tests import run_pytest
 
     file = tmp_path / "test_made_up.py"
     file.write_text(TESTS)
-    words = ["-p", "few_examples", str(file)]
-    monkeypatch.setenv("PYTHONPATH", str(BENCH))
+    words = ["-p", "bench.gpu.few_examples", str(file)]
     row = run_pytest([*words, "-k", "not long"], float("inf"))
     assert (row["ok"], row["passed"]) == (False, 2)
     assert "test_fails" in row["failed"][0] and "assert False" in row["tail"]
@@ -212,7 +204,7 @@ def test_tests_are_counted_with_few_examples_and_stopped_in_time(tmp_path, monke
 
 
 def test_without_pytest_the_tests_are_unknown(monkeypatch):
-    import gpu_tests
+    from bench.gpu.jobs import tests as gpu_tests
 
     monkeypatch.setattr(gpu_tests, "find_spec", lambda name: None)
     row = gpu_tests.run_tests("lm_head", False, time.monotonic() + 60)
@@ -221,9 +213,9 @@ def test_without_pytest_the_tests_are_unknown(monkeypatch):
 
 @pytest.mark.parametrize(("code", "told"), [(0, "found nothing"), (86, "found something"), (1, "exit code 1"), (None, "stopped at the time limit")])  # fmt: skip
 def test_memcheck_tells_and_judges_nothing(monkeypatch, code, told):
-    import gpu_tests
-    from gpu_run import Run
-    from report_gpu import is_wrong
+    from bench.gpu.jobs import tests as gpu_tests
+    from bench.gpu.run import Run
+    from bench.report.gpu.page import is_wrong
 
     asked = []
 
@@ -240,8 +232,8 @@ def test_memcheck_tells_and_judges_nothing(monkeypatch, code, told):
 
 
 def test_without_flashinfer_there_is_one_peer_less(monkeypatch):
-    from peers import attention
-    from peers.references import peers_of
+    from bench.ops.peers import attention
+    from bench.ops.peers.references import peers_of
 
     call = take_apart("tree_attention", cases_of("tree_attention", dry=True)[1], "cpu")
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
@@ -251,8 +243,8 @@ def test_without_flashinfer_there_is_one_peer_less(monkeypatch):
 
 
 def test_a_peer_that_breaks_says_why_and_the_others_are_timed(monkeypatch):
-    import gpu_times
-    from gpu_run import Run
+    from bench.gpu.jobs import times as gpu_times
+    from bench.gpu.run import Run
 
     def broken():
         raise RuntimeError("no such card")
@@ -266,8 +258,8 @@ def test_a_peer_that_breaks_says_why_and_the_others_are_timed(monkeypatch):
 
 
 def test_attention_is_timed_in_as_many_splits_as_are_asked_for(monkeypatch):
-    import gpu_times
-    from gpu_run import Run
+    from bench.gpu.jobs import times as gpu_times
+    from bench.gpu.run import Run
 
     kernel = import_module("specdec_kernels.tree_attention.kernel")
     asked = []
@@ -292,11 +284,8 @@ def test_a_gpu_run_asks_for_no_package_that_is_not_there():
     code = (
         "import sys\n"
         "for name in ('gguf', 'rensa', 'platformdirs', 'matplotlib', 'flashinfer', 'xdist', 'pytest_timeout'): sys.modules[name] = None\n"
-        "import gpu, gpu_correct, gpu_rounds, gpu_times, gpu_texts, gpu_tests, gpu_sweep, gpu_train, specdec.train.run"
+        "import bench.gpu.__main__, bench.gpu.train, specdec.train.run\n"
+        "from bench.gpu.jobs import correct, rounds, sweep, tests, texts, times"
     )
-    root = BENCH.parent
-    paths = ":".join(str(root / folder) for folder in (".", "kernels", "bench", "tests/support"))
-    known = os.environ.get("PYTHONPATH", "")
-    environment = {**os.environ, "PYTHONPATH": f"{paths}:{known}"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -4,22 +4,17 @@ import json
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 
 from tiny import save_chat_model
 
-BENCH = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """Train on a tiny model's own text; returns the exit code, what is known, and the names of what was trained."""
-    monkeypatch.syspath_prepend(BENCH)
-    import gpu_train
-
+    from bench.gpu import train as gpu_train
     from specdec.train import validate
 
     # The machine that this is for does not have what they need.
@@ -41,7 +36,7 @@ def train(tmp_path, monkeypatch):
     def train():
         monkeypatch.setattr(gpu_train, "BEGAN", time.monotonic())
         words = ["--device", "cpu", "--rows", "12", "--answer-tokens", "8", "--model", str(folder)]
-        monkeypatch.setattr(sys, "argv", ["gpu_train.py", *words, "--out", str(out)])
+        monkeypatch.setattr(sys, "argv", ["train", *words, "--out", str(out)])
         code = gpu_train.main()
         files = zipfile.ZipFile(out / "drafters.zip").namelist()
         return code, json.loads((out / "training.json").read_text()), files
@@ -72,7 +67,7 @@ def test_one_call_writes_text_and_trains_both_drafters(train, tmp_path):
 
 
 def test_a_drafter_that_fails_leaves_the_other(train, monkeypatch):
-    import gpu_train
+    from bench.gpu import train as gpu_train
 
     config_of = gpu_train.config_of
 
@@ -89,10 +84,8 @@ def test_a_drafter_that_fails_leaves_the_other(train, monkeypatch):
 
 
 def test_memory_that_is_full_halves_the_rows_and_what_has_ended_stays(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    import gpu_self_text
-    import gpu_train
-
+    from bench.gpu import self_text
+    from bench.gpu import train as gpu_train
     from specdec import load_target
     from specdec.selftext import writer
     from specdec.selftext.conversation import read_records
@@ -117,7 +110,7 @@ def test_memory_that_is_full_halves_the_rows_and_what_has_ended_stays(tmp_path, 
 
     monkeypatch.setattr(writer, "SelfWriter", Writer)
     progress = gpu_train.Progress(tmp_path, {})
-    found = gpu_self_text.write_text(target, tmp_path / "text", 8, 4, 0.0, progress)
+    found = self_text.write_text(target, tmp_path / "text", 8, 4, 0.0, progress)
     assert tried == [(0, 8), (1, 8), (1, 4), (1, 2)]
     assert (found["rows"], found["answer_tokens"], found["different_tokens"]) == (2, 4, 2)
     assert [record.number for record in read_records(tmp_path / "text")] == [0, 1]

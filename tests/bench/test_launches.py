@@ -1,18 +1,13 @@
 """The tables of counted launches: alike beam widths in one row, waits with their stage."""
 
-from pathlib import Path
-
 import pytest
-
-BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture
-def report(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    import report_launches
+def report():
+    from bench.report import launches
 
-    return report_launches
+    return launches
 
 
 def stages(aten, reads=0):

@@ -20,7 +20,15 @@ def pytest_runtest_call(item):
 
 
 def run_bench(folder, *options, **environment):
-    command = [sys.executable, "-m", "pytest", "bench/bench_ops.py", "--dry", "-k", "accept_tree"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench/ops/bench_ops.py",
+        "--dry",
+        "-k",
+        "accept_tree",
+    ]
     command += ["-p", "no:cacheprovider", "--benchmark-json", str(folder / "ops_cpu.json")]
     # Within a worker nothing would be timed.
     inherited = {name: x for name, x in os.environ.items() if "XDIST" not in name}
@@ -33,7 +41,7 @@ def run_bench(folder, *options, **environment):
 
 @pytest.mark.slow
 def test_an_op_is_tested_then_timed_and_a_dry_run_becomes_no_table(tmp_path):
-    from report_ops import NOT_MEASURED, ops_page
+    from bench.report.ops import NOT_MEASURED, ops_page
 
     done, content = run_bench(tmp_path)
     assert done.returncode == 0, done.stdout
@@ -52,7 +60,7 @@ def test_an_op_is_tested_then_timed_and_a_dry_run_becomes_no_table(tmp_path):
 
 @pytest.mark.slow
 def test_a_benchmark_whose_tests_fail_is_compared_with_nothing(tmp_path):
-    from report_ops import op_table
+    from bench.report.ops import op_table
 
     (tmp_path / "breaks_ops.py").write_text(BREAKS_OPS)
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -73,7 +81,7 @@ def benchmark_row(op, case, way, microseconds, passed=True, flops=0):
     stats |= {"q1": 0.9 * microseconds, "q3": 1.1 * microseconds}
     facts = {"op": op, "case": case, "way": way, "bytes": 4000, "flops": flops}
     return {
-        "fullname": f"bench/bench_ops.py::test_time[{op}-{case}-{way}]",
+        "fullname": f"bench/ops/bench_ops.py::test_time[{op}-{case}-{way}]",
         "stats": {name: value * 1e-6 for name, value in stats.items()},
         "extra_info": {**facts, "tests_passed": passed},
     }
@@ -93,7 +101,7 @@ def saved():
 
 
 def test_times_become_tables_and_pictures(tmp_path):
-    from report_ops import ops_page, spread_of
+    from bench.report.ops import ops_page, spread_of
 
     first = saved()
     (tmp_path / "ops_cpu.json").write_text(json.dumps(first))
@@ -118,11 +126,13 @@ def test_times_become_tables_and_pictures(tmp_path):
 
 
 def test_two_runs_are_compared_by_their_medians():
-    from report_ops import spread_of
+    from bench.report.ops import spread_of
 
     first, second = saved(), saved()
     second["benchmarks"][0]["stats"]["median"] *= 1.25
     del second["benchmarks"][5]
+    for row in second["benchmarks"]:
+        row["fullname"] = row["fullname"].replace("bench/ops/", "bench/")  # where it was once
     spread = spread_of(first, second)
     assert spread["benchmarks"] == 5
     assert (spread["median"], spread["largest"]) == (1.0, pytest.approx(1.25))
@@ -134,7 +144,7 @@ def test_two_runs_are_compared_by_their_medians():
 
 
 def test_a_way_with_other_results_is_not_timed():
-    from bench_ops import assert_agrees
+    from bench.ops.bench_ops import assert_agrees
 
     numbers, ids = torch.randn(3, 50), torch.arange(6)
     assert_agrees([numbers * (1 + 1e-7), ids], [numbers, ids], torch.float32)

@@ -64,9 +64,8 @@ def test_everything_that_is_installed_is_pinned(wanted):
     assert [name for name in sorted(names) if len(pinned(name)) != 1] == []
 
 
-def test_what_was_resolved_becomes_pins(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    from pins import pins
+def test_what_was_resolved_becomes_pins():
+    from bench.releases.pins import pins
 
     resolved = [
         "colorama==0.4.6 ; sys_platform == 'win32'",

@@ -9,11 +9,6 @@ BENCH = Path(__file__).parents[2] / "bench"
 pytest.importorskip("matplotlib").use("Agg")
 
 
-@pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-
-
 def saved(*methods):
     """The stored comparison, with the methods asked for; a new one is told as lookup under its name."""
     result = json.loads((BENCH / "results" / "spec_bench_cpu_float32.json").read_text())
@@ -38,7 +33,7 @@ def saved(*methods):
     ids=len,
 )  # fmt: skip
 def test_a_comparison_is_told_for_the_methods_that_are_there(methods, tmp_path):
-    import report_comparison as report
+    from bench.report import comparison as report
 
     result = saved(*methods)
     results = {"float32": result, "bfloat16": saved("plain", "transformers")}
@@ -54,7 +49,7 @@ def test_a_comparison_is_told_for_the_methods_that_are_there(methods, tmp_path):
 
 
 def test_a_training_is_told_by_epochs(tmp_path):
-    import report_training as report
+    from bench.report import training as report
 
     log = [
         {"step": 50, "epoch": 50 / 60, "loss": 3.0},
@@ -75,7 +70,7 @@ def test_a_training_is_told_by_epochs(tmp_path):
 
 
 def test_the_second_model_is_told_with_the_times_that_there_are():
-    from report_second import second_model_page
+    from bench.report.second import second_model_page
 
     def row(**figures):
         counts = {"tokens_per_round": 1.25, "ctar": [0.2, 0.05, 0.0], "nodes_per_round": 3.0}
@@ -117,7 +112,7 @@ def test_the_second_model_is_told_with_the_times_that_there_are():
 
 
 def test_a_page_keeps_what_is_outside_its_marks(tmp_path):
-    from pages import fill
+    from bench.report.pages import fill
 
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- a -->\nold\n<!-- a -->\nafter\n")
@@ -127,9 +122,8 @@ def test_a_page_keeps_what_is_outside_its_marks(tmp_path):
         fill(page, {"b": "new"})
 
 
-def test_figures_without_a_class_of_cpu_say_so(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    from pages import classed
+def test_figures_without_a_class_of_cpu_say_so():
+    from bench.report.pages import classed
 
     assert classed("bf16; cpu (AMD EPYC), 2 threads") == (
         "bf16; cpu (AMD EPYC, class not recorded), 2 threads"

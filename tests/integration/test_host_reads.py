@@ -2,7 +2,6 @@
 
 from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from specdec_kernels.testing.absent_gpu import CUDA, absent_gpu
 from specdec_kernels.testing.calls import counted_calls
 from tiny import random_prompt, tiny_model
 
-BENCH = Path(__file__).parents[2] / "bench"
 STAGES = {"draft", "pack", "verify", "pick", "accept", "commit", "observe"}
 # How else a drafter could look at the device.
 LOOKS = {
@@ -49,9 +47,8 @@ HARMLESS = {
 
 
 @pytest.fixture
-def launches(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    import launches
+def launches():
+    from bench.counted import launches
 
     return launches
 

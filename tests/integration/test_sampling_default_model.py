@@ -5,10 +5,10 @@ from threading import Thread
 
 import pytest
 import torch
-from sampling_equality import DRAFTERS, SETTINGS, compare, shortest_prompts
 from transformers import TextIteratorStreamer, pipeline
 
 import specdec
+from bench.decoding.sampling_equality import DRAFTERS, SETTINGS, compare, shortest_prompts
 from specdec.load import load_target
 from specdec.model.cache import CACHE_NAME
 
@@ -34,7 +34,7 @@ def write(ids, drafter, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_sampled_text_is_the_same_with_any_drafter(setting, whole):
-    """Few texts per setting; `bench/sampling_equality.py` writes sixty."""
+    """Few texts per setting; `bench/decoding/sampling_equality.py` writes sixty."""
     count = 2 if whole else 1
     found = compare(target(), prompts(count), setting, DRAFTERS, new=24)
     assert len(found) == 3 * count

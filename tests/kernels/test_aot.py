@@ -23,7 +23,9 @@ def compiled(shared_folder):
     results = shared_folder / "compiled.json"
     with FileLock(results.with_suffix(".lock")):
         if not results.exists():
-            run = compile_in_another_process(ROOT / "bench/aot.py", "--covering", "--json", results)
+            run = compile_in_another_process(
+                "-m", "bench.counted.aot", "--covering", "--json", results
+            )
             assert results.exists(), run.stderr
     return json.loads(results.read_text())
 

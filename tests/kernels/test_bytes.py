@@ -1,7 +1,6 @@
 """Bytes are counted as they are asked for, and are no more than the least possible and a little."""
 
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from specdec_kernels.testing.accesses import recorded_accesses, unavailable
 from specdec_kernels.testing.case import Inputs
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
-BENCH = Path(__file__).parents[2] / "bench"
 # Of each op's counted cases the quickest.
 QUICK = {
     "accept_tree": "B8-N64",
@@ -43,16 +41,14 @@ def _copy_kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 
 @pytest.fixture
 def counting(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    module = import_module("bytes")
+    module = import_module("bench.counted.bytes")
     monkeypatch.setattr(module, "LARGE", LARGE)
     return module
 
 
 @pytest.fixture
-def naive(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    return import_module("naive")
+def naive():
+    return import_module("bench.counted.naive")
 
 
 def case_of(counting, op):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from gpu_cases import OPS, cases_of, take_apart
+
+from bench.ops.cases import OPS, cases_of, take_apart
 
 SMALL = [
     pytest.param(op, case, id=f"{op}-{case.name}") for op in OPS for case in cases_of(op, dry=True)

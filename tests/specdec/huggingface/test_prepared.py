@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 import transformers
-from prepared import RECORD, prepared_for, tiny
 from transformers import DynamicCache
 
 import specdec
+from bench.releases.prepared import RECORD, prepared_for, tiny
 from families import VISION_LANGUAGE, WORKING, check_works, judge, tiny_vision_of
 from specdec.huggingface.request import check_request
 from specdec.model.target import Target

@@ -106,7 +106,7 @@ GRID = [
     *(_grid(32, nodes, 32768) for nodes in (16, 64)),
 ]
 """Verification of trees over short and long prefixes, in small and large batches. First come those that say most of the
-targets of `bench/gpu_targets.py`; last those whose models' own way (K and V repeated) takes tens of gigabytes."""
+targets of `bench/report/gpu/targets.py`; last those whose models' own way (K and V repeated) takes tens of gigabytes."""
 
 COUNTED = [
     Case("llama3-8b-B1-N64-P1024-bfloat16", _prepare((1, 64, *LLAMA3), 1024, BF16)),

@@ -1,0 +1,174 @@
+"""Draw the pictures and write the tables of README.md and docs from data files.
+
+    make bench-report
+
+Data: bench/results, and the reports beside the shipped drafters. Pages whose data are not there stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from bench import ROOT
+from bench.report.architectures import architecture_tables
+from bench.report.bytes import bytes_table, naive_table, operands_table, prefix_table
+from bench.report.comparison import (
+    categories_table,
+    draw_speedups,
+    efficiency_table,
+    medians_table,
+    methods_table,
+    readme_table,
+    stages_table,
+)
+from bench.report.compat import compat_table
+from bench.report.dedup import dedup_table, draw_dedup
+from bench.report.gpu.page import gpu_page
+from bench.report.launches import launches_tables
+from bench.report.ops import ops_page
+from bench.report.pages import DOCS, README, fill, machine_line
+from bench.report.sampling import batches_table, coupled_table, equality_table, speed_table
+from bench.report.second import second_model_page
+from bench.report.self_text import value_table, writing_table
+from bench.report.steps import kinds_table, steps_table
+from bench.report.training import PICTURE, draw_training, sizes_table, training_table
+from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
+from specdec.train.run import REPORT
+
+RESULTS = ROOT / "bench" / "results"
+DTYPES = ("float32", "bfloat16")
+
+
+def main() -> None:
+    matplotlib.use("Agg")
+    report_comparison()
+    report_training()
+    report_self_text()
+    report_dedup()
+    report_architectures()
+    report_second_model()
+    report_bytes()
+    report_launches()
+    report_compat()
+    report_sampling()
+    measured = {"ops": ops_page(RESULTS, DOCS), "gpu": gpu_page(RESULTS / "gpu")}
+    fill(DOCS / "benchmarks.md", measured)
+
+
+def report_comparison() -> None:
+    spec_bench = {dtype: load(RESULTS / f"spec_bench_cpu_{dtype}.json") for dtype in DTYPES}
+    steps = {dtype: load(RESULTS / f"step_cpu_{dtype}.json") for dtype in DTYPES}
+    exact = load(RESULTS / "spec_bench_cpu_bfloat16_exact.json")
+    draw_speedups(spec_bench, DOCS / "speedups.png")
+    both = {**spec_bench, "bfloat16, exact": exact}
+    fill(README, {"results": readme_table(both)})
+    fill(
+        DOCS / "benchmarks.md",
+        {
+            "machine": machine_line(spec_bench["float32"]["machine"]),
+            "methods": methods_table(both),
+            "categories": "\n\n".join(categories_table(d, spec_bench[d]) for d in DTYPES),
+            "qa": categories_table("bfloat16", load(RESULTS / "spec_bench_cpu_bfloat16_qa.json")),
+            "medians": medians_table(spec_bench["bfloat16"]),
+            "efficiency": efficiency_table(both),
+            "steps": steps_table(steps),
+            "kinds": kinds_table(steps),
+            "stages": stages_table(spec_bench),
+        },
+    )
+
+
+def report_training() -> None:
+    files = {name: SHIPPED_FOLDER / name / REPORT for name in SHIPPED}
+    reports = {name: load(path) for name, path in files.items() if path.exists()}
+    if not reports:
+        return
+    draw_training(reports, DOCS / "training.png")
+    tables = [PICTURE, sizes_table(reports), training_table(reports)]
+    fill(DOCS / "training.md", {"training": "\n\n".join(tables)})
+
+
+def report_self_text() -> None:
+    files = {"self-text": "self_text.json", "text-value": "text_value.json"}
+    writers = {"self-text": writing_table, "text-value": value_table}
+    there = {name: RESULTS / file for name, file in files.items() if (RESULTS / file).exists()}
+    fill(DOCS / "training.md", {name: writers[name](load(path)) for name, path in there.items()})
+
+
+def report_dedup() -> None:
+    counted = RESULTS / "dedup.json"
+    if not counted.exists():
+        return
+    result = load(counted)
+    draw_dedup(result, DOCS / "dedup.png")
+    fill(DOCS / "redrafter.md", {"dedup": dedup_table(result)})
+
+
+def report_second_model() -> None:
+    compared = RESULTS / "second_model.json"
+    if compared.exists():
+        fill(DOCS / "training.md", {"second-model": second_model_page(load(compared))})
+
+
+def report_bytes() -> None:
+    counted = RESULTS / "bytes.json"
+    if not counted.exists():
+        return
+    result = load(counted)
+    fill(
+        DOCS / "proof.md",
+        {
+            "bytes": bytes_table(result),
+            "prefix": prefix_table(result),
+            "operands": operands_table(result),
+            "naive": naive_table(result),
+        },
+    )
+
+
+def report_launches() -> None:
+    counted = RESULTS / "launches.json"
+    if counted.exists():
+        fill(DOCS / "proof.md", {"launches": launches_tables(load(counted))})
+
+
+def report_compat() -> None:
+    tried = RESULTS / "compat.json"
+    if tried.exists():
+        fill(DOCS / "proof.md", {"compat": compat_table(load(tried))})
+
+
+def report_sampling() -> None:
+    measured, compared = RESULTS / "sampling_cpu.json", RESULTS / "sampling_equality.json"
+    if measured.exists():
+        result = load(measured)
+        speeds = {"sampled": speed_table(result), "batches": batches_table(result)}
+        fill(DOCS / "benchmarks.md", speeds)
+        fill(DOCS / "sampling.md", {"coupled": coupled_table(result)})
+    if compared.exists():
+        fill(DOCS / "sampling.md", {"equality": equality_table(load(compared))})
+
+
+def report_architectures() -> None:
+    tried = RESULTS / "architectures.json"
+    if tried.exists():
+        fill(DOCS / "architectures.md", architecture_tables(load(tried)))
+
+
+def load(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m bench.report",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    ).parse_args()
+    main()

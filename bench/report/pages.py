@@ -1,0 +1,43 @@
+"""Pages with tables between marks, and how figures look in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from bench import ROOT
+
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+
+
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Put each table between the two marks of its name."""
+    text = page.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        mark = f"<!-- {name} -->"
+        parts = text.split(mark)
+        if len(parts) != 3:
+            raise ValueError(f"{page.name}: expected the mark {mark} twice, got {len(parts) - 1}")
+        text = f"{parts[0]}{mark}\n\n{classed(content)}\n\n{mark}{parts[2]}"
+    page.write_text(text, encoding="utf-8")
+
+
+def classed(text: str) -> str:
+    """Say of older figures that the class of their CPU was not kept: a CPU of one name has several."""
+    return re.sub(r"\bcpu \(([^(),]+)\)", r"cpu (\1, class not recorded)", text)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['device']}, {machine['threads']} threads; {versions}."
