@@ -23,7 +23,8 @@ from specdec.checkpoints import save_drafter
 from specdec.drafters import load_drafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterModel
 from specdec.evaluate.benchmark import Benchmark, Prompt, chat_prompts, run_benchmark
-from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
+from specdec.evaluate.method_names import PLAIN, TRANSFORMERS
+from specdec.evaluate.methods import Runner
 from specdec.evaluate.questions import read_questions
 from specdec.limits import DEFAULT_NODES
 from specdec.load import load_target

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from bench.report.pages import machine_line, number, table
-from specdec.evaluate.methods import PLAIN, TRANSFORMERS
+from specdec.evaluate.method_names import PLAIN, TRANSFORMERS
 from specdec.evaluate.runs import Run, decode_speedup, efficiency
 
 # In the order of tables and bars.

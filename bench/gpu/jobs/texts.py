@@ -21,7 +21,8 @@ from bench.gpu.model import model_folder
 from bench.gpu.run import Job, Row, Run
 from specdec import session
 from specdec.evaluate.benchmark import chat_prompts
-from specdec.evaluate.methods import PLAIN, TRANSFORMERS, Runner
+from specdec.evaluate.method_names import PLAIN, TRANSFORMERS
+from specdec.evaluate.methods import Runner
 from specdec.evaluate.questions import read_questions
 from specdec.evaluate.replay import SAME, judge
 from specdec.load import load_target

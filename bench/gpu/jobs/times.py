@@ -127,7 +127,7 @@ def split_case() -> Case:
     from specdec_kernels.testing.cases import tree_attention as attention
 
     shape = (1, 16, *attention.VICUNA)
-    return Case(SPLIT, attention._prepare(shape, 8192, attention.FP16))
+    return Case(SPLIT, attention.prepare(shape, 8192, attention.FP16))
 
 
 @torch.inference_mode()
