@@ -65,7 +65,7 @@ def no_model(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_model")
-def test_numbers_out_of_range_are_named_before_the_model_is_loaded(refused, texts, tmp_path):
+def test_out_of_range_numbers_are_rejected_before_loading_the_model(refused, texts, tmp_path):
     folders = ("--out", tmp_path / "out", "--run", tmp_path / "run")
     lines = {arguments: refused(*arguments) for arguments in NUMBERS}
     lines |= {a: refused("train", a[0], texts, *folders, *a[1:]) for a in TRAINING}
@@ -76,7 +76,7 @@ def test_numbers_out_of_range_are_named_before_the_model_is_loaded(refused, text
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("kind", ["null", "file", "folder", "nowhere", "proc", "circle"])
-def test_what_cannot_be_written_is_named_before_the_model_is_loaded(refused, texts, tmp_path, kind):
+def test_unwritable_paths_are_rejected_before_loading_the_model(refused, texts, tmp_path, kind):
     for path, target in {"circle": "circle", "link": "/dev/full"}.items():
         (tmp_path / path).symlink_to(target)
     place = {
@@ -99,7 +99,7 @@ def test_what_cannot_be_written_is_named_before_the_model_is_loaded(refused, tex
 
 
 @pytest.mark.usefixtures("no_model")
-def test_names_and_files_that_are_not_there_are_named(refused, texts, tmp_path):
+def test_error_names_unknown_drafters_methods_and_missing_files(refused, texts, tmp_path):
     for drafter in (
         "",
         "+",
@@ -124,7 +124,9 @@ def test_names_and_files_that_are_not_there_are_named(refused, texts, tmp_path):
     assert "data: expected" in refused("train", "redrafter", "no", *folders)
 
 
-def test_prompts_are_text(tiny_folder, refused, monkeypatch, tmp_path):
+def test_prompts_that_are_empty_or_not_utf8_are_rejected(
+    tiny_folder, refused, monkeypatch, tmp_path
+):
     here = ("--model", tiny_folder, "--drafter", "none")
     for text in ("w1 \udcff", "\ud800", "\udfff w1"):
         assert "prompt: expected text in UTF-8" in refused("generate", text, *here)
@@ -137,14 +139,14 @@ def test_prompts_are_text(tiny_folder, refused, monkeypatch, tmp_path):
         assert "prompt: expected some text, got none" in refused("generate", "-", *here)
 
 
-def test_a_mark_before_a_prompt_is_left_out(tiny_folder, run, monkeypatch):
+def test_byte_order_mark_of_stdin_is_ignored(tiny_folder, run, monkeypatch):
     for data in (b"w5 w6", b"\xef\xbb\xbfw5 w6"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
         out = run("generate", "-", "--model", tiny_folder, "--max-new-tokens", 2).out
         assert out.startswith("w5 w6\n")
 
 
-def test_temperatures_at_the_ends_write_text(tiny_folder, run):
+def test_extreme_temperatures_generate_text(tiny_folder, run):
     for temperature in ("1e-300", "1e-40", "1e300"):
         run(
             "generate",
@@ -158,7 +160,7 @@ def test_temperatures_at_the_ends_write_text(tiny_folder, run):
         )
 
 
-def test_devices_that_are_not_there_are_named(tiny_folder, refused):
+def test_unknown_devices_are_rejected(tiny_folder, refused):
     for device in (
         "",
         "toaster",
@@ -177,7 +179,7 @@ def test_devices_that_are_not_there_are_named(tiny_folder, refused):
         )
 
 
-def test_threads_are_set_before_the_model_is_loaded(tiny_folder, run, monkeypatch, tmp_path):
+def test_every_command_sets_the_number_of_threads(tiny_folder, run, monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
@@ -187,7 +189,7 @@ def test_threads_are_set_before_the_model_is_loaded(tiny_folder, run, monkeypatc
     assert told == [1] * 4
 
 
-def test_a_model_without_a_tokenizer_is_enough_where_none_is_needed(
+def test_tokenizer_is_required_only_by_commands_that_use_it(
     tiny_folder, run, refused, tmp_path, monkeypatch
 ):
     folder = tmp_path / "model"
@@ -209,9 +211,7 @@ def test_a_model_without_a_tokenizer_is_enough_where_none_is_needed(
         assert str(folder) in line
 
 
-def test_a_model_without_a_chat_template_is_named_before_it_is_asked(
-    tiny_folder, refused, tmp_path
-):
+def test_missing_chat_template_is_rejected(tiny_folder, refused, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     (folder / "chat_template.jinja").unlink()
@@ -224,7 +224,9 @@ def test_a_model_without_a_chat_template_is_named_before_it_is_asked(
         assert "expected a tokenizer with a chat template" in refused(*command, "--model", folder)
 
 
-def test_revisions_and_code_come_to_the_model(run, refused, tiny_folder, monkeypatch, tmp_path):
+def test_revision_and_trust_remote_code_are_passed_to_from_pretrained(
+    run, refused, tiny_folder, monkeypatch, tmp_path
+):
     for option in (["--revision", "v1"], ["--trust-remote-code"]):
         name = option[0][2:].replace("-", "_")
         for command in (
@@ -247,7 +249,7 @@ def test_revisions_and_code_come_to_the_model(run, refused, tiny_folder, monkeyp
     assert seen == [("v1", True)]
 
 
-def test_a_benchmark_ends_where_the_positions_end(tiny_folder, run, tmp_path):
+def test_bench_stops_at_the_models_last_position(tiny_folder, run, tmp_path):
     """The library's methods would go on beyond them, and differ."""
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question_id": 1, "category": "a", "turns": ["w3 " * 150]}))
@@ -264,9 +266,7 @@ def test_a_benchmark_ends_where_the_positions_end(tiny_folder, run, tmp_path):
     )
 
 
-def test_what_a_command_of_the_shell_does_is_done_for_options(
-    tiny_folder, run, monkeypatch, tmp_path
-):
+def test_tilde_is_expanded_in_option_values(tiny_folder, run, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(tiny_folder, tmp_path / "model")
     ask = (
@@ -299,7 +299,9 @@ def test_what_a_command_of_the_shell_does_is_done_for_options(
         ("tokenizer.json", "[]"),
     ],
 )
-def test_wrong_settings_of_a_model_are_one_line(tiny_folder, refused, tmp_path, name, change):
+def test_invalid_model_config_files_give_one_error_line(
+    tiny_folder, refused, tmp_path, name, change
+):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     path = folder / name

@@ -63,7 +63,7 @@ def assert_kernel_is_no_worse(inputs, **options):
         assert_no_worse(x, y, z)
 
 
-def test_the_reference_reads_beam_after_beam():
+def test_reference_equals_a_loop_over_beams():
     for exit_dim, blocks in ((None, 2), (7, 1), (None, 0)):
         inputs = make_inputs(
             2, 4, 5, dtype=torch.float64, device="cpu", exit_dim=exit_dim, blocks=blocks
@@ -97,7 +97,7 @@ SHAPES = {
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_kernel_is_as_exact_as_the_reference(shape, dtype, kernel_device):
+def test_kernel_is_no_less_accurate_than_the_reference(shape, dtype, kernel_device):
     assert_kernel_is_no_worse(make_inputs(*shape, dtype=dtype, device=kernel_device))
 
 
@@ -105,7 +105,7 @@ def test_kernel_is_as_exact_as_the_reference(shape, dtype, kernel_device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rnn", [True, False])
 @pytest.mark.parametrize(("exit_dim", "blocks"), [(None, 0), (None, 1), (40, 0), (40, 2)])
-def test_kernel_covers_every_model(exit_dim, blocks, rnn, dtype, kernel_device):
+def test_kernel_supports_every_architecture_option(exit_dim, blocks, rnn, dtype, kernel_device):
     shape = {"exit_dim": exit_dim, "blocks": blocks, "rnn": rnn}
     inputs = make_inputs(2, 3, 24, dtype=dtype, device=kernel_device, **shape)
     assert_kernel_is_no_worse(inputs, embed_scale=1.37)
@@ -122,7 +122,7 @@ def test_kernel_covers_every_model(exit_dim, blocks, rnn, dtype, kernel_device):
     st.sampled_from(DTYPES),
     st.integers(0, 10**6),
 )
-def test_kernel_is_as_exact_on_any_shape(
+def test_kernel_is_no_less_accurate_on_any_shape(
     kernel_device, batch, width, size, exit_dim, blocks, dtype, seed
 ):
     inputs = make_inputs(
@@ -133,13 +133,13 @@ def test_kernel_is_as_exact_on_any_shape(
 
 
 @pytest.mark.parametrize("depth", [64, 128, 256])
-def test_tiles_without_a_remainder_are_as_exact(depth, kernel_device):
+def test_kernel_is_no_less_accurate_with_unmasked_tiles(depth, kernel_device):
     # 16 features for each of 6 processors and more: the largest weight tiles, whose loops have no masks.
     inputs = make_inputs(1, 4, depth, dtype=torch.float16, device=kernel_device, exit_dim=384)
     assert_kernel_is_no_worse(inputs)
 
 
-def test_weight_tiles_shrink_until_they_fill_the_gpu():
+def test_weight_tile_size_is_reduced_until_tiles_occupy_the_gpu():
     from specdec_kernels.gpu import KNOWN
 
     half = torch.float16
@@ -153,7 +153,7 @@ def test_weight_tiles_shrink_until_they_fill_the_gpu():
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_what_no_beam_continues_is_never_read(impl, kernel_device):
+def test_unreferenced_states_and_embeddings_are_never_read(impl, kernel_device):
     inputs = make_inputs(2, 5, 20, dtype=torch.float32, device=kernel_device, parents_width=4)
     tokens, parents, states, context, part, embedding, weights = inputs
     expected = draft_step(*inputs, impl=impl)
@@ -167,7 +167,7 @@ def test_what_no_beam_continues_is_never_read(impl, kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_ids_out_of_range_read_the_nearest_row(impl, kernel_device):
+def test_out_of_range_ids_are_clamped(impl, kernel_device):
     tokens, parents, *others = make_inputs(1, 4, 9, dtype=torch.float32, device=kernel_device)
     tokens[:] = torch.tensor([-1, 0, 1 << 60, VOCABULARY - 1])
     parents[:] = torch.tensor([-5, 0, 2, 1 << 60])
@@ -178,7 +178,7 @@ def test_ids_out_of_range_read_the_nearest_row(impl, kernel_device):
     assert torch.equal(states, inside[0]) and torch.equal(features, inside[1])
 
 
-def test_a_beam_has_the_same_bits_beside_any_others(kernel_device):
+def test_result_of_a_row_is_bit_identical_in_any_batch(kernel_device):
     inputs = make_inputs(3, 5, 40, dtype=torch.bfloat16, device=kernel_device)
     tokens, parents, states, context, part, embedding, weights = inputs
     whole = draft_step(*inputs, impl="triton")
@@ -199,7 +199,7 @@ def sliced(x):
     return wide[..., : x.shape[-1]]
 
 
-def test_inputs_may_be_slices(kernel_device):
+def test_inputs_may_be_strided(kernel_device):
     inputs = make_inputs(2, 5, 20, dtype=torch.float32, device=kernel_device)
     tokens, parents, *numbers = inputs
     apart = [torch.stack([x, x], -1)[..., 0] for x in (tokens, parents)]
@@ -211,7 +211,7 @@ def test_inputs_may_be_slices(kernel_device):
         assert torch.equal(x, y)
 
 
-def test_the_module_drafts_as_it_trains(kernel_device):
+def test_module_draft_equals_its_training_forward(kernel_device):
     module = RecurrentDraftStep(24, residual_blocks=2).to(kernel_device).requires_grad_(False)
     tokens, parents, states, context, _, embedding, _ = make_inputs(
         2, 3, 24, dtype=torch.float32, device=kernel_device
@@ -228,7 +228,7 @@ def test_the_module_drafts_as_it_trains(kernel_device):
             torch.testing.assert_close(x, y)
 
 
-def test_gradients_reach_every_weight_of_the_reference():
+def test_reference_has_gradients_for_every_weight_and_the_kernel_rejects_them():
     inputs = make_inputs(2, 3, 8, dtype=torch.float32, device="cpu")
     weights = map_tensors(lambda x: x.clone().requires_grad_(), inputs[6])
     states, features = draft_step(*inputs[:6], weights)  # on a CPU, "auto" is the reference
@@ -240,7 +240,7 @@ def test_gradients_reach_every_weight_of_the_reference():
 
 
 @pytest.mark.parametrize(("exit_dim", "blocks", "rnn"), [(None, 2, True), (10, 1, False)])
-def test_op_is_registered_as_torch_wants(exit_dim, blocks, rnn, kernel_device):
+def test_op_passes_opcheck(exit_dim, blocks, rnn, kernel_device):
     shape = {"exit_dim": exit_dim, "blocks": blocks, "rnn": rnn}
     inputs = make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device, **shape)
     check_op(ops.draft_step, *flat(inputs, 1.5))
@@ -250,7 +250,7 @@ def test_op_is_registered_as_torch_wants(exit_dim, blocks, rnn, kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda *inputs: draft_step(*inputs, embed_scale=1.5, impl=impl),
         make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device),
@@ -259,7 +259,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
     )
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     inputs = make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device)
     tokens, parents, states, context, part, embedding, weights = inputs
     names = ("tokens", "parents", "states", "context", "context_part", "embedding", "weights")
@@ -311,7 +311,7 @@ def test_bad_arguments_are_named(kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
-def test_the_module_refuses_what_the_op_does(impl, kernel_device):
+def test_module_validates_arguments_like_the_op(impl, kernel_device):
     module = RecurrentDraftStep(8).to(kernel_device).requires_grad_(False)
     inputs = make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device)
     names = ("tokens", "parents", "states", "context", "context_part", "embedding")

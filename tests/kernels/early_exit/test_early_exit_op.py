@@ -24,7 +24,7 @@ def spaced(x):
     return torch.stack([x, x + 1 if x.dtype == torch.int64 else ~x], 1)[:, 0]
 
 
-def test_caches_indices_and_results_may_be_slices(kernel_device):
+def test_caches_indices_and_results_may_be_strided(kernel_device):
     step = make_step(batch=3, device=kernel_device)
     expected = run(step, "triton")
     kv = torch.full((2, 5, 12, 2, 20), torch.nan, device=kernel_device).transpose(2, 3)
@@ -55,7 +55,7 @@ def test_caches_indices_and_results_may_be_slices(kernel_device):
     assert (out[:, [0, 1, 3]] == -1).all() and kv[..., 16:].isnan().all()
 
 
-def test_rows_of_the_cache_may_go_in_order(kernel_device):
+def test_cache_rows_default_to_batch_order(kernel_device):
     step = make_step(batch=3, device=kernel_device)
     order = torch.arange(3, device=kernel_device)
     named, unnamed = (run(step, "triton", cache_rows=rows) for rows in (order, None))
@@ -63,7 +63,7 @@ def test_rows_of_the_cache_may_go_in_order(kernel_device):
         assert torch.equal(named[name], unnamed[name])
 
 
-def test_the_modules_step_is_its_parts(kernel_device):
+def test_module_step_equals_project_attend_and_head(kernel_device):
     torch.manual_seed(0)
     module = EarlyExitAdapter(64, 4, 2, 16, rope_theta=500.0).to(kernel_device)
     head = LMHeadTopK(torch.nn.Linear(64, 90, bias=False)).to(kernel_device)
@@ -106,7 +106,7 @@ def flat(step):
     return *(step[name] for name in names), *step["adapter"], *step["head"], step["eta"]
 
 
-def test_op_is_registered_as_torch_wants(kernel_device):
+def test_op_passes_opcheck(kernel_device):
     step = make_step(batch=2, vocabulary=40, slots=4, device=kernel_device)
     check_op(ops.early_exit_step, *flat(step))
     step = make_step(
@@ -122,7 +122,7 @@ def test_op_is_registered_as_torch_wants(kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     def step(
         hidden, k_cache, v_cache, prefix_lens, positions, stopped, tokens, confidence, *others
     ):
@@ -158,7 +158,7 @@ LARGEST = re.compile(r"= empty_strided_\w+\(\(([\d, ]*)\)")
 
 
 @pytest.mark.parametrize(("columns", "steps"), [(12, 1), (9, 3)], ids=["whole", "sliced"])
-def test_a_graph_copies_no_cache_though_both_are_views_of_one(columns, steps, kernel_device):
+def test_compiled_graph_does_not_copy_caches_that_share_storage(columns, steps, kernel_device):
     step = make_step(batch=3, device=kernel_device)
     del step["k_cache"], step["v_cache"]
     step["prefix_lens"] = step["prefix_lens"] % (columns - steps)
@@ -198,7 +198,7 @@ def test_a_graph_copies_no_cache_though_both_are_views_of_one(columns, steps, ke
     assert max(sizes) < half_a_cache
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     step = make_step(batch=2, device=kernel_device)
     adapter, head = step["adapter"], step["head"]
 
@@ -258,7 +258,7 @@ def test_bad_arguments_are_named(kernel_device):
             call(**changed)
 
 
-def test_what_no_kernel_can_do_is_refused_before_the_cache_is_written(kernel_device):
+def test_unsupported_inputs_are_rejected_before_the_cache_is_written(kernel_device):
     step = make_step((16, 1, 1, 258), batch=2, slots=3, vocabulary=20, device=kernel_device)
     before = step["k_cache"].clone(), step["v_cache"].clone()
     with pytest.raises(
@@ -282,13 +282,13 @@ def test_what_no_kernel_can_do_is_refused_before_the_cache_is_written(kernel_dev
 
 
 @pytest.mark.parametrize("head_dim", [2, 6, 34])
-def test_heads_may_have_any_even_size(head_dim, kernel_device):
+def test_head_dim_may_be_any_even_number(head_dim, kernel_device):
     assert_kernel_is_no_worse(make_step((40, 4, 2, head_dim), batch=16, device=kernel_device))
 
 
 @pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
 @torch.no_grad()
-def test_the_modules_step_refuses_what_the_op_does(impl, kernel_device):
+def test_module_step_validates_arguments_like_the_op(impl, kernel_device):
     module = EarlyExitAdapter(64, 4, 2, 16).to(kernel_device)
     head = LMHeadTopK(torch.nn.Linear(64, 90, bias=False)).to(kernel_device)
     step = make_step(device=kernel_device, vocabulary=90)

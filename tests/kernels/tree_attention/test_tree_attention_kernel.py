@@ -24,14 +24,14 @@ from specdec_kernels.tree_attention.tiles import _cheapest_splits, choose_splits
     [(1, (9, 3), 64), (5, (7, 1), 80), (13, (4, 4), 96), (9, (8, 1), 128), (3, (4, 1), 256)],
     ids=str,
 )
-def test_kernel_is_no_worse_than_reference(nodes, heads, size, dtype, kernel_device):
+def test_kernel_is_no_less_accurate_than_the_reference(nodes, heads, size, dtype, kernel_device):
     assert_right(make_problem(kernel_device, nodes=nodes, heads=heads, size=size, dtype=dtype))
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @pytest.mark.parametrize("size", [1, 8, 24, 40, 120])
-def test_heads_of_any_size(size, dtype, kernel_device):
+def test_head_size_may_be_any_number(size, dtype, kernel_device):
     problem = make_problem(
         kernel_device, prefixes=(300, 37), nodes=5, heads=(2, 1), size=size, dtype=dtype, window=290
     )
@@ -42,7 +42,7 @@ def test_heads_of_any_size(size, dtype, kernel_device):
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_tiles_fit_little_shared_memory(size, itemsize):
+def test_tiles_fit_small_shared_memory(size, itemsize):
     for kilobytes in (64, 99):
         gpu = KNOWN["sm_80"]._replace(shared_bytes=kilobytes * 1024)
         chosen = choose_tiles(256, size, itemsize, gpu, "auto")
@@ -50,7 +50,7 @@ def test_tiles_fit_little_shared_memory(size, itemsize):
         assert size * itemsize * (keys_and_values + chosen.block_m) < gpu.shared_bytes
 
 
-def test_splits_are_chosen_anew_only_where_there_may_be_more_of_them():
+def test_number_of_splits_is_cached_per_range_of_lengths():
     chosen, gpu = choose_tiles(64, 128, 2, KNOWN["sm_90"], "auto"), KNOWN["sm_90"]
     _cheapest_splits.cache_clear()
     for slots in range(4097, 4097 + 256):
@@ -61,7 +61,7 @@ def test_splits_are_chosen_anew_only_where_there_may_be_more_of_them():
 @pytest.mark.sampled
 @pytest.mark.parametrize("nodes", [1, 63, 64, 65, 128, 256])
 @pytest.mark.parametrize("kind", KINDS)
-def test_trees_of_every_kind_and_size(kind, nodes, kernel_device):
+def test_every_tree_shape_and_size_is_accurate(kind, nodes, kernel_device):
     problem = make_problem(kernel_device, kind, (33,), nodes, (1, 1), 16, FP16, nodes)
     assert_right(problem)
 
@@ -76,7 +76,9 @@ def test_trees_of_every_kind_and_size(kind, nodes, kernel_device):
     st.sampled_from([None, 2.0]),
     st.integers(0, 10**6),
 )
-def test_any_tree(kernel_device, kind, prefixes, nodes, heads, window, softcap, seed):
+def test_random_trees_windows_and_softcaps_are_accurate(
+    kernel_device, kind, prefixes, nodes, heads, window, softcap, seed
+):
     # Large heads and a further row: of a few numbers the reference's own error is no measure.
     assert_right(
         make_problem(
@@ -89,30 +91,30 @@ def test_any_tree(kernel_device, kind, prefixes, nodes, heads, window, softcap, 
 @pytest.mark.sampled
 @pytest.mark.parametrize("window", [1, 64, 300, 2**40])
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
-def test_windows(policy, window, kernel_device):
+def test_sliding_windows_are_accurate(policy, window, kernel_device):
     problem = make_problem(kernel_device, "chain", (330, 2), 40, (1, 1), 16, BF16, 1, window=window)
     assert_right(problem, split_policy=policy)
 
 
 @pytest.mark.parametrize("softcap", [0.5, 50.0])
-def test_softcaps(softcap, kernel_device):
+def test_softcap_is_accurate(softcap, kernel_device):
     problem = make_problem(kernel_device, size=32, softcap=softcap, scale=1.0)
     assert_right(problem)
 
 
-def test_a_negative_scale(kernel_device):
+def test_negative_scale_is_accurate(kernel_device):
     assert_right(make_problem(kernel_device, size=16, scale=-0.7))
 
 
 @pytest.mark.parametrize("processors", [1, 4, 132])
-def test_any_number_of_splits(processors, kernel_device):
+def test_any_number_of_splits_is_accurate(processors, kernel_device):
     problem = make_problem(kernel_device, "random", (1290, 513, 0), 9, (1, 1), 16, FP32, 2)
     with pretend(INTERPRETER._replace(processors=processors)):
         assert_right(problem)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 255, 256, 257, 513])
-def test_prefixes_at_the_edges_of_splits(prefix, kernel_device):
+def test_prefix_lengths_at_split_boundaries_are_accurate(prefix, kernel_device):
     assert_right(
         make_problem(kernel_device, "random", (prefix, 300), 5, (1, 1), 16, FP32),
         split_policy="fixed",
@@ -129,7 +131,7 @@ def spacious(problem, slots):
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 63, 64, 65, 127, 320, 383])
-def test_prefixes_at_the_edges_of_tiles_whatever_the_cache_holds_beyond(prefix, kernel_device):
+def test_prefix_lengths_at_tile_boundaries_ignore_slots_beyond(prefix, kernel_device):
     problem = make_problem(kernel_device, "random", (prefix, 150), 3, (2, 1), 32, FP16, prefix)
     out, lse = assert_right(problem)
     for slots in (1, 64):
@@ -142,7 +144,7 @@ RAGGED = {"one-long": (1290, *[3] * 7), "one-short": (0, 700, 640, 575), "stairs
 
 @pytest.mark.parametrize("processors", [4, 132])
 @pytest.mark.parametrize("prefixes", RAGGED.values(), ids=RAGGED)
-def test_ragged_batches_in_spacious_caches(prefixes, processors, kernel_device):
+def test_ragged_batches_in_oversized_caches_are_accurate(prefixes, processors, kernel_device):
     problem = make_problem(kernel_device, "random", prefixes, 3, (2, 1), 16, FP32, 11)
     exact = problem.run("reference", dtype=torch.float64)
     like = problem.run("reference")
@@ -177,9 +179,7 @@ def averages(problem, window=None):
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("window", [None, 1, 70])
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_scores_every_result_is_an_average_of_what_is_seen(
-    kind, window, impl, kernel_device
-):
+def test_zero_queries_and_keys_average_the_visible_values(kind, window, impl, kernel_device):
     prefixes, nodes = (0, 1, 63, 64, 300), 67
     problem = make_problem(
         kernel_device, kind, prefixes, nodes, (2, 1), 16, FP32, 12, window=window
@@ -195,7 +195,7 @@ def test_without_scores_every_result_is_an_average_of_what_is_seen(
 @pytest.mark.sampled
 @pytest.mark.parametrize("window", [None, 100], ids="window-{}".format)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_fixed_splits_give_the_same_bits_beside_anything(dtype, window, kernel_device):
+def test_fixed_splits_are_bit_identical_in_any_batch_and_tree(dtype, window, kernel_device):
     problem = make_problem(
         kernel_device, "random", (280, 97), 67, (1, 1), 16, dtype, 3,
         split_policy="fixed", window=window,
@@ -211,9 +211,7 @@ def test_fixed_splits_give_the_same_bits_beside_anything(dtype, window, kernel_d
         assert torch.equal(found_lse, lse[rows, :nodes])
 
 
-def test_fixed_splits_are_bounded_and_long_prefixes_cut_by_their_own_length(
-    kernel_device, monkeypatch
-):
+def test_fixed_splits_are_bounded_and_depend_only_on_own_prefix_length(kernel_device, monkeypatch):
     gpu = KNOWN["sm_90"]
     fixed_tiles = choose_tiles(16, 128, 2, gpu, "fixed")
     for slots, parts in ((1, 1), (256, 1), (257, 2), (8192, 32), (8193, 32), (131072, 32)):
@@ -233,7 +231,7 @@ def test_fixed_splits_are_bounded_and_long_prefixes_cut_by_their_own_length(
 
 
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
-def test_runs_repeat_to_the_bit(policy, kernel_device):
+def test_repeated_runs_are_bit_identical(policy, kernel_device):
     problem = make_problem(kernel_device, "random", (600, 97), 9, split_policy=policy)
     for x, y in zip(problem.run("triton"), problem.run("triton"), strict=True):
         assert torch.equal(x, y)
@@ -243,7 +241,7 @@ def test_runs_repeat_to_the_bit(policy, kernel_device):
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
 @pytest.mark.parametrize("options", [{}, {"window": 90, "softcap": 3.0}], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
-def test_shared_prefixes(dtype, options, policy, kernel_device):
+def test_shared_prefixes_are_accurate(dtype, options, policy, kernel_device):
     problem = make_problem(
         kernel_device, "random", (270, 41, 261, 290, 77), 5, (3, 1), 16, dtype, 4, **options
     )
@@ -253,7 +251,7 @@ def test_shared_prefixes(dtype, options, policy, kernel_device):
     assert_right(shared, split_policy=policy)
 
 
-def test_a_shared_prefix_equals_its_copies(kernel_device):
+def test_shared_prefix_equals_copied_prefixes(kernel_device):
     problem = make_problem(kernel_device, "random", (270, 300, 264), 7, (4, 2), 16, FP32, 5)
     rows = problem.tree["cache_rows"].tolist()
     for cache in (problem.k, problem.v):
@@ -266,12 +264,12 @@ def test_a_shared_prefix_equals_its_copies(kernel_device):
         assert_no_worse(x, like, truth)
 
 
-def test_forty_trees_share_a_prefix(kernel_device):
+def test_forty_trees_may_share_a_prefix(kernel_device):
     problem = make_problem(kernel_device, "star", (20,) * 40, 3, (2, 1), 16, FP32, 6)
     assert_right(with_shared(problem, [7, 40] * 20, [20, 13] * 20))
 
 
-def test_siblings_may_be_listed_in_any_order(kernel_device):
+def test_sibling_order_does_not_change_the_result(kernel_device):
     problem = make_problem(kernel_device, "star", (45,), 20, (2, 1), 16, FP32, 7)
     order = torch.cat([torch.zeros(1), 1 + torch.randperm(19)]).long().to(kernel_device)
     k, v = problem.k.clone(), problem.v.clone()
@@ -287,7 +285,7 @@ def test_siblings_may_be_listed_in_any_order(kernel_device):
     )
 
 
-def test_a_tree_is_its_branches_run_as_chains(kernel_device):
+def test_tree_equals_its_branches_run_as_chains(kernel_device):
     prefix, nodes = 50, 30
     problem = make_problem(kernel_device, "random", (prefix,), nodes, (2, 1), 16, FP32, 8)
     row = int(problem.tree["cache_rows"][0])
@@ -316,7 +314,7 @@ GARBAGE = 77 << 33
 @pytest.mark.parametrize(
     ("padding", "processors"), [([0], 1), ([1, 3], 132), ([0, 1, 2, 3], 132), ([0, 1, 2, 3], 1)]
 )
-def test_rows_of_padding_are_zeros_and_change_no_other(
+def test_padding_rows_are_zero_and_do_not_affect_other_rows(
     padding, processors, shared, impl, kernel_device
 ):
     problem = make_problem(
@@ -348,7 +346,7 @@ def test_large_scores_stay_finite(kernel_device):
     assert_right(problem)
 
 
-def test_caches_may_be_slices(kernel_device):
+def test_caches_may_be_strided(kernel_device):
     problem = make_problem(kernel_device, size=16)
     kv = torch.full((2, 2, *problem.k.shape[:2], 90, 32), torch.nan, device=kernel_device)
     kv[1, 0, ..., : problem.k.shape[2], 8:24] = problem.k
@@ -358,7 +356,7 @@ def test_caches_may_be_slices(kernel_device):
         assert torch.equal(x, y)
 
 
-def test_rows_are_the_first_ones_where_none_are_named(kernel_device):
+def test_cache_rows_default_to_the_first_rows(kernel_device):
     problem = make_problem(kernel_device, size=16)
     named = {**problem.tree, "cache_rows": torch.arange(2, device=kernel_device)}
     unnamed = {name: x for name, x in problem.tree.items() if name != "cache_rows"}
@@ -366,7 +364,7 @@ def test_rows_are_the_first_ones_where_none_are_named(kernel_device):
     assert torch.equal(dataclasses.replace(problem, tree=unnamed).run("triton")[0], expected)
 
 
-def test_the_kernel_does_not_look_at_a_mask(kernel_device):
+def test_kernel_ignores_the_mask_argument(kernel_device):
     problem = make_problem(kernel_device, size=16)
     garbage = torch.full((2, 26, 86), torch.nan, device=kernel_device)
     expected = problem.run("triton", tree_attention)

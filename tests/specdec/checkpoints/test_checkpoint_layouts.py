@@ -47,7 +47,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_apples_layout_goes_to_ours_and_back_to_the_bit(shape, tmp_path):
+def test_redrafter_layout_round_trip_is_bit_identical(shape, tmp_path):
     tensors = apple_tensors(**SHAPES[shape])
     source = folder_of(tmp_path / "theirs", tensors, {"num_draft_layers": 99, "rnn": "no"})
     target = target_of()
@@ -62,7 +62,7 @@ def test_apples_layout_goes_to_ours_and_back_to_the_bit(shape, tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_converted_weights_compute_what_the_authors_code_computes(shape, tmp_path):
+def test_converted_redrafter_logits_equal_the_authors_formula(shape, tmp_path):
     tensors = apple_tensors(**SHAPES[shape])
     target = target_of(dtype=torch.float64)
     import_drafter(folder_of(tmp_path / "theirs", tensors), target).write(tmp_path / "ours")
@@ -75,7 +75,7 @@ def test_converted_weights_compute_what_the_authors_code_computes(shape, tmp_pat
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_authors_own_file_drafts_as_the_authors_do(tmp_path):
+def test_authors_redrafter_file_converts_and_drafts(tmp_path):
     target = target_of()
     import_drafter(APPLE, target).write(tmp_path / "ours")
     drafter = load_drafter_checkpoint(tmp_path / "ours", target)
@@ -108,7 +108,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("shape", ["authors", "projected"])
-def test_other_spellings_are_the_same_drafter(spelling, shape, tmp_path):
+def test_alternative_tensor_names_give_the_same_drafter(spelling, shape, tmp_path):
     target, tensors = target_of(), apple_tensors(**SHAPES[shape])
     import_drafter(folder_of(tmp_path / "apple", tensors), target).write(tmp_path / "a")
     spelled = {SPELLINGS[spelling](name): x for name, x in tensors.items()}
@@ -117,7 +117,7 @@ def test_other_spellings_are_the_same_drafter(spelling, shape, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_drafter_is_taken_out_of_a_sharded_model(tmp_path):
+def test_redrafter_is_extracted_from_a_sharded_model(tmp_path):
     target, tensors = target_of(), apple_tensors()
     shards = {
         "model-00001-of-00002.safetensors": {"model.embed_tokens.weight": torch.ones(97, 32)},
@@ -145,7 +145,7 @@ def test_a_drafter_is_taken_out_of_a_sharded_model(tmp_path):
         import_drafter(tmp_path, target)
 
 
-def test_padding_of_the_vocabulary_is_cut_and_the_mapping_says_so(tmp_path):
+def test_vocabulary_padding_is_cut_and_reported_in_the_mapping(tmp_path):
     target, tensors = (
         target_of(),
         apple_tensors(vocabulary=128) | {"emb_norm.weight": torch.ones(32)},
@@ -178,7 +178,7 @@ def test_padding_of_the_vocabulary_is_cut_and_the_mapping_says_so(tmp_path):
         (lambda t: t.update({"rnn_u.bias": torch.ones(32, dtype=torch.int64)}), "floating point tensor step.recurrent_state.bias"),
     ],
 )  # fmt: skip
-def test_tensors_that_do_not_fit_apples_layout_are_named(change, message, tmp_path):
+def test_error_names_tensors_that_do_not_fit_the_redrafter_layout(change, message, tmp_path):
     tensors = apple_tensors()
     change(tensors)
     with pytest.raises(ValueError, match=message):
@@ -186,7 +186,7 @@ def test_tensors_that_do_not_fit_apples_layout_are_named(change, message, tmp_pa
     assert not (tmp_path / "b" / "config.json").exists()
 
 
-def test_a_drafter_of_another_width_is_refused():
+def test_drafter_of_another_hidden_size_is_rejected():
     with pytest.raises(ValueError, match="hidden_size: expected the target's 48, got 32"):
         import_drafter(APPLE, tiny_target())
     with pytest.raises(ValueError, match="hidden_size: expected the target's 32, got 64"):
@@ -201,7 +201,7 @@ def test_a_drafter_of_another_width_is_refused():
         ("kangaroo", "to: expected a layout for kangaroo, got apple"),
     ],
 )
-def test_what_apples_layout_cannot_hold_is_refused(kind, message, tmp_path):
+def test_export_rejects_what_the_redrafter_layout_cannot_store(kind, message, tmp_path):
     save_drafter(tmp_path, DRAFTERS[kind](tiny_target()))
     with pytest.raises(ValueError, match=message):
         export_drafter(tmp_path, Layout.apple)
@@ -214,7 +214,7 @@ def read_bin(folder):
     return torch.load(folder / "pytorch_model.bin", weights_only=True)
 
 
-def test_kangaroos_layout_goes_to_ours_and_back_to_the_bit(tmp_path):
+def test_kangaroo_layout_round_trip_is_bit_identical(tmp_path):
     target = target_of(64)
     import_drafter(KANGAROO, target, exit_layer=2).write(tmp_path / "ours")
     drafter = load_drafter_checkpoint(tmp_path / "ours", target)
@@ -235,7 +235,7 @@ def test_kangaroos_layout_goes_to_ours_and_back_to_the_bit(tmp_path):
     assert written == library_greedy(target.model, prompt, 10, eos=[1000])
 
 
-def test_safetensors_and_old_rotary_frequencies_are_read(tmp_path):
+def test_safetensors_with_legacy_inv_freq_are_read(tmp_path):
     tensors = read_bin(KANGAROO)
     extra = {"layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     config = json.loads((KANGAROO / "config.json").read_text())
@@ -257,7 +257,7 @@ def test_safetensors_and_old_rotary_frequencies_are_read(tmp_path):
         ({}, {"num_attention_heads": 0}, "expected a Llama configuration with hidden_size and"),
     ],
 )
-def test_tensors_that_do_not_fit_kangaroos_layout_are_named(change, config, message, tmp_path):
+def test_error_names_tensors_that_do_not_fit_the_kangaroo_layout(change, config, message, tmp_path):
     tensors = {name: x for name, x in (read_bin(KANGAROO) | change).items() if x is not None}
     config = json.loads((KANGAROO / "config.json").read_text()) | config
     with pytest.raises(ValueError, match=message):
@@ -265,14 +265,14 @@ def test_tensors_that_do_not_fit_kangaroos_layout_are_named(change, config, mess
 
 
 @pytest.mark.parametrize("exit_layer", [None, 0, 3])
-def test_kangaroo_needs_an_exit_layer(exit_layer):
+def test_kangaroo_import_requires_an_exit_layer(exit_layer):
     with pytest.raises(ValueError, match=f"exit_layer: expected 1 to 2.*got {exit_layer}"):
         import_drafter(KANGAROO, target_of(64), exit_layer=exit_layer)
     with pytest.raises(ValueError, match="exit_layer: expected none for a ReDrafter, got 1"):
         import_drafter(APPLE, target_of(), exit_layer=1)
 
 
-def test_what_kangaroos_code_would_compute_otherwise_is_refused(tmp_path):
+def test_export_rejects_settings_the_kangaroo_code_ignores(tmp_path):
     target = tiny_target()
     for name, shape in (("rope_theta", {"rope_theta": 5e5}), ("head_dim", {"head_dim": 6})):
         save_drafter(tmp_path, kangaroo(target, **shape))
@@ -295,7 +295,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_wants_to_run_code_is_refused_and_not_run(zipped, tmp_path):
+def test_pickle_that_would_execute_code_is_rejected_unexecuted(zipped, tmp_path):
     source = tmp_path / "theirs"
     shutil.copytree(KANGAROO, source)
     tensors = read_bin(KANGAROO) | {"norm.weight": Malicious(str(tmp_path / "ran"))}
@@ -306,7 +306,7 @@ def test_a_file_that_wants_to_run_code_is_refused_and_not_run(zipped, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, 30000, -60])
-def test_a_damaged_file_of_torchs_is_named(kept, tmp_path):
+def test_error_names_the_truncated_torch_file(kept, tmp_path):
     source = tmp_path / "theirs"
     shutil.copytree(KANGAROO, source)
     path = source / "pytorch_model.bin"
@@ -315,7 +315,7 @@ def test_a_damaged_file_of_torchs_is_named(kept, tmp_path):
         import_drafter(source, target_of(64), exit_layer=1)
 
 
-def test_a_file_of_something_else_than_tensors_by_name_is_refused(tmp_path):
+def test_file_that_is_no_state_dict_is_rejected(tmp_path):
     for content in ([torch.ones(2)], {"epoch": 3}, {1: torch.ones(2)}):
         torch.save(content, tmp_path / "pytorch_model.bin")
         with pytest.raises(ValueError, match="expected tensors by name"):

@@ -10,7 +10,7 @@ from specdec.sampling import Sampling
 
 
 @pytest.mark.parametrize("ahead", [1, 4])
-def test_a_drafter_that_knows_the_target_ranks_first_what_is_drawn(ahead):
+def test_coupled_perfect_drafter_ranks_the_sampled_token_first(ahead):
     generator = torch.Generator().manual_seed(ahead)
     logits = torch.randn(3, 50, generator=generator)
     sampling = Sampling(7, torch.tensor([5, 0, 2**31, 9]), temperature=0.8)

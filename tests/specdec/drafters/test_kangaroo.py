@@ -77,7 +77,7 @@ def follows_the_rule(confidences, eta, most):
 
 
 @pytest.mark.parametrize("case", ["mha_base", "gqa", "eos_stop"])
-def test_rounds_are_the_authors(case, monkeypatch):
+def test_rounds_equal_the_authors(case, monkeypatch):
     golden = json.loads((GOLDEN / f"{case}.json").read_text())
     was, weights = golden["config"], load_file(GOLDEN / golden["weights"])
     config = LlamaConfig(
@@ -134,7 +134,7 @@ def test_rounds_are_the_authors(case, monkeypatch):
 @pytest.mark.parametrize("exit_layer", [1, 2])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.5])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_the_librarys(family, eta, exit_layer):
+def test_tokens_equal_transformers(family, eta, exit_layer):
     model = tiny_model(family, seed=exit_layer)
     target = Target(model)
     lengths = (1, 19, 5, 11)  # ragged; one is longer than a window
@@ -155,7 +155,7 @@ def test_text_is_the_librarys(family, eta, exit_layer):
             assert written.tokens == expected[:batch], (gamma, max_nodes, batch)
 
 
-def test_drafts_end_by_the_rule_in_every_row(monkeypatch):
+def test_every_row_stops_drafting_at_its_first_token_below_eta(monkeypatch):
     target = Target(tiny_model("llama", seed=3))
     prompts = [random_prompt(length, length) for length in (4, 9, 14)]
     drafter = kangaroo(target, eta=0.3, gamma=5)
@@ -174,7 +174,7 @@ def test_drafts_end_by_the_rule_in_every_row(monkeypatch):
     assert {1, 2, 3} <= lengths  # rows did stop at different steps
 
 
-def test_a_draft_vocabulary_is_all_that_is_drafted(monkeypatch):
+def test_only_draft_vocabulary_tokens_are_drafted(monkeypatch):
     target = Target(tiny_model("granite", seed=3))
     drafter = kangaroo(target, eta=0.0, gamma=4, vocabulary=LEAN)
     recorder = Recorder(drafter, monkeypatch)
@@ -205,7 +205,7 @@ def agreeing(exit_layer=2, deep=0.0, seed=0, **settings):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_everything_is_accepted_where_the_adapter_is_right(batch):
+def test_perfect_adapter_has_every_draft_accepted(batch):
     model, drafter = agreeing()
     prompts = [random_prompt(5 + row, row) for row in range(batch)]
     written = Session(drafter.target, drafter, max_nodes=16).generate(prompts, max_new_tokens=25)
@@ -215,7 +215,7 @@ def test_everything_is_accepted_where_the_adapter_is_right(batch):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_text_is_the_librarys_where_the_adapter_is_right_at_times(seed):
+def test_tokens_equal_transformers_with_partly_accepted_drafts(seed):
     model, drafter = agreeing(deep=0.25, seed=seed)
     prompts = [random_prompt(5 + 4 * row, row) for row in range(4)]
     full = [library_greedy(model, p, 40) for p in prompts]
@@ -252,7 +252,7 @@ def test_no_layer_runs_twice_for_a_token():
         assert widths[layer] == [9, *drafted, *alone]
 
 
-def test_the_head_runs_once_per_drafted_token_and_once_to_verify():
+def test_head_runs_once_per_drafted_token_and_once_to_verify():
     _, drafter = agreeing()
     shapes = []
     drafter.head.linear.register_forward_hook(
@@ -265,7 +265,7 @@ def test_the_head_runs_once_per_drafted_token_and_once_to_verify():
     assert shapes == [(1,)] * 5 + [(1, 6)]
 
 
-def test_a_conversation_drafts_as_if_it_had_been_read_at_once(monkeypatch):
+def test_continued_session_drafts_the_same_as_a_fresh_one(monkeypatch):
     model, drafter = agreeing(deep=0.25)
     monkeypatch.setattr("specdec.model.target.PREFILL_CHUNK", 8)
     drafter = kangaroo(drafter.target, exit_layer=2, eta=0.2)
@@ -293,7 +293,7 @@ def test_a_conversation_drafts_as_if_it_had_been_read_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_padding_never_leaves_the_positions_whose_rotations_are_fixed(kind):
+def test_padding_steps_never_exceed_the_position_limit(kind):
     rope = {"rope_type": kind, "rope_theta": 100.0, "factor": 4.0}
     settings = {"rope_parameters": rope, "max_position_embeddings": 32}
     if kind == "longrope":
@@ -317,7 +317,7 @@ def test_padding_never_leaves_the_positions_whose_rotations_are_fixed(kind):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_exact_text_in_bfloat16_is_that_of_the_plain_loop(batch):
+def test_exact_bfloat16_tokens_equal_the_plain_loop(batch):
     try:
         target = load_target(tiny_model("llama", dtype=torch.bfloat16), exact=True)
     except ValueError as error:
@@ -335,7 +335,7 @@ def test_exact_text_in_bfloat16_is_that_of_the_plain_loop(batch):
 
 @pytest.mark.skipif(not can_pack(torch.float32), reason="torch has no packed linear layers here")
 @pytest.mark.parametrize("vocabulary", [None, LEAN])
-def test_layers_are_packed_where_the_targets_are(vocabulary, monkeypatch):
+def test_adapter_layers_are_packed_if_the_targets_are(vocabulary, monkeypatch):
     model = tiny_model("llama", dtype=torch.float32)
     plain = kangaroo(Target(model), eta=0.0, gamma=3, vocabulary=vocabulary)
     assert not isinstance(plain.adapter.q_proj, PackedLinear)
@@ -352,6 +352,6 @@ def test_layers_are_packed_where_the_targets_are(vocabulary, monkeypatch):
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
 
 
-def test_it_drafts_alone():
+def test_kangaroo_cannot_be_mixed_with_other_drafters():
     with pytest.raises(ValueError, match="KangarooDrafter, which drafts alone"):
         MixedDrafter([kangaroo(Target(tiny_model("llama")))])

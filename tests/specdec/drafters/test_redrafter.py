@@ -60,7 +60,7 @@ def by_tokens(beams, scores):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_beams_and_scores_are_the_authors(name):
+def test_beams_and_scores_equal_the_authors(name):
     _, _, _, drafter = golden(name)
     length = drafter.config.draft_length
     for step in steps_of(name):
@@ -76,13 +76,13 @@ def test_beams_and_scores_are_the_authors(name):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the goldens lie on the CPU")
 @torch.inference_mode()
-def test_kernels_draft_the_authors_beams_too(kernel_device, monkeypatch):
+def test_kernel_beams_equal_the_authors(kernel_device, monkeypatch):
     monkeypatch.setattr(dispatch, "KERNEL_DEVICES", {"cuda", "cpu"})
-    test_beams_and_scores_are_the_authors("greedy_b1_w1")
+    test_beams_and_scores_equal_the_authors("greedy_b1_w1")
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_distributions_are_the_authors(name):
+def test_root_distribution_equals_the_authors(name):
     tensors, _, _, drafter = golden(name)
     theirs = tensors["step0/draft_log_probs"]  # [B, M, C-1, V]
     first = drafter._search(tensors["step0/init_tokens"], tensors["step0/context"], 1)[0]
@@ -93,7 +93,7 @@ def test_distributions_are_the_authors(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_packed_trees_and_masks_are_the_authors(name):
+def test_packed_trees_and_masks_equal_the_authors(name):
     for step in steps_of(name):
         tree, unpacker = pack_beams(step["beams"])
         assert torch.equal(tree.sizes, step["n_selected"])
@@ -107,7 +107,7 @@ def test_packed_trees_and_masks_are_the_authors(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_verification_and_acceptance_are_the_authors(name):
+def test_verification_and_picked_tokens_equal_the_authors(name):
     _, summary, target, _ = golden(name)
     greedy = summary["mode"] == "greedy"
     for step in steps_of(name):
@@ -130,7 +130,7 @@ def test_verification_and_acceptance_are_the_authors(name):
 
 
 @pytest.mark.parametrize("name", [name for name in SETS if name.startswith("greedy")])
-def test_whole_rounds_are_the_authors(name):
+def test_greedy_rounds_equal_the_authors(name):
     tensors, summary, target, drafter = golden(name)
     steps = list(steps_of(name))
     prompts = tensors["prompt"].tolist()
@@ -151,7 +151,7 @@ def test_whole_rounds_are_the_authors(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_training_logits_and_loss_are_the_authors(name):
+def test_training_logits_and_loss_equal_the_authors(name):
     tensors, _, target, drafter = golden(name)
     if "train/loss" not in tensors:
         pytest.fail("every set holds a training step")
@@ -204,7 +204,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_the_librarys_in_every_variant(family):
+def test_tokens_equal_transformers_in_every_variant(family):
     model = tiny_model(family, 1)
     target = Target(model)
     prompts = [random_prompt(length, length) for length in (4, 13, 1)]
@@ -220,7 +220,7 @@ def test_text_is_the_librarys_in_every_variant(family):
 @pytest.mark.parametrize("batch", [1, 2, 4])
 @pytest.mark.parametrize("width", [1, 2, 7, 64])
 @pytest.mark.parametrize("length", [2, 5, 8])
-def test_text_is_the_librarys_at_every_beam_width_and_length(width, length, batch):
+def test_tokens_equal_transformers_at_every_beam_width_and_length(width, length, batch):
     model = tiny_model("llama", 2)
     target = Target(model)
     prompts = [random_prompt(3 + 4 * row, row) for row in range(batch)]
@@ -234,7 +234,7 @@ def test_text_is_the_librarys_at_every_beam_width_and_length(width, length, batc
             assert written.tokens == expected
 
 
-def test_every_node_ever_expanded_holds_the_final_beams():
+def test_expanded_nodes_contain_the_final_beams():
     target = Target(tiny_model("llama", 3))
     context = torch.randn(2, target.config.hidden_size, dtype=torch.float64)
     paths = {}
@@ -261,7 +261,7 @@ def test_every_node_ever_expanded_holds_the_final_beams():
         assert final < expanded
 
 
-def test_the_model_trains_and_drafts_with_one_and_the_same_step():
+def test_teacher_forced_features_equal_step_by_step_drafting():
     """Teacher-forced features over positions equal those of a beam search that is forced along the same tokens."""
     target = Target(tiny_model("llama", 5))
     drafter = drafter_for(target, 6, draft_length=4, beam_width=1)
@@ -292,32 +292,32 @@ def test_the_model_trains_and_drafts_with_one_and_the_same_step():
         ({"min_prob": float("nan")}, "min_prob: expected 0 to 1, got nan"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, message):
+def test_out_of_range_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         ReDrafterConfig(**{"hidden_size": 8, "exit_dim": 16, **settings})
 
 
-def test_a_model_of_another_width_is_refused():
+def test_model_of_another_hidden_size_is_rejected():
     target = Target(tiny_model("llama"))
     config = ReDrafterConfig(hidden_size=8, exit_dim=16)
     with pytest.raises(ValueError, match="hidden_size: expected the target's 48, got 8"):
         ReDrafter(target, ReDrafterModel(config, VOCABULARY))
 
 
-def test_drafting_further_than_trained_warns():
+def test_draft_length_beyond_trained_length_warns():
     target = Target(tiny_model("llama"))
     with pytest.warns(UserWarning, match="draft_length: expected at most the 2 tokens"):
         drafter_for(target, 0, trained_length=2, draft_length=3)
 
 
 @pytest.mark.parametrize("ids", [[3, 3, 4], [5, 4], [-1, 2], [60, 61]])
-def test_a_draft_vocabulary_that_is_none_is_refused(ids):
+def test_invalid_draft_vocabulary_is_rejected(ids):
     config = ReDrafterConfig(hidden_size=8, exit_dim=16)
     with pytest.raises(ValueError, match="draft_vocabulary: expected"):
         ReDrafterModel(config, VOCABULARY, torch.tensor(ids))
 
 
-def test_rows_that_end_at_once_leave_and_do_not_disturb_the_others():
+def test_rows_that_end_early_do_not_affect_other_rows():
     model = tiny_model("qwen2", 4)
     prompts = [random_prompt(length, length) for length in (3, 12, 6, 9)]
     full = [library_greedy(model, p, 20) for p in prompts]
@@ -330,7 +330,7 @@ def test_rows_that_end_at_once_leave_and_do_not_disturb_the_others():
         assert written.tokens == expected
 
 
-def test_sessions_that_share_a_drafter_do_not_disturb_each_other():
+def test_sessions_sharing_a_drafter_are_independent():
     model = tiny_model("llama", 6)
     target = Target(model)
     drafter = drafter_for(target, 1, beam_width=3, draft_length=3)
@@ -345,7 +345,7 @@ def test_sessions_that_share_a_drafter_do_not_disturb_each_other():
     assert texts == expected
 
 
-def test_a_model_of_another_vocabulary_is_refused():
+def test_model_of_another_vocabulary_size_is_rejected():
     target = Target(tiny_model("llama"))
     config = ReDrafterConfig(hidden_size=48, exit_dim=96)
     with pytest.raises(

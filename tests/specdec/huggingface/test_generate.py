@@ -116,14 +116,14 @@ def plain_text(prompt, count=12):
     ids=lambda options: next(iter(options)),
 )
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_settings_are_honoured(options, side):
+def test_generation_settings_equal_transformers(options, side):
     expected = assert_like_library(PROMPTS, {"max_new_tokens": 12} | options, side=side)
     # A setting that changes nothing here would be honoured by doing nothing.
     changed = expected != [plain_text(p) for p in PROMPTS]
     assert changed or "remove_invalid_values" in options
 
 
-def test_a_row_is_told_which_one_it_is():
+def test_prefix_allowed_tokens_fn_receives_the_row_index():
     def allowed(row, ids):
         return [3 + row, 10 + row, (int(ids[-1]) * 7 + row) % VOCABULARY]
 
@@ -139,7 +139,7 @@ def test_a_row_is_told_which_one_it_is():
 
 
 @pytest.mark.parametrize("at", range(2, 8))
-def test_nothing_is_asked_behind_an_end_of_text_token(at):
+def test_processors_are_not_called_after_an_eos_token(at):
     text = plain_text(PROMPTS[0])
     end = text[at]
     assert end not in text[:at]
@@ -155,7 +155,7 @@ def test_nothing_is_asked_behind_an_end_of_text_token(at):
     assert max(drafter.accepted) > 0
 
 
-def test_a_processor_of_the_callers_is_asked_as_in_plain_generation():
+def test_custom_processor_is_called_as_in_plain_generation():
     options = {"max_new_tokens": 12, "eos_token_id": NEVER}
     theirs, own = CountsTokens(), CountsTokens()
     expected = library(PROMPTS[0], **options, logits_processor=[theirs])
@@ -175,7 +175,7 @@ def repetition_penalty(ignored):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["number", "tensor"])
 @pytest.mark.parametrize("columns", [8, 12])
-def test_a_penalty_of_the_callers_leaves_out_what_it_was_told_to(side, kind, columns):
+def test_repetition_penalty_respects_prompt_ignore_length(side, kind, columns):
     _, mask = padded(PROMPTS, side)
     own = [columns - int((row == 0).sum()) for row in mask[:, :columns]]
     ignored = columns if kind == "number" else torch.full((len(PROMPTS),), columns)
@@ -189,7 +189,7 @@ def test_a_penalty_of_the_callers_leaves_out_what_it_was_told_to(side, kind, col
     assert expected != [library(p, repetition_penalty=0.2, **options) for p in PROMPTS]
 
 
-def test_a_penalty_for_a_batch_of_another_size_is_refused():
+def test_prompt_ignore_length_of_another_batch_size_is_rejected():
     options = repetition_penalty(torch.tensor([4, 4]))
     with pytest.raises(ValueError, match="prompt_ignore_length: expected one per row, 3, got 2"):
         ours(PROMPTS, "none", max_new_tokens=4, **options)
@@ -203,7 +203,7 @@ def test_a_penalty_for_a_batch_of_another_size_is_refused():
     ],
     ids=["repetition", "ngrams"],
 )
-def test_other_ids_than_the_inputs_stay_those_of_a_processor(make):
+def test_encoder_processors_keep_their_own_input_ids(make):
     first = [plain_text(p)[0] for p in PROMPTS]
     options = {"max_new_tokens": 12, "eos_token_id": NEVER}
     one = torch.tensor([first])
@@ -235,7 +235,7 @@ class StopsAt(StoppingCriteria):
 
 
 @pytest.mark.parametrize("length", [13, 14, 16])
-def test_criteria_of_the_callers_are_asked_after_each_token(length):
+def test_custom_stopping_criteria_are_called_after_each_token(length):
     theirs, own = StopsAt(length), StopsAt(length)
     expected = library(PROMPTS[0], max_new_tokens=12, stopping_criteria=[theirs])
     assert len(expected) == length - len(PROMPTS[0])
@@ -246,7 +246,7 @@ def test_criteria_of_the_callers_are_asked_after_each_token(length):
     assert_like_library(PROMPTS, {"max_new_tokens": 12, "stopping_criteria": [StopsAt(length)]})
 
 
-def test_lengths_are_the_librarys():
+def test_length_and_time_limits_equal_transformers():
     criteria = StoppingCriteriaList([MaxLengthCriteria(19)])
     assert_like_library(PROMPTS[1:2], {"stopping_criteria": criteria})
     assert_like_library(PROMPTS[1:2], {"max_length": 21})
@@ -270,7 +270,7 @@ class StopsAtSevens(EosTokenCriteria):
 
 
 @pytest.mark.parametrize("criterion", [StopsAtFives(99), StopsAtSevens([3])])
-def test_a_criterion_derived_from_the_librarys_is_asked(criterion):
+def test_subclasses_of_transformers_criteria_are_called(criterion):
     options = {"max_new_tokens": 12, "stopping_criteria": [criterion]}
     expected = [library(p, **options) for p in PROMPTS]
     assert max(map(len, expected)) < 12
@@ -280,7 +280,7 @@ def test_a_criterion_derived_from_the_librarys_is_asked(criterion):
         assert ours(PROMPTS, drafter, **options) == filled
 
 
-def test_scores_and_logits_of_the_kept_tokens_are_the_librarys():
+def test_scores_and_logits_of_accepted_tokens_equal_transformers():
     options = {
         "max_new_tokens": 11, "repetition_penalty": 1.3, "output_scores": True, "output_logits": True,
         "return_dict_in_generate": True, "eos_token_id": NEVER, "pad_token_id": 0,
@@ -326,7 +326,7 @@ class Collects(BaseStreamer):
         self.ended = True
 
 
-def test_streamers_get_each_token_once():
+def test_streamers_receive_each_token_once():
     target = target_of()
     for prompts in (PROMPTS[:1], PROMPTS):
         ids, mask = padded(prompts)

@@ -57,7 +57,7 @@ def written(target, count, **options):
     )
 
 
-def test_openers_cover_what_people_ask_in_equal_style():
+def test_openers_are_well_formed_and_cover_the_categories():
     openers = [o for c in CATEGORIES.values() for o in c.openers] + PASSAGES + FOLLOW_UPS
     assert all(o.text == o.text.lstrip() and 0 <= o.tokens <= 320 for o in openers)
     assert len({o.text for o in openers}) > 200
@@ -66,7 +66,7 @@ def test_openers_cover_what_people_ask_in_equal_style():
         assert name in CATEGORIES
 
 
-def test_the_same_seed_writes_the_same_and_another_does_not(few_openers):
+def test_text_is_determined_by_the_seed(few_openers):
     target = tiny_target()
     first = written(target, 12)
     assert [r.ids for r in first] == [r.ids for r in written(target, 12)]
@@ -75,7 +75,7 @@ def test_the_same_seed_writes_the_same_and_another_does_not(few_openers):
     assert [r.ids for r in first] != [r.ids for r in written(target, 12, seed=6)]
 
 
-def test_answers_are_the_targets_own(few_openers):
+def test_greedy_answers_equal_the_targets(few_openers):
     target = tiny_target()
     records = written(target, 40)
     assert {len(r.spans) for r in records} > {2, 4}
@@ -94,7 +94,7 @@ def test_answers_are_the_targets_own(few_openers):
     assert [template.texts_of(r.ids, r.spans) for r in clear] == [r.texts for r in clear]
 
 
-def test_a_passage_is_written_first_and_stands_in_the_turn(few_openers):
+def test_passage_is_generated_first_and_inserted_into_the_turn(few_openers):
     records = written(tiny_target(), 40)
     passages = {r.number: r for r in records if r.part == 1}
     about = [r for r in records if r.category == "about" and r.ids]
@@ -103,7 +103,7 @@ def test_a_passage_is_written_first_and_stands_in_the_turn(few_openers):
         assert record.texts[0] == f"x{passages[record.number].texts[1]}y"
 
 
-def test_given_turns_are_answered_once_each_by_their_numbers():
+def test_given_turns_are_answered_once_each_by_number():
     target = tiny_target()
     turns = ["abc", "de", "", "f"]
     made = SelfWriter(target, batch=2, answer_tokens=4).write(turns=turns)
@@ -113,7 +113,7 @@ def test_given_turns_are_answered_once_each_by_their_numbers():
 
 
 @pytest.mark.parametrize("after", ["X", ""])
-def test_a_turn_ends_where_the_template_goes_on(after):
+def test_turn_ends_at_the_templates_end_of_turn(after):
     target = tiny_target("{% for m in messages %}U{{ m['content'] }}" + after + "{% endfor %}")
     made = SelfWriter(target, batch=1)
     template = made.template
@@ -127,7 +127,7 @@ def test_a_turn_ends_where_the_template_goes_on(after):
     assert said == ("UabcdX" if after else "UabcdXef")
 
 
-def test_turns_are_found_between_what_a_template_puts_around_them():
+def test_template_markers_delimit_the_turns():
     template = "S{% for m in messages %}{{ 'PU' if m['role'] == 'user' else 'PB' }}{{ m['content'] }}E{% endfor %}"
     target = tiny_target(template + "{% if add_generation_prompt %}PB{% endif %}")
     parts = Template.of(target.tokenizer)
@@ -140,13 +140,13 @@ def test_turns_are_found_between_what_a_template_puts_around_them():
     assert parts.texts_of(ids, spans) == ["ab", "cdE", "ef", "ghE"]
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused():
+def test_tokenizer_without_a_chat_template_is_rejected():
     target = tiny_target(None)
     with pytest.raises(ValueError, match="model: expected a tokenizer with a chat template"):
         SelfWriter(target)
 
 
-def test_a_turn_that_leaves_no_room_is_refused_by_its_number():
+def test_error_names_the_turn_that_is_too_long():
     made = SelfWriter(tiny_target())
     made.check_turns(["abc"])
     with pytest.raises(
@@ -188,7 +188,7 @@ def numbers(store):
     return [r.number for _, r in store.records() if r.ids]
 
 
-def test_writing_goes_on_where_it_was_stopped(store):
+def test_writing_resumes_after_an_interruption(store):
     with pytest.raises(KeyboardInterrupt):
         write_self_text(Scripted(stop_after=3), store, Sieve(store, NOTHING), tokens=400)
     assert numbers(store) == [0, 1, 2]
@@ -207,7 +207,7 @@ def test_writing_goes_on_where_it_was_stopped(store):
     assert [r.dropped for i, r in store.records() if i == 2][:12] == [DUPLICATE] * 10 + [""] * 2
 
 
-def test_given_turns_that_run_out_end_the_writing(store):
+def test_writing_ends_when_given_turns_run_out(store):
     scripted = Scripted()
     assert (
         write_self_text(scripted, store, Sieve(store, NOTHING), tokens=10**6, turns=list("abc"))
@@ -216,7 +216,7 @@ def test_given_turns_that_run_out_end_the_writing(store):
     assert scripted.asked == [0, 1, 2]
 
 
-def test_a_target_whose_text_is_never_kept_comes_to_an_end(store, monkeypatch):
+def test_writing_stops_with_an_error_if_every_text_is_dropped(store, monkeypatch):
     monkeypatch.setattr(supply, "MAX_DROPPED", 20)
     same = [random.Random(9).choices(range(61), k=40)]
     line = "store: expected text that can be kept, got 20 conversations in a row .* duplicate"
@@ -225,7 +225,7 @@ def test_a_target_whose_text_is_never_kept_comes_to_an_end(store, monkeypatch):
     assert len(numbers(store)) == 1
 
 
-def test_what_must_stay_out_is_dropped_with_its_reason(store):
+def test_excluded_and_duplicate_texts_are_dropped_with_the_reason(store):
     sieve = Sieve(store, Overlap.of(["answer 1", "turn 2"]))
     same = [random.Random(9).choices(range(61), k=40)]
     write_self_text(Scripted(same), store, sieve, tokens=41, turns=list("abcde"))
@@ -238,7 +238,7 @@ def test_what_must_stay_out_is_dropped_with_its_reason(store):
     assert again.judge(record).dropped == DUPLICATE
 
 
-def test_answers_that_are_nearly_the_same_are_duplicates():
+def test_near_identical_answers_are_duplicates():
     answer = random.Random(0).choices(range(40_000), k=200)
     seen = Duplicates()
     assert seen.add([answer])
@@ -250,7 +250,7 @@ def test_answers_that_are_nearly_the_same_are_duplicates():
         assert seen.add([[5, 6, 7]])  # a short answer is right each time
 
 
-def test_merging_twice_adds_once_and_other_targets_are_refused(store, tmp_path):
+def test_merging_is_idempotent_and_rejects_other_targets(store, tmp_path):
     target = tiny_target()
     template = Template.of(target.tokenizer)
     lines = tmp_path / "old.jsonl"
@@ -281,7 +281,7 @@ def test_merging_twice_adds_once_and_other_targets_are_refused(store, tmp_path):
         merge(lines, store, Sieve(store, NOTHING), template)
 
 
-def test_statistics_count_what_is_there():
+def test_statistics_equal_hand_computed_values():
     one, two = Record(0, 0, "facts", 0.0), Record(1, 0, "code", 0.8)
     one.add("t", [1, 2, 3], [5, 6, 5, 6], "a", 6)
     one.add("u", [*one.ids, 9], [5, 7], "b", 0)
@@ -298,7 +298,7 @@ def test_statistics_count_what_is_there():
     assert Statistics.of([]).answer_tokens == 0
 
 
-def test_a_run_asks_for_more_until_it_has_enough(store, monkeypatch):
+def test_run_requests_conversations_until_it_has_enough_tokens(store, monkeypatch):
     monkeypatch.setattr(supply, "EXPECTED_TOKENS", 10**6)  # far too many: one conversation at first
     scripted = Scripted()
     assert write_self_text(scripted, store, Sieve(store, NOTHING), tokens=200) == 200
@@ -307,7 +307,7 @@ def test_a_run_asks_for_more_until_it_has_enough(store, monkeypatch):
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_the_default_model_writes_the_same_again_and_answers_as_the_library_does():
+def test_default_model_text_is_reproducible_and_answers_equal_transformers():
     target = load_target(dtype=torch.bfloat16)
     first = written(target, 5, answer_tokens=16, seed=3)
     assert [r.ids for r in first] == [r.ids for r in written(target, 5, answer_tokens=16, seed=3)]

@@ -41,7 +41,7 @@ def same(found, expected):
     return [(r.facts(), r.ids) for r in found] == [(r.facts(), r.ids) for r in expected]
 
 
-def test_what_was_written_is_read_in_order(tmp_path, small_blocks):
+def test_records_are_read_back_in_order(tmp_path, small_blocks):
     path = tmp_path / "a.db"
     records = [record(n, 20 + n) for n in range(12)]
     with Store.write(path, FACTS) as store:
@@ -61,7 +61,7 @@ def test_what_was_written_is_read_in_order(tmp_path, small_blocks):
     assert conversations[-1] == Conversation(records[-1].ids[:12], records[-1].ids[12:])
 
 
-def test_dropped_conversations_are_counted_and_never_read_to_learn(tmp_path):
+def test_dropped_conversations_are_stored_but_not_used_for_training(tmp_path):
     with Store.write(tmp_path / "a.db", FACTS) as store:
         run = store.begin({"seed": 3}, {})
         store.add(run, [record(0), record(1).drop(DUPLICATE), record(2)])
@@ -70,7 +70,7 @@ def test_dropped_conversations_are_counted_and_never_read_to_learn(tmp_path):
 
 
 @pytest.mark.parametrize("vocabulary", [61, 1 << 16, (1 << 16) + 1, 262_144])
-def test_ids_of_any_vocabulary_fit(tmp_path, vocabulary, small_blocks):
+def test_ids_of_any_vocabulary_size_are_stored(tmp_path, vocabulary, small_blocks):
     ids = [0, 1, vocabulary - 1, vocabulary // 2] * 30
     with Store.write(tmp_path / "a.db", {**FACTS, "vocab_size": vocabulary}) as store:
         run = store.begin({}, {})
@@ -79,7 +79,7 @@ def test_ids_of_any_vocabulary_fit(tmp_path, vocabulary, small_blocks):
     assert [r.ids for _, r in Store.read(tmp_path / "a.db").records()] == [ids, ids[:50]]
 
 
-def test_text_takes_about_a_byte_per_token(tmp_path):
+def test_store_takes_about_one_byte_per_token(tmp_path):
     """Words of a skewed vocabulary, as text has them; two bytes as they are."""
     ids = [min(int(1 / (0.001 + ((i * 7919) % 1000) / 1000)), 900) * 50 for i in range(150_000)]
     path = tmp_path / "a.db"
@@ -96,7 +96,7 @@ def read_all(path):
     return list(opened.records()), opened.runs
 
 
-def test_what_is_damaged_is_named(tmp_path):
+def test_error_names_the_damaged_store(tmp_path):
     path = tmp_path / "a.db"
     with Store.write(path, FACTS) as store:
         run = store.begin({"seed": 1}, {})
@@ -137,7 +137,7 @@ def test_what_is_damaged_is_named(tmp_path):
         path.write_bytes(whole)
 
 
-def test_a_change_that_a_kill_left_half_done_is_undone_by_the_next_reader(tmp_path):
+def test_next_reader_rolls_back_a_killed_transaction(tmp_path):
     path = tmp_path / "a.db"
     with Store.write(path, FACTS) as store:
         run = store.begin({}, {})
@@ -154,7 +154,7 @@ def test_a_change_that_a_kill_left_half_done_is_undone_by_the_next_reader(tmp_pa
     assert [r.number for _, r in Store.read(path).records()] == list(range(50))
 
 
-def test_who_reads_keeps_writers_out(tmp_path):
+def test_open_reader_blocks_writers(tmp_path):
     path = tmp_path / "a.db"
     with Store.write(path, FACTS) as store:
         store.add(store.begin({}, {}), [record(0)])
@@ -167,7 +167,7 @@ def test_who_reads_keeps_writers_out(tmp_path):
         store.finish()
 
 
-def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path):
+def test_second_writer_is_rejected_and_the_first_continues(tmp_path):
     path = tmp_path / "a.db"
     with Store.write(path, FACTS) as first:
         run = first.begin({"seed": 1}, {})
@@ -184,7 +184,7 @@ def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path):
     assert [r.number for _, r in Store.read(path).records()] == [0, 1]
 
 
-def test_a_seed_is_used_once(tmp_path):
+def test_seed_is_bound_to_its_settings(tmp_path):
     with Store.write(tmp_path / "a.db", FACTS) as store:
         first = store.begin({"seed": 1, "batch": 2}, {})
         assert store.begin({"seed": 1, "batch": 2}, {}).id == first.id
@@ -196,7 +196,7 @@ def test_a_seed_is_used_once(tmp_path):
         assert len({store.begin({"sha256": x}, {}).id for x in "aab"}) == 2
 
 
-def test_another_targets_store_is_refused_and_stays(tmp_path):
+def test_store_of_another_target_is_rejected_unchanged(tmp_path):
     path = tmp_path / "a.db"
     with Store.write(path, FACTS) as store:
         store.add(store.begin({}, {}), [record(0)])
@@ -209,7 +209,7 @@ def test_another_targets_store_is_refused_and_stays(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_files_of_other_kinds_are_refused_and_stay(tmp_path):
+def test_other_files_are_rejected_unchanged(tmp_path):
     other = tmp_path / "other.db"
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE model (facts TEXT)")
@@ -235,7 +235,7 @@ def test_files_of_other_kinds_are_refused_and_stay(tmp_path):
         assert path.read_bytes() == content
 
 
-def test_a_full_disk_names_the_file_and_keeps_what_is_complete(tmp_path):
+def test_full_disk_error_names_the_file_and_keeps_complete_records(tmp_path):
     path = tmp_path / "a.db"
     with (
         pytest.raises(OSError, match="No space left on device") as full,
@@ -273,7 +273,7 @@ with module.Store.write(Path(sys.argv[1]), facts) as store:
 """
 
 
-def test_killed_at_any_moment_it_keeps_all_that_was_said_to_be_kept(tmp_path):
+def test_sigkill_loses_no_acknowledged_record(tmp_path):
     path, said = tmp_path / "a.db", -1
     for wait in (0.0, 0.01, 0.02, 0.05, 0.1):
         writer = subprocess.Popen(
@@ -299,7 +299,7 @@ def test_symbolic_links_are_followed(tmp_path):
     assert len(read_conversations(tmp_path / "real.db")) == 1
 
 
-def test_few_blocks_are_unpacked_at_a_time(tmp_path, small_blocks, monkeypatch):
+def test_number_of_unpacked_blocks_is_bounded(tmp_path, small_blocks, monkeypatch):
     with Store.write(tmp_path / "a.db", FACTS) as store:
         run = store.begin({}, {})
         for number in range(200):
@@ -314,7 +314,7 @@ def test_few_blocks_are_unpacked_at_a_time(tmp_path, small_blocks, monkeypatch):
     assert len(unpacked) == store_module.UNPACKED_BLOCKS
 
 
-def test_several_files_are_one_sequence(tmp_path):
+def test_joined_files_are_one_sequence(tmp_path):
     one, two = ([Conversation([n], [n]) for n in part] for part in (range(3), range(3, 5)))
     joined = Joined([one, two])
     assert [c.prompt_ids[0] for c in joined] == [0, 1, 2, 3, 4]
@@ -324,7 +324,7 @@ def test_several_files_are_one_sequence(tmp_path):
         joined[5]
 
 
-def test_who_reads_cannot_write(tmp_path):
+def test_store_opened_for_reading_cannot_be_written(tmp_path):
     path = tmp_path / "a.db"
     with Store.write(path, FACTS) as store:
         store.add(store.begin({}, {}), [record(0)])

@@ -55,7 +55,7 @@ def redrafter_task(target, features, **options):
     return ReDrafterTask(target, ReDrafterModel(config, VOCABULARY, ids), features, **options)
 
 
-def test_a_draft_vocabulary_holds_what_is_likely_to_be_written():
+def test_draft_vocabulary_holds_the_most_probable_tokens():
     none = torch.zeros(0)
     ids = torch.tensor([[1, 9], [1, 4], [1, 4]], dtype=torch.int32)
     probs = torch.tensor([[0.6, 0.4], [0.9, 0.05], [0.8, 0.2]])
@@ -75,7 +75,7 @@ def kangaroo_task(target, features, **options):
     )
 
 
-def test_features_are_what_the_target_computes(target, conversations, features):
+def test_features_equal_the_targets_hidden_states_and_top_tokens(target, conversations, features):
     assert len(features) == len(conversations)
     texts = {tuple(c.prompt_ids + c.answer_ids): c for c in conversations}
     for start, answer, end in zip(
@@ -99,7 +99,9 @@ def test_features_are_what_the_target_computes(target, conversations, features):
         assert torch.equal(written, features.top_ids[answer - 1 : end - 1, 0])
 
 
-def test_collecting_goes_on_after_a_kill(target, conversations, features, tmp_path, monkeypatch):
+def test_feature_collection_resumes_after_a_kill(
+    target, conversations, features, tmp_path, monkeypatch
+):
     monkeypatch.setattr(features_module, "BATCH_TOKENS", 200)
 
     class Killed(Exception):
@@ -128,7 +130,7 @@ def test_collecting_goes_on_after_a_kill(target, conversations, features, tmp_pa
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_chunked_cross_entropy_is_cross_entropy(softcap, monkeypatch):
+def test_chunked_cross_entropy_equals_cross_entropy(softcap, monkeypatch):
     monkeypatch.setattr("specdec.train.loss.ROWS", 3)
     torch.manual_seed(0)
     head = LMHeadTopK(torch.nn.Linear(6, 11, dtype=torch.float64), softcap=softcap, logit_scale=1.5)
@@ -151,7 +153,7 @@ def test_chunked_cross_entropy_is_cross_entropy(softcap, monkeypatch):
 
 
 @pytest.mark.parametrize("labels", ["distribution", "greedy"])
-def test_redrafters_loss_is_the_papers(target, features, labels):
+def test_redrafter_loss_equals_the_papers_formula(target, features, labels):
     """Written again, slowly: one position and one step at a time."""
     task = redrafter_task(target, features, labels=labels)
     units = task.units[5:25:3]
@@ -192,7 +194,7 @@ def test_redrafters_loss_is_the_papers(target, features, labels):
 
 
 @pytest.mark.parametrize("make", [redrafter_task, kangaroo_task])
-def test_training_learns(target, features, tmp_path, make):
+def test_training_reduces_loss_and_raises_accuracy(target, features, tmp_path, make):
     log = train(make(target, features), tmp_path, Schedule(epochs=60, batch=16, learning_rate=3e-3))
     losses = [line["loss"] for line in log if "loss" in line]
     rights = [line["right_1"] for line in log if "right_1" in line]
@@ -201,7 +203,9 @@ def test_training_learns(target, features, tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [redrafter_task, kangaroo_task])
-def test_a_killed_training_resumes_to_the_same_curve(target, features, tmp_path, make, monkeypatch):
+def test_killed_training_resumes_with_an_identical_loss_curve(
+    target, features, tmp_path, make, monkeypatch
+):
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0)
     monkeypatch.setattr(loop, "LOG_EVERY_STEPS", 3)
     schedule = Schedule(epochs=3, batch=5)
@@ -231,7 +235,7 @@ def test_a_killed_training_resumes_to_the_same_curve(target, features, tmp_path,
             train(task, tmp_path / "killed", other, of=of)
 
 
-def test_kangaroo_trains_with_the_mask_and_positions_of_drafting(target, features):
+def test_kangaroo_loss_equals_drafting_one_token_at_a_time(target, features):
     """The loss over a text is that of drafting: one token at a time, on a cache."""
     task = kangaroo_task(target, features)
     drafter = KangarooDrafter(target, kangaroo_config(), copy.deepcopy(task.model))
@@ -266,7 +270,7 @@ def test_kangaroo_trains_with_the_mask_and_positions_of_drafting(target, feature
     assert losses[first] != pytest.approx(float(loss), rel=1e-2)
 
 
-def test_errors_name_what_is_wrong(target, features, conversations, tmp_path):
+def test_error_names_the_invalid_setting_or_data(target, features, conversations, tmp_path):
     with pytest.raises(ValueError, match="labels: expected one of"):
         redrafter_task(target, features, labels="data")
     with pytest.raises(ValueError, match=r"exit_layer: expected one of \[2\]"):
@@ -306,7 +310,7 @@ def test_errors_name_what_is_wrong(target, features, conversations, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["redrafter", "kangaroo"])
-def test_a_whole_training_gives_a_drafter_in_a_folder(target, conversations, tmp_path, method):
+def test_train_drafter_writes_a_loadable_checkpoint(target, conversations, tmp_path, method):
     path = tmp_path / "data.jsonl"
     lines = [{"prompt_ids": c.prompt_ids, "answer_ids": c.answer_ids} for c in conversations]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
