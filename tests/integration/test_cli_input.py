@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from checkpoint_parts import APPLE
-from specdec.sources import models
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 
@@ -37,6 +36,8 @@ NUMBERS = [
         "--tokens": ["0", "-1"], "--batch": ["0", "9" * 30], "--answer-tokens": ["0", "-3"], "--seed": ["-1", str(2**32)],
     }.items() for value in values),
 ]  # fmt: skip
+
+
 TRAINING = [
     *((method, name, value) for method in ("redrafter", "kangaroo") for name, values in {
         "--epochs": ["0", "-1"], "--batch": ["0"], "--learning-rate": ["0", "nan", "inf", "-1"], "--held-out": ["0"],
@@ -189,66 +190,6 @@ def test_every_command_sets_the_number_of_threads(tiny_folder, run, monkeypatch,
     assert told == [1] * 4
 
 
-def test_tokenizer_is_required_only_by_commands_that_use_it(
-    tiny_folder, run, refused, tmp_path, monkeypatch
-):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder, folder)
-    for path in folder.glob("token*"):
-        path.unlink()
-    (folder / "chat_template.jinja").unlink()
-    assert "LlamaForCausalLM" in run("info", "--model", folder).out
-    # Of another width: what is wrong with it is said, and no tokenizer is missed.
-    assert "48" in refused("convert", APPLE, tmp_path / "x", "--target", folder)
-    for command in (
-        ["generate", "w1"],
-        ["chat"],
-        ["bench", "--prompts", QUESTIONS],
-        ["data", "--append", tmp_path / "d"],
-    ):
-        line = refused(*command, "--model", folder)
-        assert line.startswith("specdec: model: expected ")
-        assert str(folder) in line
-
-
-def test_missing_chat_template_is_rejected(tiny_folder, refused, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder, folder)
-    (folder / "chat_template.jinja").unlink()
-    for command in (
-        ["generate", "w1"],
-        ["chat"],
-        ["bench", "--prompts", QUESTIONS],
-        ["data", "--append", tmp_path / "d"],
-    ):
-        assert "expected a tokenizer with a chat template" in refused(*command, "--model", folder)
-
-
-def test_revision_and_trust_remote_code_are_passed_to_from_pretrained(
-    run, refused, tiny_folder, monkeypatch, tmp_path
-):
-    for option in (["--revision", "v1"], ["--trust-remote-code"]):
-        name = option[0][2:].replace("-", "_")
-        for command in (
-            ["generate", "w1"],
-            ["info"],
-            ["data", "--append", tmp_path / "x"],
-            ["convert", APPLE, tmp_path / "y"],
-        ):
-            assert f"{name}: expected" in refused(*command, *option)
-    seen = []
-    load = models.AutoModelForCausalLM.from_pretrained
-
-    def spy(source, **options):
-        seen.append((options["revision"], options["trust_remote_code"]))
-        return load(source, **options)
-
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", spy)
-    ask = ("generate", "w1", "--model", tiny_folder, "--max-new-tokens", 1)
-    run(*ask, "--revision", "v1", "--trust-remote-code")
-    assert seen == [("v1", True)]
-
-
 def test_bench_stops_at_the_models_last_position(tiny_folder, run, tmp_path):
     """The library's methods would go on beyond them, and differ."""
     path = tmp_path / "q.jsonl"
@@ -282,30 +223,3 @@ def test_tilde_is_expanded_in_option_values(tiny_folder, run, monkeypatch, tmp_p
     )
     run(*ask, "--model", "~/model", "--json=~/runs.json")
     assert (tmp_path / "runs.json").is_file()
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("tokenizer_config.json", {"model_max_length": []}),
-        ("tokenizer_config.json", {"model_max_length": "x"}),
-        ("generation_config.json", {"eos_token_id": [[2]]}),
-        ("generation_config.json", {"eos_token_id": 2.5}),
-        ("generation_config.json", {"eos_token_id": "end"}),
-        ("chat_template.jinja", "{% for m in messages %}"),
-        ("chat_template.jinja", "{{ messages[0].content.wrong() }}"),
-        ("chat_template.jinja", "{{ raise_exception('roles must alternate') }}"),
-        ("tokenizer.json", ""),
-        ("tokenizer.json", "[]"),
-    ],
-)
-def test_invalid_model_config_files_give_one_error_line(
-    tiny_folder, refused, tmp_path, name, change
-):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder, folder)
-    path = folder / name
-    if isinstance(change, dict):
-        change = json.dumps(json.loads(path.read_text()) | change)
-    path.write_text(change)
-    assert "model: expected " in refused("generate", "w1", "--model", folder)

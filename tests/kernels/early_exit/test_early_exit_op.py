@@ -1,4 +1,4 @@
-"""The early-exit step as an op: strides, registration, compilation, errors, and the module on top."""
+"""The early-exit step as an op: strides, registration, compilation and errors."""
 
 import math
 import re
@@ -14,7 +14,6 @@ from early_exit_steps import (
     run,
 )
 from ladder import check_compiles_whole, check_never_silent, check_op, every_way
-from specdec_kernels import EarlyExitAdapter, LMHeadTopK
 from specdec_kernels._ops import ops
 from specdec_kernels.early_exit import early_exit_step
 
@@ -61,40 +60,6 @@ def test_cache_rows_default_to_batch_order(kernel_device):
     named, unnamed = (run(step, "triton", cache_rows=rows) for rows in (order, None))
     for name in WRITTEN:
         assert torch.equal(named[name], unnamed[name])
-
-
-def test_module_step_equals_project_attend_and_head(kernel_device):
-    torch.manual_seed(0)
-    module = EarlyExitAdapter(64, 4, 2, 16, rope_theta=500.0).to(kernel_device)
-    head = LMHeadTopK(torch.nn.Linear(64, 90, bias=False)).to(kernel_device)
-    step = make_step(device=kernel_device, vocabulary=90)
-    del step["adapter"], step["head"]
-    hidden, at = step["hidden"][:, None], step["positions"][:, None]
-    with torch.no_grad():
-        q, k, v = module.project(hidden, at)
-        k_cache, v_cache = step["k_cache"].clone(), step["v_cache"].clone()
-        k_cache[step["cache_rows"], :, step["prefix_lens"]] = k[:, :, 0]
-        v_cache[step["cache_rows"], :, step["prefix_lens"]] = v[:, :, 0]
-        nodes = {
-            "prefix_lens": step["prefix_lens"], "cache_rows": step["cache_rows"],
-            "ancestors": torch.ones_like(at)[..., None], "depth": torch.zeros_like(at),
-        }  # fmt: skip
-        read, again = (
-            module.attend(hidden, q, k_cache, v_cache, **nodes, impl=impl)
-            for impl in ("reference", "triton")
-        )
-        torch.testing.assert_close(read, again)
-        check_never_silent(
-            lambda impl: module.attend(hidden, q, k_cache, v_cache, **nodes, impl=impl)
-        )
-        sure = head.confidence(read[:, 0])
-        for impl in ("auto", "reference", "triton"):
-            found = {name: step[name].clone() for name in WRITTEN}
-            module.step(**{**step, **found}, head=head, impl=impl)
-            assert torch.equal(found["tokens"], sure.tokens)
-            torch.testing.assert_close(found["confidence"], sure.confidence)
-            torch.testing.assert_close(found["k_cache"], k_cache)
-            torch.testing.assert_close(found["v_cache"], v_cache)
 
 
 def flat(step):
@@ -284,21 +249,3 @@ def test_unsupported_inputs_are_rejected_before_the_cache_is_written(kernel_devi
 @pytest.mark.parametrize("head_dim", [2, 6, 34])
 def test_head_dim_may_be_any_even_number(head_dim, kernel_device):
     assert_kernel_is_no_worse(make_step((40, 4, 2, head_dim), batch=16, device=kernel_device))
-
-
-@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
-@torch.no_grad()
-def test_module_step_validates_arguments_like_the_op(impl, kernel_device):
-    module = EarlyExitAdapter(64, 4, 2, 16).to(kernel_device)
-    head = LMHeadTopK(torch.nn.Linear(64, 90, bias=False)).to(kernel_device)
-    step = make_step(device=kernel_device, vocabulary=90)
-    del step["adapter"]
-    step["head"] = head
-    for name in ("prefix_lens", "positions", "cache_rows"):
-        with pytest.raises(ValueError, match=rf"{name}: expected shape \[3\], got \[1\]"):
-            module.step(**{**step, name: step[name][:1]}, impl=impl)
-    with pytest.raises(TypeError, match="stopped: expected torch.bool, got torch.int32"):
-        module.step(**{**step, "stopped": step["stopped"].int()}, impl=impl)
-    with pytest.raises(ValueError, match="device: expected all tensors on one device"):
-        module.step(**{**step, "tokens": step["tokens"].to("meta")}, impl=impl)
-    check_never_silent(lambda impl: module.step(**step, impl=impl))
