@@ -17,7 +17,7 @@ def snippets(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def test_the_drafter_of_the_flow_page_works():
+def test_drafter_example_of_the_flow_page_runs():
     (code,) = snippets("docs/flow.md")
     names = {}
     exec(code, names)
@@ -28,7 +28,7 @@ def test_the_drafter_of_the_flow_page_works():
 
 
 @pytest.mark.model
-def test_the_example_of_the_readme_works(capsys):
+def test_readme_example_runs(capsys):
     threads = torch.get_num_threads()
     code, _ = snippets("README.md")
     exec(code, {})
@@ -36,7 +36,7 @@ def test_the_example_of_the_readme_works(capsys):
     assert len(capsys.readouterr().out) > 20
 
 
-def test_the_example_of_the_readme_writes_the_librarys_text_with_any_model(tmp_path, capsys):
+def test_readme_example_output_equals_transformers_with_another_model(tmp_path, capsys):
     model, tokenizer = tiny_model("llama", dtype=torch.float32), letters()
     tokenizer.chat_template = "bcdebcde"  # none of them padding to the model
     model.save_pretrained(tmp_path)
@@ -48,7 +48,7 @@ def test_the_example_of_the_readme_writes_the_librarys_text_with_any_model(tmp_p
     assert capsys.readouterr().out == tokenizer.decode(text) + "\n"
 
 
-def test_the_kernels_of_the_readme_work():
+def test_readme_kernel_example_runs():
     _, code = snippets("README.md")
     names = {}
     exec(code, names)
@@ -62,7 +62,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-def test_the_pages_link_to_what_is_there():
+def test_documentation_links_resolve():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             if "://" not in link:

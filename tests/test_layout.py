@@ -16,7 +16,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_kernels_is_a_container_and_never_a_package():
+def test_kernels_folder_is_not_an_importable_package():
     # A package called `kernels` would hide Hugging Face's, which transformers imports.
     assert not (ROOT / "kernels" / "__init__.py").exists()
     done = run(
@@ -26,21 +26,21 @@ def test_kernels_is_a_container_and_never_a_package():
     assert done.returncode == 0, done.stderr
 
 
-def test_each_room_of_the_benchmarks_can_be_taken_in_at_a_glance():
+def test_bench_folders_have_at_most_16_modules():
     rooms = {path.parent for path in (ROOT / "bench").rglob("*.py")}
     for room in rooms:
         assert (room / "__init__.py").exists()
         assert len(list(room.glob("*.py"))) <= 16, room
 
 
-def test_containers_are_not_packages():
+def test_tests_and_docs_have_no_init_files():
     for folder in ("tests", "docs"):
         assert not list((ROOT / folder).rglob("__init__.py"))
 
 
 @pytest.mark.parametrize("first", ["tests", "tests/support"])
 @pytest.mark.parametrize("name", ["tiny", "every_drafter"])
-def test_helpers_are_one_module_wherever_they_are_imported_from(first, name):
+def test_support_module_is_the_same_from_every_import_path(first, name):
     other = "tests/support" if first == "tests" else "tests"
     done = run(
         f"import sys; sys.path[:0] = ['.', 'kernels', {first!r}]; import {name} as one; "
@@ -50,7 +50,7 @@ def test_helpers_are_one_module_wherever_they_are_imported_from(first, name):
     assert done.returncode == 0, done.stderr
 
 
-def test_tests_run_beside_another_package_called_tests(tmp_path):
+def test_tests_run_with_another_installed_package_named_tests(tmp_path):
     for name in ("tests", "bench"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise AssertionError('imported')")
@@ -79,7 +79,7 @@ def imported(path, package):
 
 
 @pytest.mark.parametrize("root", ["specdec", "kernels/specdec_kernels", "bench"])
-def test_no_two_files_import_each_other(root):
+def test_there_are_no_circular_imports(root):
     files = {}
     for path in (ROOT / root).rglob("*.py"):
         parts = path.relative_to((ROOT / root).parent).with_suffix("").parts

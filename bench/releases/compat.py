@@ -36,6 +36,7 @@ PACKAGES = ("torch", "triton", "transformers", "numpy")
 CORE = (
     (
         "tests/kernels/*/test_*_kernel.py",
+        "tests/kernels/*/test_*_op.py",
         "tests/kernels/test_aot.py",
         "tests/kernels/test_imports.py",
     ),

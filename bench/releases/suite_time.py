@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 
 # The first that a test's name matches.
 KINDS = {
-    "torch.compile": r"compiles_whole|test_compiled_models|test_ops\.test_(an_op|a_benchmark)",
+    "torch.compile": r"compiles_with_fullgraph|test_compiled_models|test_ops\.test_(an_op|a_benchmark)",
     "compiling for GPUs": r"test_aot",
-    "default model": r"test_default_model|sampling_default|test_shipped|decoding_runs_on|first_token|example_of_the_readme|default_models?_",
+    "default model": r"test_default_model|sampling_default|test_shipped|decoding_runs_on|first_token|readme_example|default_models?_",
     "other processes": r"test_imports|test_layout|test_gpu\.",
-    "interpreted kernels": r"kernels\.test_\w+_kernel|kernels\.test_\w+_op|test_bounds|test_bytes|test_cuda_graphs|with_kernels",
+    "interpreted kernels": r"kernels\.(\w+\.)?test_\w+_(kernel|op)|test_bounds|test_bytes|test_cuda_graphs|with_kernels",
     "references": r"tests\.kernels",
     "decoding tiny models": r"tests\.specdec|tests\.integration",
     "else": r"",

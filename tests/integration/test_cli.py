@@ -17,7 +17,7 @@ from specdec.sources.embedded_files import embedded_model_path
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 
 
-def test_generate_writes_an_answer_and_its_figures(tiny_folder, run):
+def test_generate_prints_answer_and_metrics(tiny_folder, run):
     out = run(
         "generate", "w5 w6 w5 w6", "--model", tiny_folder, "--max-new-tokens", 20, "--compare"
     ).out  # fmt: skip
@@ -32,13 +32,13 @@ def test_generate_writes_an_answer_and_its_figures(tiny_folder, run):
     assert out.count("1/1") == 3
 
 
-def test_prompts_are_shown_as_they_are(tiny_folder, run):
+def test_prompt_markup_is_printed_literally(tiny_folder, run):
     said = "what does [/INST] or a[i] :smile: mean"
     out = run("generate", said, "--model", tiny_folder, "--max-new-tokens", 2).out
     assert said in out
 
 
-def test_bench_saves_every_run_and_says_that_tokens_agree(tiny_folder, run, tmp_path):
+def test_bench_saves_every_run_and_reports_identical_tokens(tiny_folder, run, tmp_path):
     saved = tmp_path / "runs.json"
     arguments = ("--model", tiny_folder, "--limit", 2, "--max-new-tokens", 6, "--json", saved)
     out = run("bench", "--prompts", QUESTIONS, *arguments).out
@@ -48,7 +48,7 @@ def test_bench_saves_every_run_and_says_that_tokens_agree(tiny_folder, run, tmp_
     assert list(tmp_path.iterdir()) == [saved]
 
 
-def test_bench_ends_with_1_when_an_answer_differs(tiny_folder, run, monkeypatch):
+def test_bench_exits_with_1_when_an_answer_differs(tiny_folder, run, monkeypatch):
     write = compare.Runner.write
 
     def wrong(self, method, prompt, most):
@@ -66,7 +66,7 @@ def test_bench_ends_with_1_when_an_answer_differs(tiny_folder, run, monkeypatch)
     ).err  # fmt: skip
 
 
-def test_bench_finds_a_prompt_that_is_too_long_before_it_runs_anything(
+def test_bench_rejects_too_long_prompts_before_the_first_run(
     tiny_folder, run, tmp_path, monkeypatch
 ):
     lines = [
@@ -79,7 +79,7 @@ def test_bench_finds_a_prompt_that_is_too_long_before_it_runs_anything(
     assert "positions, got 301 in question 2" in error
 
 
-def test_chat_keeps_what_was_said(tiny_folder, run, monkeypatch):
+def test_chat_keeps_history_until_exit(tiny_folder, run, monkeypatch):
     said = iter(["w5 w6", "", "w7 w8", "/exit", "w9"])
     monkeypatch.setattr(console, "input", lambda prompt: next(said))
     out = run("chat", "--model", tiny_folder, "--max-new-tokens", 8).out
@@ -88,7 +88,7 @@ def test_chat_keeps_what_was_said(tiny_folder, run, monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["", "/exit\nw9\n", " /exit "])
-def test_a_piped_chat_shows_whose_turn_it_is(tiny_folder, run, monkeypatch, end):
+def test_piped_chat_labels_user_and_model_turns(tiny_folder, run, monkeypatch, end):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffw5 [w6]\n\n  \nw7\n" + end))
     out = run("chat", "--model", tiny_folder, "--max-new-tokens", 4).out
     for line in ("you: w5 [w6]\nmodel: ", "you: w7\nmodel: "):
@@ -97,7 +97,7 @@ def test_a_piped_chat_shows_whose_turn_it_is(tiny_folder, run, monkeypatch, end)
     assert "w9" not in out
 
 
-def test_info_says_what_is_there(tiny_folder, run):
+def test_info_lists_versions_threads_and_model(tiny_folder, run):
     out = run("info", "--model", tiny_folder).out
     for fact in ("torch", "transformers", "threads", "exact bfloat16", "LlamaForCausalLM"):
         assert fact in out
@@ -125,11 +125,11 @@ def test_info_says_what_is_there(tiny_folder, run):
         (["bench", "--prompts", str(QUESTIONS), "--json", "/no/where.json"], "json: expected a file in an existing folder"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, refused, arguments, message):
+def test_bad_input_gives_one_error_line_and_exit_code_2(tiny_folder, refused, arguments, message):
     assert message in refused(*arguments, "--model", tiny_folder)
 
 
-def test_an_unknown_model_and_an_unsupported_one_are_named(run, tmp_path, capsys):
+def test_error_names_unknown_and_unsupported_models(run, tmp_path, capsys):
     assert "got 'no/model'" in run("generate", "x", "--model", "no/model", code=2).err
     from transformers import MambaConfig, MambaForCausalLM
 
@@ -156,7 +156,7 @@ def processor_seconds(*command):
 
 
 @pytest.mark.model
-def test_the_first_token_takes_at_most_three_times_the_librarys_import():
+def test_first_token_takes_at_most_three_times_the_transformers_import():
     embedded_model_path()  # warm
     imported, _ = processor_seconds("-c", "from transformers import LlamaForCausalLM")
     first, out = processor_seconds(

@@ -154,19 +154,19 @@ def ends_well(tiny_folder, tmp_path, monkeypatch, capsys):
 
 @EVERYTHING
 @given(commands(), contents)
-def test_any_options(ends_well, command, content):
+def test_random_options_never_cause_a_traceback(ends_well, command, content):
     ends_well(command, content)
 
 
 @EVERYTHING
 @given(st.lists(words | paths | st.sampled_from(["generate", "train", "--model"]), max_size=4))
-def test_any_words(ends_well, arguments):
+def test_random_arguments_never_cause_a_traceback(ends_well, arguments):
     ends_well(arguments, b"")
 
 
 @settings(EVERYTHING, max_examples=6)
 @given(st.binary(max_size=20) | st.text(max_size=9).map(str.encode))
-def test_any_input(ends_well, stdin):
+def test_random_stdin_never_causes_a_traceback(ends_well, stdin):
     for command in (["chat"], ["generate", "-"]):
         ends_well([*command, *SMALL, "--max-new-tokens", "1", "--drafter", "plain"], b"", stdin)
 
@@ -181,7 +181,9 @@ FILES = [
 @given(
     st.sampled_from(FILES), st.floats(0, 1), st.binary(max_size=4), st.booleans(), st.none() | json_values
 )  # fmt: skip
-def test_any_damage_of_a_model(ends_well, tiny_folder, tmp_path, name, at, bits, cut, value):
+def test_damaged_model_folders_never_cause_a_traceback(
+    ends_well, tiny_folder, tmp_path, name, at, bits, cut, value
+):
     folder = tmp_path / "model"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(tiny_folder, folder)

@@ -47,14 +47,14 @@ def answer_tokens(path):
     return sum(record.answer_tokens for record in records_of(path))
 
 
-def test_it_says_how_far_it_is(append, run, tmp_path):
+def test_data_reports_progress(append, run, tmp_path):
     said = run(*append(tmp_path / "x", 30)).err.splitlines()
     assert said[0] == "writing 0/30"
     assert said[-1] == "writing 30/30"
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_it_goes_on_where_it_stopped_and_writes_nothing_twice(append, run, tmp_path, own):
+def test_data_resumes_without_writing_duplicates(append, run, tmp_path, own):
     path = tmp_path / "x"
     run(*append(path, 30, own=own))
     first, written = kept(path), answer_tokens(path)
@@ -70,13 +70,13 @@ def test_it_goes_on_where_it_stopped_and_writes_nothing_twice(append, run, tmp_p
     assert len(Store.read(path).runs) == 1
 
 
-def test_turns_that_have_all_been_answered_end_it(append, run, tmp_path):
+def test_data_ends_when_all_given_turns_are_answered(append, run, tmp_path):
     path = tmp_path / "x"
     run(*append(path, 10**9))
     assert sorted(kept(path)) == EVERY_TURN
 
 
-def test_a_seed_is_used_with_one_kind_of_settings(append, run, refused, tmp_path):
+def test_seed_with_changed_settings_is_rejected(append, run, refused, tmp_path):
     path = tmp_path / "x"
     run(*append(path, 30))
     before = path.read_bytes()
@@ -87,7 +87,7 @@ def test_a_seed_is_used_with_one_kind_of_settings(append, run, refused, tmp_path
     assert len(Store.read(path).runs) == 2
 
 
-def test_files_are_merged_once_and_described(append, run, tmp_path, tiny_folder):
+def test_merging_the_same_files_twice_adds_nothing(append, run, tmp_path, tiny_folder):
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"prompt_ids": [3, 4], "answer_ids": [5, 6, 7]}\n' * 3)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -105,7 +105,7 @@ def test_files_are_merged_once_and_described(append, run, tmp_path, tiny_folder)
     assert row == ["│", "conversations", "│", f"{count}", "│", "3", "│"]
 
 
-def test_a_file_that_is_no_store_stays_and_is_named(append, refused, tmp_path):
+def test_file_that_is_no_store_is_rejected_unchanged(append, refused, tmp_path):
     path, other = tmp_path / "notes", tmp_path / "other.db"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE model (facts TEXT)")
@@ -128,7 +128,7 @@ def test_a_file_that_is_no_store_stays_and_is_named(append, refused, tmp_path):
         assert path.read_bytes() == text
 
 
-def test_a_second_writer_is_refused_and_so_are_readers_meanwhile(
+def test_second_writer_and_readers_are_rejected_while_a_writer_is_open(
     append, run, refused, tmp_path, tiny_folder
 ):
     path, other = tmp_path / "x", tmp_path / "other"
@@ -148,7 +148,7 @@ def test_a_second_writer_is_refused_and_so_are_readers_meanwhile(
 
 
 @pytest.mark.parametrize("pages", [5, 7])
-def test_a_full_disk_is_one_line_and_what_was_complete_stays(
+def test_full_disk_gives_one_error_line_and_keeps_complete_records(
     append, run, tmp_path, monkeypatch, pages
 ):
     path, connect = tmp_path / "x", sqlite3.connect
@@ -202,7 +202,7 @@ for _ in range(4):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_loses_nothing_that_was_complete(append, run, tmp_path):
+def test_sigkill_loses_no_complete_record(append, run, tmp_path):
     path = tmp_path / "x"
     command = append(path, 10**9)
     done = subprocess.run(

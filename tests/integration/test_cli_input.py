@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from checkpoint_parts import APPLE
-from specdec.sources import models
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "questions.jsonl"
 
@@ -37,6 +36,8 @@ NUMBERS = [
         "--tokens": ["0", "-1"], "--batch": ["0", "9" * 30], "--answer-tokens": ["0", "-3"], "--seed": ["-1", str(2**32)],
     }.items() for value in values),
 ]  # fmt: skip
+
+
 TRAINING = [
     *((method, name, value) for method in ("redrafter", "kangaroo") for name, values in {
         "--epochs": ["0", "-1"], "--batch": ["0"], "--learning-rate": ["0", "nan", "inf", "-1"], "--held-out": ["0"],
@@ -65,7 +66,7 @@ def no_model(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_model")
-def test_numbers_out_of_range_are_named_before_the_model_is_loaded(refused, texts, tmp_path):
+def test_out_of_range_numbers_are_rejected_before_loading_the_model(refused, texts, tmp_path):
     folders = ("--out", tmp_path / "out", "--run", tmp_path / "run")
     lines = {arguments: refused(*arguments) for arguments in NUMBERS}
     lines |= {a: refused("train", a[0], texts, *folders, *a[1:]) for a in TRAINING}
@@ -76,7 +77,7 @@ def test_numbers_out_of_range_are_named_before_the_model_is_loaded(refused, text
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("kind", ["null", "file", "folder", "nowhere", "proc", "circle"])
-def test_what_cannot_be_written_is_named_before_the_model_is_loaded(refused, texts, tmp_path, kind):
+def test_unwritable_paths_are_rejected_before_loading_the_model(refused, texts, tmp_path, kind):
     for path, target in {"circle": "circle", "link": "/dev/full"}.items():
         (tmp_path / path).symlink_to(target)
     place = {
@@ -99,7 +100,7 @@ def test_what_cannot_be_written_is_named_before_the_model_is_loaded(refused, tex
 
 
 @pytest.mark.usefixtures("no_model")
-def test_names_and_files_that_are_not_there_are_named(refused, texts, tmp_path):
+def test_error_names_unknown_drafters_methods_and_missing_files(refused, texts, tmp_path):
     for drafter in (
         "",
         "+",
@@ -124,7 +125,9 @@ def test_names_and_files_that_are_not_there_are_named(refused, texts, tmp_path):
     assert "data: expected" in refused("train", "redrafter", "no", *folders)
 
 
-def test_prompts_are_text(tiny_folder, refused, monkeypatch, tmp_path):
+def test_prompts_that_are_empty_or_not_utf8_are_rejected(
+    tiny_folder, refused, monkeypatch, tmp_path
+):
     here = ("--model", tiny_folder, "--drafter", "plain")
     for text in ("w1 \udcff", "\ud800", "\udfff w1"):
         assert "prompt: expected text in UTF-8" in refused("generate", text, *here)
@@ -137,14 +140,14 @@ def test_prompts_are_text(tiny_folder, refused, monkeypatch, tmp_path):
         assert "prompt: expected some text, got none" in refused("generate", "-", *here)
 
 
-def test_a_mark_before_a_prompt_is_left_out(tiny_folder, run, monkeypatch):
+def test_byte_order_mark_of_stdin_is_ignored(tiny_folder, run, monkeypatch):
     for data in (b"w5 w6", b"\xef\xbb\xbfw5 w6"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
         out = run("generate", "-", "--model", tiny_folder, "--max-new-tokens", 2).out
         assert out.startswith("w5 w6\n")
 
 
-def test_temperatures_at_the_ends_write_text(tiny_folder, run):
+def test_extreme_temperatures_generate_text(tiny_folder, run):
     for temperature in ("1e-300", "1e-40", "1e300"):
         run(
             "generate",
@@ -158,7 +161,7 @@ def test_temperatures_at_the_ends_write_text(tiny_folder, run):
         )
 
 
-def test_devices_that_are_not_there_are_named(tiny_folder, refused):
+def test_unknown_devices_are_rejected(tiny_folder, refused):
     for device in (
         "",
         "toaster",
@@ -177,7 +180,7 @@ def test_devices_that_are_not_there_are_named(tiny_folder, refused):
         )
 
 
-def test_threads_are_set_before_the_model_is_loaded(tiny_folder, run, monkeypatch, tmp_path):
+def test_every_command_sets_the_number_of_threads(tiny_folder, run, monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
@@ -187,67 +190,7 @@ def test_threads_are_set_before_the_model_is_loaded(tiny_folder, run, monkeypatc
     assert told == [1] * 4
 
 
-def test_a_model_without_a_tokenizer_is_enough_where_none_is_needed(
-    tiny_folder, run, refused, tmp_path, monkeypatch
-):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder, folder)
-    for path in folder.glob("token*"):
-        path.unlink()
-    (folder / "chat_template.jinja").unlink()
-    assert "LlamaForCausalLM" in run("info", "--model", folder).out
-    # Of another width: what is wrong with it is said, and no tokenizer is missed.
-    assert "48" in refused("convert", APPLE, tmp_path / "x", "--target", folder)
-    for command in (
-        ["generate", "w1"],
-        ["chat"],
-        ["bench", "--prompts", QUESTIONS],
-        ["data", "--append", tmp_path / "d"],
-    ):
-        line = refused(*command, "--model", folder)
-        assert line.startswith("specdec: model: expected ")
-        assert str(folder) in line
-
-
-def test_a_model_without_a_chat_template_is_named_before_it_is_asked(
-    tiny_folder, refused, tmp_path
-):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder, folder)
-    (folder / "chat_template.jinja").unlink()
-    for command in (
-        ["generate", "w1"],
-        ["chat"],
-        ["bench", "--prompts", QUESTIONS],
-        ["data", "--append", tmp_path / "d"],
-    ):
-        assert "expected a tokenizer with a chat template" in refused(*command, "--model", folder)
-
-
-def test_revisions_and_code_come_to_the_model(run, refused, tiny_folder, monkeypatch, tmp_path):
-    for option in (["--revision", "v1"], ["--trust-remote-code"]):
-        name = option[0][2:].replace("-", "_")
-        for command in (
-            ["generate", "w1"],
-            ["info"],
-            ["data", "--append", tmp_path / "x"],
-            ["convert", APPLE, tmp_path / "y"],
-        ):
-            assert f"{name}: expected" in refused(*command, *option)
-    seen = []
-    load = models.AutoModelForCausalLM.from_pretrained
-
-    def spy(source, **options):
-        seen.append((options["revision"], options["trust_remote_code"]))
-        return load(source, **options)
-
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", spy)
-    ask = ("generate", "w1", "--model", tiny_folder, "--max-new-tokens", 1)
-    run(*ask, "--revision", "v1", "--trust-remote-code")
-    assert seen == [("v1", True)]
-
-
-def test_a_benchmark_ends_where_the_positions_end(tiny_folder, run, tmp_path):
+def test_bench_stops_at_the_models_last_position(tiny_folder, run, tmp_path):
     """The library's methods would go on beyond them, and differ."""
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question_id": 1, "category": "a", "turns": ["w3 " * 150]}))
@@ -264,9 +207,7 @@ def test_a_benchmark_ends_where_the_positions_end(tiny_folder, run, tmp_path):
     )
 
 
-def test_what_a_command_of_the_shell_does_is_done_for_options(
-    tiny_folder, run, monkeypatch, tmp_path
-):
+def test_tilde_is_expanded_in_option_values(tiny_folder, run, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(tiny_folder, tmp_path / "model")
     ask = (
@@ -282,28 +223,3 @@ def test_what_a_command_of_the_shell_does_is_done_for_options(
     )
     run(*ask, "--model", "~/model", "--json=~/runs.json")
     assert (tmp_path / "runs.json").is_file()
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("tokenizer_config.json", {"model_max_length": []}),
-        ("tokenizer_config.json", {"model_max_length": "x"}),
-        ("generation_config.json", {"eos_token_id": [[2]]}),
-        ("generation_config.json", {"eos_token_id": 2.5}),
-        ("generation_config.json", {"eos_token_id": "end"}),
-        ("chat_template.jinja", "{% for m in messages %}"),
-        ("chat_template.jinja", "{{ messages[0].content.wrong() }}"),
-        ("chat_template.jinja", "{{ raise_exception('roles must alternate') }}"),
-        ("tokenizer.json", ""),
-        ("tokenizer.json", "[]"),
-    ],
-)
-def test_wrong_settings_of_a_model_are_one_line(tiny_folder, refused, tmp_path, name, change):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder, folder)
-    path = folder / name
-    if isinstance(change, dict):
-        change = json.dumps(json.loads(path.read_text()) | change)
-    path.write_text(change)
-    assert "model: expected " in refused("generate", "w1", "--model", folder)

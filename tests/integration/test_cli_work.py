@@ -37,7 +37,7 @@ def trained(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["redrafter", "kangaroo"])
-def test_training_says_how_far_it_is_and_goes_on(trained, run, tmp_path, method):
+def test_train_reports_progress_and_resumes(trained, run, tmp_path, method):
     said = run(*trained(method)).err
     assert re.search(r"^reading 18/18$", said, re.M)
     assert re.search(r"^training \d+/\d+ loss ", said, re.M)
@@ -47,7 +47,7 @@ def test_training_says_how_far_it_is_and_goes_on(trained, run, tmp_path, method)
     assert "training" not in again.split(str(tmp_path))[0]  # all of it was done
 
 
-def test_benchmarks_say_how_far_they_are(tiny_folder, run):
+def test_bench_reports_progress(tiny_folder, run):
     ask = (
         "bench",
         "--prompts",
@@ -64,7 +64,7 @@ def test_benchmarks_say_how_far_they_are(tiny_folder, run):
     assert said[-1].startswith("runs 4/4 ")
 
 
-def test_who_reads_later_gets_a_line_now_and_then(monkeypatch, capsys):
+def test_progress_to_a_file_is_one_line_per_interval(monkeypatch, capsys):
     now = iter([0.0, 4.0, 9.9, 10.0, 12.0, 25.0, 26.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     with progress.progress() as show:
@@ -76,7 +76,7 @@ def test_who_reads_later_gets_a_line_now_and_then(monkeypatch, capsys):
     ]  # fmt: skip
 
 
-def test_damaged_files_of_a_training_are_named(trained, run, refused, tmp_path):
+def test_error_names_the_damaged_training_file(trained, run, refused, tmp_path):
     run(*trained("redrafter"))
     texts = (b"", b"\0", b"[1]", b"{\xff", b"[" * 100_000)
     halves = ("run/state.pt", "features/index.json", "features/hidden", "features/tokens")
@@ -109,7 +109,7 @@ def full_disk(monkeypatch):
     return fill
 
 
-def test_a_disk_that_fills_meanwhile_is_one_line(
+def test_disk_full_when_saving_bench_results_gives_one_error_line(
     tiny_folder, run, refused, tmp_path, monkeypatch, full_disk
 ):
     saved = tmp_path / "runs.json"
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_meanwhile_is_one_line(
 
 
 @pytest.mark.parametrize("stage", ["features", "run", "out"])
-def test_a_disk_that_fills_while_training_is_one_line(trained, run, tmp_path, monkeypatch, stage):
+def test_disk_full_during_training_gives_one_error_line(trained, run, tmp_path, monkeypatch, stage):
     original = whole_file
 
     def full(path):
@@ -161,7 +161,7 @@ def test_a_disk_that_fills_while_training_is_one_line(trained, run, tmp_path, mo
     run(*trained("redrafter"))  # goes on
 
 
-def test_interruptions_and_closed_pipes_are_quiet(tiny_folder, run, monkeypatch):
+def test_interrupt_exits_with_130_and_prints_nothing(tiny_folder, run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -172,7 +172,7 @@ def test_interruptions_and_closed_pipes_are_quiet(tiny_folder, run, monkeypatch)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"]])
-def test_a_closed_pipe_is_quiet(arguments):
+def test_closed_stdout_pipe_prints_no_error(arguments):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
@@ -183,7 +183,7 @@ def test_a_closed_pipe_is_quiet(arguments):
     assert done.returncode != 2
 
 
-def test_mistakes_of_ours_still_show_where_they_are(tiny_folder, monkeypatch):
+def test_internal_errors_still_raise_a_traceback(tiny_folder, monkeypatch):
     def wrong(*_, **__):
         raise KeyError("ours")
 

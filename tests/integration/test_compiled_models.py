@@ -44,7 +44,7 @@ def path_to(parents, node):
 @pytest.mark.sampled
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("family", ["llama-16", "qwen3-16"])
-def test_a_compiled_model_sees_every_path_of_a_tree_as_a_text(
+def test_compiled_model_with_tree_attention_equals_each_path_run_alone(
     family, dynamic, attention, kernel_device
 ):
     model = tiny_model(family, dtype=torch.float32).to(kernel_device)

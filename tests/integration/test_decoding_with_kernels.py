@@ -48,7 +48,9 @@ def write(family, make, device):
     [*(("llama-16", make) for make in OPS), ("mistral-16", lookup), ("qwen3-16", mixed)],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_kernels_write_what_references_write(family, make, kernel_device, monkeypatch):
+def test_decoding_with_kernels_equals_decoding_with_references(
+    family, make, kernel_device, monkeypatch
+):
     monkeypatch.setattr(dispatch, "KERNEL_DEVICES", {"cuda", "cpu"})
     found, ops = write(family, make, kernel_device)
     monkeypatch.setattr(dispatch, "KERNEL_DEVICES", set())

@@ -29,7 +29,7 @@ def ends(target):
     return end_tokens(target.model.generation_config)
 
 
-def test_float32_text_is_the_librarys_on_prompts_of_13_categories(target32, whole):
+def test_float32_tokens_equal_recorded_transformers_output_in_13_categories(target32, whole):
     golden = json.loads((DATA / "library_greedy.json").read_text())
     questions, new = (QUESTIONS, golden["new_tokens"]) if whole else (FIRST, 64)
     assert Counter(q.category for q in QUESTIONS) == dict.fromkeys(
@@ -56,7 +56,7 @@ def test_float32_text_is_the_librarys_on_prompts_of_13_categories(target32, whol
         assert sum(v.ties for v in verdicts.values()) <= max(1, TIE_RATE * tokens), verdicts
 
 
-def test_float32_text_is_the_librarys_in_this_very_process(target32, whole):
+def test_float32_tokens_equal_transformers_generate_in_the_same_process(target32, whole):
     stock, _ = load_model()
     for question in (QUESTIONS[0], QUESTIONS[30], QUESTIONS[-1]) if whole else QUESTIONS[:1]:
         prompt = prompt_of(target32, question)
@@ -71,7 +71,7 @@ def test_float32_text_is_the_librarys_in_this_very_process(target32, whole):
             assert written.tokens[0] == out[0, len(prompt) :].tolist()
 
 
-def test_exact_bfloat16_is_bit_identical_with_lookup_oracle_and_distractors(exact16, whole):
+def test_exact_bfloat16_tokens_equal_the_plain_loop_with_good_and_bad_drafters(exact16, whole):
     questions = read_questions(DATA / "questions.jsonl", per_category=2) if whole else FIRST[::2]
     chosen = [prompt_of(exact16, question) for question in questions]
     assert len(chosen) == (26 if whole else 7)

@@ -13,7 +13,7 @@ NEW = 12
 
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("family", ["llama-16", "mistral-16", "qwen3-16"])
-def test_text_is_the_librarys_on_the_device(family, make, device):
+def test_tokens_on_the_device_equal_transformers_on_cpu(family, make, device):
     prompts = [random_prompt(5, 0), random_prompt(9, 1) * 2]
     on_cpu = tiny_model(family, dtype=torch.float32)
     expected = [library_greedy(on_cpu, prompt, NEW) for prompt in prompts]

@@ -74,7 +74,7 @@ PICKERS = {"likeliest": None, "drawn": "drawn", "processed": "processed", "walke
 
 @pytest.mark.parametrize("how", PICKERS.values(), ids=PICKERS)
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
-def test_the_host_waits_for_a_round_once(launches, make, how):
+def test_host_synchronizes_once_per_round(launches, make, how):
     rounds = rounds_of(launches, make, getattr(launches, how) if isinstance(how, str) else how)
     assert len(rounds) == launches.ROUNDS
     for counted in rounds:
@@ -85,7 +85,7 @@ def test_the_host_waits_for_a_round_once(launches, make, how):
 
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_a_drafter_that_looks_is_seen(launches, look):
+def test_device_read_by_a_drafter_is_counted(launches, look):
     class Looking(PlainDrafter):
         def draft(self, state, budget):
             look(state.roots)
@@ -105,20 +105,20 @@ def counted(call):
 
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
-def test_a_copy_to_the_device_is_seen(copy):
+def test_host_to_device_copy_is_counted(copy):
     counts = counted(copy)
     assert counts.uploads.total() == 1
     assert not counts.reads
 
 
 @pytest.mark.parametrize("call", HARMLESS.values(), ids=HARMLESS)
-def test_what_does_not_wait_is_not_counted(call):
+def test_asynchronous_calls_are_not_counted(call):
     counts = counted(call)
     assert not counts.reads
     assert not counts.uploads
 
 
-def test_launches_are_the_same_at_every_beam_width(launches):
+def test_kernel_launches_do_not_depend_on_beam_width(launches):
     with absent_gpu(CUDA, KNOWN["sm_90"]):
         target = launches.small_target()
         per_width = [
@@ -136,7 +136,9 @@ def test_launches_are_the_same_at_every_beam_width(launches):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs the kernels in the interpreter")
-def test_launches_that_run_are_as_many_and_write_what_references_write(launches, monkeypatch):
+def test_executed_launches_equal_dry_run_launches_and_tokens_equal_references(
+    launches, monkeypatch
+):
     monkeypatch.setattr(launches, "NEW_TOKENS", 4)
     on_cpu = Target(tiny_model("llama-16", dtype=torch.float32))
     options = {"prompts": launches.PROMPTS, "max_new_tokens": 4}
@@ -169,7 +171,7 @@ class StrictStages(Metrics):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
-def test_a_gpu_sees_no_wait_either(make):
+def test_cuda_sync_debug_mode_finds_no_other_synchronization(make):
     with torch.inference_mode(False):
         target = Target(tiny_model.__wrapped__("llama-16", dtype=torch.float32).cuda())
         drafter = make(target)

@@ -88,7 +88,7 @@ def recorded(family, make, dtype=torch.float32):
 
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("family", ["llama-16", "mistral-16"])
-def test_every_op_of_a_decode_exists_on_mps(family, make, backends):
+def test_every_op_used_in_decoding_has_an_mps_kernel_and_no_float64(family, make, backends):
     recorder = recorded(family, make)
     assert len(recorder.names) > 30
     missing = {
@@ -99,10 +99,10 @@ def test_every_op_of_a_decode_exists_on_mps(family, make, backends):
     assert not recorder.float64
 
 
-def test_float64_would_be_seen():
+def test_float64_use_is_detected():
     assert recorded("llama-16", plain, torch.float64).float64
 
 
-def test_the_table_knows_what_mps_lacks(backends):
+def test_backend_table_lists_ops_missing_on_mps(backends):
     assert "MPS" in backends["mm"] and "MPS" in backends["topk"]
     assert not backends["_scaled_dot_product_flash_attention_for_cpu"] & {"MPS", *EVERYWHERE}

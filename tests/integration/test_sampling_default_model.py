@@ -33,7 +33,7 @@ def write(ids, drafter, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_sampled_text_is_the_same_with_any_drafter(setting, whole):
+def test_sampled_tokens_do_not_depend_on_the_drafter(setting, whole):
     """Few texts per setting; `bench/decoding/sampling_equality.py` writes sixty."""
     count = 2 if whole else 1
     found = compare(target(), prompts(count), setting, DRAFTERS, new=24)
@@ -41,7 +41,7 @@ def test_sampled_text_is_the_same_with_any_drafter(setting, whole):
     assert all(text.parts is None for text in found)
 
 
-def test_nothing_behind_a_stop_string_is_returned():
+def test_stop_strings_end_the_output_as_in_transformers():
     (ids,) = prompts(1)
     tokenizer = target().tokenizer
     plain = tokenizer.decode(write(ids, "plain"))
@@ -56,7 +56,7 @@ def test_nothing_behind_a_stop_string_is_returned():
     assert len(found) < 24
 
 
-def test_text_streams_while_it_is_written():
+def test_streamer_receives_the_generated_text():
     (ids,) = prompts(1)
     tokenizer = target().tokenizer
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
@@ -67,7 +67,7 @@ def test_text_streams_while_it_is_written():
     assert text == tokenizer.decode(write(ids, "plain"))
 
 
-def test_a_pipeline_writes_the_same_text():
+def test_text_generation_pipeline_gives_the_same_text():
     tokenizer = target().tokenizer
     pipe = pipeline("text-generation", model=target().model, tokenizer=tokenizer)
     messages = [{"role": "user", "content": "Name three colours."}]
@@ -78,7 +78,7 @@ def test_a_pipeline_writes_the_same_text():
     assert found == expected
 
 
-def test_a_conversation_goes_on_from_its_cache(monkeypatch):
+def test_second_chat_turn_prefills_only_new_tokens(monkeypatch):
     tokenizer, read = target().tokenizer, []
     messages = [{"role": "user", "content": "Name three colours."}]
     chat = functools.partial(

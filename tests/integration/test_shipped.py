@@ -34,7 +34,7 @@ def prompt_of(target, question):
     return target.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
 
-def test_they_are_small_and_in_bfloat16():
+def test_shipped_drafters_are_bfloat16_and_at_most_12_mb():
     sizes = 0
     for name in SHIPPED:
         path = SHIPPED_FOLDER / name / "model.safetensors"
@@ -46,7 +46,7 @@ def test_they_are_small_and_in_bfloat16():
 
 
 @pytest.mark.parametrize("name", AT_LEAST)
-def test_text_is_the_librarys_and_rounds_are_few(target32, name, whole):
+def test_tokens_equal_transformers_with_enough_tokens_per_round(target32, name, whole):
     session = Session(target32, load_drafter(name, target32), max_nodes=16)
     eos = end_tokens(target32.model.generation_config)
     gains, model64 = [], None
@@ -91,7 +91,7 @@ VARIANTS = [
 
 @pytest.mark.filterwarnings("ignore:draft_length")
 @pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
-def test_exact_bfloat16_text_is_the_plain_loops_to_the_bit(exact, name, settings):
+def test_exact_bfloat16_tokens_equal_the_plain_loop(exact, name, settings):
     target, prompts, eos, plain = exact
     session = Session(target, load_drafter(name, target, **settings), max_nodes=16)
     written = session.generate(prompts, max_new_tokens=24, eos_token_ids=eos)
@@ -101,7 +101,7 @@ def test_exact_bfloat16_text_is_the_plain_loops_to_the_bit(exact, name, settings
 
 
 @pytest.mark.parametrize("exit_layer", [1, 15, 29])
-def test_any_exit_layer_gives_the_plain_loops_text(exact, exit_layer):
+def test_every_exit_layer_gives_the_plain_loops_tokens(exact, exit_layer):
     target, prompts, eos, plain = exact
     config = KangarooConfig(
         hidden_size=576, heads=9, kv_heads=3, head_dim=64, exit_layer=exit_layer, eta=0.0, gamma=3
@@ -114,7 +114,7 @@ def test_any_exit_layer_gives_the_plain_loops_text(exact, exit_layer):
     assert written.tokens == plain
 
 
-def test_no_prompt_of_spec_bench_was_trained_on(target32):
+def test_training_texts_do_not_overlap_spec_bench_prompts(target32):
     questions = read_questions(ROOT / "tests" / "data" / "questions.jsonl")
     kept_out = Overlap.of(text for question in questions for text in question.turns)
     # The check can fail: it finds a question in a longer text.

@@ -79,19 +79,19 @@ def loaded(code):
 
 
 @pytest.mark.parametrize(("commands", "code"), [(HELP, 0), (MISTAKES, 2)])
-def test_help_and_mistakes_load_nothing_heavy(commands, code):
+def test_help_and_usage_errors_do_not_import_torch(commands, code):
     ended = printed(COMMANDS % HEAVY, json.dumps(commands))
     assert ended == [[arguments, code, []] for arguments in commands]
 
 
-def test_the_library_is_loaded_where_it_is_used():
+def test_transformers_is_imported_lazily():
     assert not loaded("import specdec; dir(specdec)")
     assert not loaded("from specdec import DEFAULT_MODEL, drafters, checkpoints")
     assert "transformers" in loaded("from specdec import generate")
 
 
 @pytest.mark.parametrize("package", ["", ".drafters", ".checkpoints"])
-def test_every_name_is_there_and_listed(package):
+def test_every_public_name_resolves_and_is_listed_by_dir(package):
     module = import_module(f"specdec{package}")
     assert set(module.__all__) <= set(dir(module))
     for name in module.__all__:
@@ -102,7 +102,7 @@ def test_every_name_is_there_and_listed(package):
         _ = module.magic
 
 
-def test_what_is_loaded_late_can_be_pickled():
+def test_lazily_imported_names_can_be_pickled():
     for name in ("generate", "load_target", "Session", "Metrics"):
         value = getattr(specdec, name)
         assert pickle.loads(pickle.dumps(value)) is value

@@ -19,7 +19,7 @@ def test_ancestor_matrix_follows_parent_pointers(draws):
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 128, 200])
-def test_bits_survive_packing(size):
+def test_unpack_bits_inverts_pack_bits(size):
     members = torch.rand(2, 3, size) < 0.5
     members[..., -1] = True
     words = pack_bits(members)
@@ -27,7 +27,7 @@ def test_bits_survive_packing(size):
     assert torch.equal(unpack_bits(words, size), members)
 
 
-def test_bit_63_is_the_sign_and_nothing_else():
+def test_bit_63_is_stored_as_the_sign_bit():
     only = torch.zeros(1, 64, dtype=torch.bool)
     only[0, 63] = True
     assert pack_bits(only).item() == -(2**63)

@@ -39,7 +39,7 @@ def assert_none(rows, why):
 
 
 @pytest.mark.slow
-def test_every_kernel_compiles_for_every_gpu(compiled):
+def test_every_kernel_compiles_for_every_architecture(compiled):
     assert_none([row for row in compiled if "error" in row], lambda row: row["error"])
     kernels = {row["kernel"] for row in compiled}
     # Every kernel of the package is among them, on each GPU.
@@ -54,7 +54,7 @@ def test_every_kernel_compiles_for_every_gpu(compiled):
 
 
 @pytest.mark.slow
-def test_nothing_spills_to_local_memory(compiled):
+def test_no_kernel_spills_registers_to_local_memory(compiled):
     assert_none([row for row in compiled if row["spills"]], lambda row: f"{row['spills']} spilled")
     local = "loads of local memory"
     assert_none(
@@ -64,7 +64,7 @@ def test_nothing_spills_to_local_memory(compiled):
 
 
 @pytest.mark.slow
-def test_shared_memory_suffices(compiled):
+def test_shared_memory_fits_each_gpu(compiled):
     assert_none(
         [row for row in compiled if row["shared_bytes"] > KNOWN[row["arch"]].shared_bytes],
         lambda row: f"{row['shared_bytes']} bytes",
@@ -72,7 +72,7 @@ def test_shared_memory_suffices(compiled):
 
 
 @pytest.mark.slow
-def test_nothing_is_multiplied_in_tf32(compiled):
+def test_no_kernel_uses_tf32(compiled):
     assert_none([row for row in compiled if row["tf32"]], lambda row: "TF32")
 
 
@@ -88,7 +88,7 @@ def test_large_products_use_the_tensor_cores_of_their_gpu(compiled):
 
 
 @pytest.mark.slow
-def test_data_is_loaded_16_bytes_at_a_time(compiled):
+def test_matrix_kernels_load_16_bytes_at_a_time(compiled):
     products = [row for row in compiled if row["dot_rows"]]
     assert products
     assert_none(
@@ -116,7 +116,7 @@ assert not good.tf32 and not good.spills and good.dot_rows == 64 and good.instru
 """
 
 
-def test_the_checks_can_fail(tmp_path):
+def test_checks_detect_tf32_and_spills_in_a_bad_kernel(tmp_path):
     """A kernel that multiplies in TF32 and holds more than registers can is seen as such."""
     script = tmp_path / "spoiled.py"
     script.write_text(SPOILED)
@@ -130,7 +130,7 @@ def launches_of(call):
     return calls.counts.kernels.total()
 
 
-def test_a_draft_step_takes_three_launches_and_one_per_block():
+def test_draft_step_takes_three_launches_and_one_per_block():
     size, vocabulary, width, blocks = 64, 1000, 4, 2
     step = RecurrentDraftStep(size, residual_blocks=blocks).requires_grad_(False)
     tokens, parents = torch.zeros(2, 1, width, dtype=torch.int64)
@@ -146,6 +146,6 @@ def test_a_draft_step_takes_three_launches_and_one_per_block():
 
 
 @pytest.mark.parametrize("module", [accept_tree, commit_kv, pack_tree], ids=lambda m: m.__name__.rpartition(".")[2])  # fmt: skip
-def test_a_stage_without_weights_takes_one_launch(module):
+def test_op_without_weights_takes_one_launch(module):
     for case in module.CASES:
         assert launches_of(case.prepare(Inputs(random=False))) == 1, case.name

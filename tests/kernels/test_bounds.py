@@ -75,13 +75,13 @@ def outside(call):
 
 
 @pytest.mark.parametrize("edge", [(op, edge) for op in EDGES for edge in EDGES[op]], ids="-".join)
-def test_nothing_outside_is_touched(edge):
+def test_every_access_is_within_its_operand(edge):
     op, name = edge
     assert not outside(EDGES[op][name])
 
 
 @pytest.mark.parametrize("op", SPOILED)
-def test_a_spoiled_kernel_is_caught(op, monkeypatch):
+def test_out_of_bounds_access_is_detected(op, monkeypatch):
     edge, module, name, argument = SPOILED[op]
     module = import_module(f"specdec_kernels.{module}")
     monkeypatch.setattr(module, name, Spoiled(getattr(module, name), argument))
@@ -89,7 +89,7 @@ def test_a_spoiled_kernel_is_caught(op, monkeypatch):
     assert found and all(line.startswith(name) for line in found)
 
 
-def test_an_access_is_its_operands_even_in_anothers_memory():
+def test_access_to_neighbouring_memory_counts_as_out_of_bounds():
     buffer, out = torch.zeros(200), torch.empty(100)
     assert not outside(lambda: _copy_kernel[(4,)](buffer[:100], out, 100, 0, BLOCK=32))
     found = outside(lambda: _copy_kernel[(4,)](buffer[:100], out, 100, 5, BLOCK=32))
@@ -134,7 +134,7 @@ PROVEN = {
 
 @needs_solver
 @pytest.mark.parametrize("kernel", PROVEN)
-def test_bounds_are_proven_where_addresses_follow_from_shapes(kernel):
+def test_bounds_are_proven_for_kernels_with_static_addresses(kernel):
     for launch in PROVEN[kernel]:
         with pretend(KNOWN["sm_90"]), recorded_proofs() as proofs:
             launch()
@@ -142,7 +142,7 @@ def test_bounds_are_proven_where_addresses_follow_from_shapes(kernel):
 
 
 @needs_solver
-def test_a_spoiled_kernel_is_not_proven(monkeypatch):
+def test_out_of_bounds_kernel_is_not_proven(monkeypatch):
     x, out = torch.zeros(100), torch.empty(100)
     with recorded_proofs() as proofs:
         _copy_kernel[(4,)](x, out, 100, 5, BLOCK=32)
@@ -155,6 +155,6 @@ def test_a_spoiled_kernel_is_not_proven(monkeypatch):
     assert proofs["_head_tiles_kernel"]
 
 
-def test_every_op_has_edges_and_a_spoiled_kernel():
+def test_every_op_has_edge_cases_and_an_out_of_bounds_case():
     ops = {module.name for module in iter_modules(cases.__path__)}
     assert set(EDGES) == set(SPOILED) == ops

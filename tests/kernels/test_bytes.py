@@ -55,7 +55,7 @@ def case_of(counting, op):
     return next(case for case in counting.module_of(op).COUNTED if case.name == QUICK[op])
 
 
-def test_repeats_and_distinct_bytes_are_told_apart():
+def test_repeated_and_distinct_accesses_are_counted_separately():
     x, out = torch.randn(50), torch.empty(1)
     with recorded_accesses() as launches:
         _copy_kernel[(4,)](x.expand(8, 50)[0], out.expand(50), 50, BLOCK=32)
@@ -71,7 +71,7 @@ def test_repeats_and_distinct_bytes_are_told_apart():
 
 
 @pytest.mark.parametrize("op", QUICK)
-def test_bytes_are_near_the_least(op, counting):
+def test_bytes_moved_are_near_the_minimum(op, counting):
     row = counting.count(op, case_of(counting, op))
     assert row["counted"] <= row["asked"]
     assert row["ratio"] > 0.4
@@ -81,18 +81,18 @@ def test_bytes_are_near_the_least(op, counting):
         assert row["prefix_reads"] <= counting.PREFIX_TARGET * row["row_tiles"]
 
 
-def test_every_target_has_a_quick_case(counting):
+def test_every_byte_target_has_a_quick_case(counting):
     assert set(counting.TARGETS) | {"tree_attention"} <= set(QUICK)
 
 
-def test_weights_that_are_read_twice_miss_the_target(counting, monkeypatch):
+def test_reading_weights_twice_misses_the_target(counting, monkeypatch):
     tiles = head_kernel._tiles
     monkeypatch.setattr(head_kernel, "_tiles", lambda hidden: (2, *tiles(hidden)[1:]))
     row = counting.count("lm_head", case_of(counting, "lm_head"))
     assert row["ratio"] > 1.9
 
 
-def test_totals_are_those_of_the_library(kernel_device, counting, monkeypatch):
+def test_byte_totals_equal_the_tilelens_profiler(kernel_device, counting, monkeypatch):
     from tilelens import clear, trace
     from tilelens.clients import Profiler
     from tilelens.core.config import config
@@ -116,7 +116,7 @@ def test_totals_are_those_of_the_library(kernel_device, counting, monkeypatch):
 
 
 @pytest.mark.parametrize("nodes", [7, 70])
-def test_attention_formula(nodes, naive):
+def test_attention_byte_formula_equals_counted_bytes(nodes, naive):
     model = naive.Model(1, 8, 2, 16, 0, 0)
     round = naive.Round(prefix=90, beams=3, length=5, nodes=nodes)
     alone, tree = (
@@ -130,7 +130,7 @@ def test_attention_formula(nodes, naive):
         assert launch.operand("k_ptr").loaded + launch.operand("v_ptr").loaded == expected
 
 
-def test_head_formula(naive):
+def test_head_byte_formula_equals_counted_bytes(naive):
     model, round = naive.Model(1, 1, 1, 1, 32, 1000), naive.Round(beams=5)
     hidden, weight = torch.randn(5, 32).half(), torch.randn(1000, 32).half()
     naively, ours = naive.head(model, round)
@@ -150,7 +150,7 @@ def test_head_formula(naive):
     assert 0.9 * ours < counted <= ours
 
 
-def test_commit_formula(naive):
+def test_commit_byte_formula_equals_counted_bytes(naive):
     model = naive.Model(2, 1, 3, 16, 0, 0)
     round = naive.Round(prefix=20, nodes=9, accepted=4)
     kv = torch.randn(2, 2, 1, 3, 25, 16).half()

@@ -19,7 +19,7 @@ def repeatable(op, case, device):
 
 
 @pytest.mark.parametrize(("op", "case"), SMALL)
-def test_a_small_case_gives_the_same_again(op, case, kernel_device):
+def test_repeated_calls_are_bit_identical(op, case, kernel_device):
     again = repeatable(op, case, kernel_device)
     first = [x.clone() for x in again()]
     assert first
@@ -29,7 +29,7 @@ def test_a_small_case_gives_the_same_again(op, case, kernel_device):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("op", "case"), SMALL)
-def test_a_captured_graph_repeats_what_was_computed(op, case):
+def test_captured_graph_replays_bit_identically(op, case):
     again = repeatable(op, case, "cuda")
     expected = [x.clone() for x in again()]
     graph = torch.cuda.CUDAGraph()
@@ -43,7 +43,7 @@ def test_a_captured_graph_repeats_what_was_computed(op, case):
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize(("op", "case"), SMALL)
-def test_kernels_run_where_their_tensors_are(op, case):
+def test_kernels_run_on_the_device_of_their_tensors(op, case):
     expected, found = (repeatable(op, case, f"cuda:{index}")() for index in (0, 1))
     for x, y in zip(expected, found, strict=True):
         assert y.device.index == 1

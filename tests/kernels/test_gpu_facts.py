@@ -11,7 +11,7 @@ from specdec_kernels import gpu
 @pytest.mark.parametrize(
     ("major", "minor", "shared"), [(12, 0, 101376), (8, 9, 101376), (9, 0, 232448), (7, 5, 65536)]
 )
-def test_shared_memory_of_any_gpu_is_what_its_driver_says(major, minor, shared, monkeypatch):
+def test_shared_memory_size_comes_from_the_driver(major, minor, shared, monkeypatch):
     compiler = pytest.importorskip("triton.compiler.compiler")
     facts = SimpleNamespace(major=major, minor=minor, multi_processor_count=77)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
@@ -27,7 +27,7 @@ def test_shared_memory_of_any_gpu_is_what_its_driver_says(major, minor, shared, 
         gpu._cuda.cache_clear()
 
 
-def test_what_an_amd_gpu_is_called_has_no_features(monkeypatch):
+def test_amd_architecture_name_is_stripped_of_feature_flags(monkeypatch):
     compiler = pytest.importorskip("triton.compiler.compiler")
     facts = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", multi_processor_count=304)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)

@@ -61,15 +61,15 @@ def test_modules_with_weights_run_without_triton_and_transformers():
 
 
 @pytest.mark.parametrize("interpret", ["0", "1"])
-def test_a_kernel_asked_for_by_name_says_that_triton_is_missing(interpret):
+def test_impl_triton_raises_import_error_without_triton(interpret):
     code = "try:\n    pack('triton')\nexcept ImportError as error:\n    print(error)\n"
     assert "triton" in run(BLOCKED + TREE + code, TRITON_INTERPRET=interpret)
 
 
-def test_a_kernel_asked_for_by_name_says_that_there_is_no_gpu():
+def test_impl_triton_raises_value_error_without_a_gpu():
     code = "try:\n    pack('triton')\nexcept ValueError as error:\n    print(error)\n"
     assert "impl: expected a CUDA device or TRITON_INTERPRET=1" in run(TREE + code)
 
 
-def test_a_kernel_asked_for_by_name_runs_where_kernels_are_interpreted():
+def test_impl_triton_runs_in_the_interpreter():
     run(TREE + "assert pack('triton').tokens.tolist() == [[1, 1, 2]]\n", TRITON_INTERPRET="1")

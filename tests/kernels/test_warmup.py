@@ -39,7 +39,7 @@ def found(shared_folder, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", sorted(OPS))
-def test_sizes_that_vary_change_nothing_but_tiles(op, found):
+def test_varying_sizes_recompile_only_for_other_tiles(op, found):
     assert found[op]
     for (kernel, constants, _), arguments in kinds_of(found[op]).items():
         assert len(arguments) == 1, f"{kernel} ({constants}): {arguments}"
@@ -54,7 +54,7 @@ def kinds_of(keys):
 
 
 @pytest.mark.slow
-def test_a_size_that_is_taken_into_account_is_seen(found):
+def test_kernel_specialized_on_a_size_is_detected(found):
     (arguments,) = kinds_of(found["spoiled"]).values()
     kinds = {re.search(r"nodes=([^,]*)", each)[1] for each in arguments}
     assert kinds == {"constexpr 1", "i32 D", "i32 "}
@@ -62,7 +62,7 @@ def test_a_size_that_is_taken_into_account_is_seen(found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decode", DECODES)
-def test_what_a_decode_launches_was_compiled_before(decode, found):
+def test_warmup_compiles_every_kernel_a_decode_launches(decode, found):
     launched, warm = found[f"decode {decode}"], found[f"warm-up {decode}"]
     missing = sorted(launched - warm)
     assert not missing, missing[0]
@@ -78,7 +78,7 @@ def kernels(keys):
 
 
 @pytest.mark.slow
-def test_every_decode_is_among_those_that_are_tried(found):
+def test_every_decode_configuration_is_traced(found):
     assert {name for name in found if name.startswith("decode ")} == {f"decode {x}" for x in DECODES}  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def small(**changes):
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_launches_of_warmup_touch_nothing_outside(changes):
+def test_warmup_launches_stay_within_bounds(changes):
     told = []
     with (
         absent_gpu(CUDA, INTERPRETER),
@@ -122,6 +122,6 @@ def test_launches_of_warmup_touch_nothing_outside(changes):
     assert len(launches) >= count > 0
 
 
-def test_only_a_gpu_is_warmed_up():
+def test_warmup_rejects_a_cpu():
     with pytest.raises(ValueError, match="device: expected a CUDA device, got cpu"):
         warmup(small(), "cpu")

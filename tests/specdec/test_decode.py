@@ -21,7 +21,7 @@ def scripted(texts, right, seed=0, nodes=64):
 @pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_the_librarys_with_any_drafter_and_batch(family, seed):
+def test_tokens_equal_transformers_with_any_drafter_and_batch(family, seed):
     model = tiny_model(family, seed)
     target = Target(model)
     # Ragged: one token, some, and more than a window.
@@ -44,7 +44,7 @@ def test_text_is_the_librarys_with_any_drafter_and_batch(family, seed):
             assert written.tokens == expected, (name, max_nodes)
 
 
-def test_scripted_drafters_cover_trees_of_every_size_and_quality():
+def test_scripted_drafters_cover_every_tree_size_and_acceptance_rate():
     model = tiny_model("llama")
     prompts = [random_prompt(8, 1), random_prompt(5, 2)]
     texts = [p + library_greedy(model, p, 100) for p in prompts]
@@ -64,7 +64,7 @@ def test_scripted_drafters_cover_trees_of_every_size_and_quality():
 
 
 @pytest.mark.parametrize("right", [0.0, 1.0])
-def test_the_end_of_text_holds_inside_an_accepted_path(right):
+def test_eos_inside_an_accepted_path_ends_the_text(right):
     model = tiny_model("llama", seed=1)
     prompt = random_prompt(7, 3)
     full = library_greedy(model, prompt, NEW)
@@ -78,7 +78,7 @@ def test_the_end_of_text_holds_inside_an_accepted_path(right):
         assert expected[-1] == eos[0]
 
 
-def test_rows_that_end_early_leave_and_do_not_disturb_the_others():
+def test_rows_that_end_early_do_not_affect_other_rows():
     model = tiny_model("qwen3", seed=2)
     prompts = [random_prompt(length, length) for length in (3, 12, 6, 9)]
     full = [library_greedy(model, p, NEW) for p in prompts]
@@ -93,7 +93,7 @@ def test_rows_that_end_early_leave_and_do_not_disturb_the_others():
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 17])
-def test_exactly_as_many_tokens_as_allowed(limit):
+def test_output_has_exactly_max_new_tokens(limit):
     model = tiny_model("llama", seed=3)
     prompts = [random_prompt(1, 5), random_prompt(30, 6)]
     expected = [library_greedy(model, p, limit) for p in prompts]
@@ -105,7 +105,7 @@ def test_exactly_as_many_tokens_as_allowed(limit):
         assert written.tokens == expected
 
 
-def test_text_ends_with_the_models_positions():
+def test_text_ends_at_the_models_last_position():
     model = tiny_model("llama", seed=4)
     prompts = [random_prompt(POSITIONS - 1, 7), random_prompt(POSITIONS - 9, 8)]
     expected = [library_greedy(model, p, POSITIONS - len(p)) for p in prompts]
@@ -116,7 +116,7 @@ def test_text_ends_with_the_models_positions():
     assert list(map(len, written.tokens)) == [1, 9]
 
 
-def test_metrics_count_what_happened():
+def test_metrics_equal_the_emitted_rounds():
     model = tiny_model("llama", seed=5)
     prompt = random_prompt(6, 9)
     text = prompt + library_greedy(model, prompt, 60)
@@ -138,7 +138,7 @@ def test_metrics_count_what_happened():
     }  # fmt: skip
 
 
-def test_equal_logits_go_to_the_lowest_id():
+def test_equal_logits_pick_the_lowest_id():
     from specdec.sampling import most_likely
 
     logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])

@@ -66,7 +66,7 @@ def decode(eta, prompts, *, exact=False):
 
 @pytest.mark.parametrize("prompts", [RAGGED, RAGGED[:1]], ids=["ragged", "one"])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.5])
-def test_a_late_flag_changes_no_draft(eta, prompts, monkeypatch):
+def test_late_stop_flag_does_not_change_the_draft(eta, prompts, monkeypatch):
     *expected, passes = decode(eta, prompts)
     needed = []
     for looks in range(2 * GAMMA + 1):
@@ -79,14 +79,14 @@ def test_a_late_flag_changes_no_draft(eta, prompts, monkeypatch):
     assert (needed[-1] > passes) == (eta > 0)
 
 
-def test_an_exact_row_alone_may_learn_late(monkeypatch):
+def test_late_stop_flag_does_not_change_a_single_exact_row(monkeypatch):
     *expected, _ = decode(0.3, RAGGED[1:2], exact=True)
     monkeypatch.setattr(module, "flag_on", lambda device: FlagThatTakes(3))
     *found, _ = decode(0.3, RAGGED[1:2], exact=True)
     assert found == expected
 
 
-def test_widths_do_not_depend_on_when_a_flag_is_seen(monkeypatch):
+def test_tensor_widths_do_not_depend_on_when_the_flag_is_seen(monkeypatch):
     widths = []
     for looks in (0, 5):
         monkeypatch.setattr(module, "flag_on", lambda device, looks=looks: FlagThatTakes(looks))
@@ -105,7 +105,7 @@ def test_widths_do_not_depend_on_when_a_flag_is_seen(monkeypatch):
 
 
 @pytest.mark.parametrize("looks", [0, 1, 3, 99])
-def test_a_walk_may_learn_late_that_it_has_ended(looks, monkeypatch):
+def test_late_stop_flag_does_not_change_a_sampling_walk(looks, monkeypatch):
     options = {"do_sample": True, "seed": 3, "repetition_penalty": 1.3, "max_new_tokens": 12}
     options |= {"eos_token_id": [7], "pad_token_id": 7}
     target = Target(tiny_model("llama"))
@@ -120,7 +120,7 @@ def test_a_walk_may_learn_late_that_it_has_ended(looks, monkeypatch):
     assert max(drafter.accepted) >= 2
 
 
-def test_a_gpus_flag_is_known_when_its_copy_is_complete(monkeypatch):
+def test_cuda_flag_is_seen_once_its_copy_is_complete(monkeypatch):
     class Event:
         complete = False
 
@@ -147,7 +147,7 @@ def test_a_gpus_flag_is_known_when_its_copy_is_complete(monkeypatch):
     assert flag.seen()
 
 
-def test_a_flag_that_is_waited_for_is_known_at_once():
+def test_waited_flag_is_seen_immediately():
     flag = WaitedFlag()
     assert not flag.seen()
     flag.post(torch.tensor(False))
@@ -156,6 +156,6 @@ def test_a_flag_that_is_waited_for_is_known_at_once():
     assert flag.seen()
 
 
-def test_only_gpus_are_not_waited_for():
+def test_only_cuda_uses_the_asynchronous_flag():
     kinds = {kind: type(flag_on(torch.device(kind))) for kind in ("cpu", "mps", "cuda")}
     assert kinds == {"cpu": WaitedFlag, "mps": WaitedFlag, "cuda": LateFlag}

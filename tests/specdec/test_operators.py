@@ -26,7 +26,7 @@ class Counted(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", MOST)
-def test_a_round_takes_no_more_operators_than_it_did(name):
+def test_operators_per_round_do_not_exceed_the_recorded_maximum(name):
     target = load_target(tiny_model("llama", dtype=torch.float32))
     session = Session(target, getattr(every_drafter, name)(target), max_nodes=8)
     stream = session.stream([random_prompt(9, 1)], max_new_tokens=30)

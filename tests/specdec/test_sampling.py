@@ -55,7 +55,7 @@ def scripted(prompts, texts, right=0.8):
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
-def test_no_drafter_and_no_tree_changes_the_text(setting):
+def test_sampled_tokens_do_not_depend_on_drafter_or_tree_size(setting):
     target = target_of()
     expected = sample(PROMPTS[:2], plain(target), **setting)
     assert expected != sample(PROMPTS[:2], plain(target), **setting, seed=6)
@@ -72,7 +72,7 @@ def test_no_drafter_and_no_tree_changes_the_text(setting):
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("rows", [2, 5, 8])
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
-def test_a_batch_is_its_rows_run_one_by_one(make, rows, how):
+def test_batch_equals_its_rows_run_alone(make, rows, how):
     target = target_of()
     options = {"do_sample": how == "sampled", "temperature": 0.8, "top_k": 0} if how == "sampled" else {"do_sample": False, "seed": None}  # fmt: skip
     alone = [
@@ -92,7 +92,7 @@ def test_a_batch_is_its_rows_run_one_by_one(make, rows, how):
     assert sample(PROMPTS[:rows], make(target), **options, eos_token_id=ends) == filled
 
 
-def test_streams_follow_their_rows():
+def test_random_streams_follow_their_rows():
     target = target_of()
     expected = sample(PROMPTS[:3], lookup(target), streams=[7, 8, 9])
     order = [2, 0, 1]
@@ -101,7 +101,7 @@ def test_streams_follow_their_rows():
 
 
 @pytest.mark.parametrize("make", [plain, mixed, DRAFTERS[4]], ids=lambda make: make.__name__)
-def test_sequences_of_one_prompt_share_it_and_differ_by_their_stream(make, monkeypatch):
+def test_num_return_sequences_share_one_prefill_and_differ_by_stream(make, monkeypatch):
     target, read = target_of(), []
     prefill = target.prefill
     monkeypatch.setattr(
@@ -120,14 +120,14 @@ class Unchanged(LogitsProcessor):
 
 
 @pytest.mark.parametrize("setting", SETTINGS[:3], ids=IDS[:3])
-def test_fused_settings_and_the_librarys_processors_draw_alike(setting):
+def test_fused_settings_and_transformers_processors_sample_the_same_tokens(setting):
     fused = sample(PROMPTS[:2], mixed(target_of()), **setting)
     walked = sample(PROMPTS[:2], mixed(target_of()), **setting, logits_processor=[Unchanged()])
     assert fused == walked
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
-def test_what_is_drawn_from_is_the_librarys(setting):
+def test_sampled_distribution_equals_transformers_scores(setting):
     target, prompt = target_of(), PROMPTS[1]
     options = {
         "do_sample": True, "return_dict_in_generate": True, "output_scores": True, "eos_token_id": NEVER,
@@ -149,13 +149,13 @@ def test_what_is_drawn_from_is_the_librarys(setting):
         torch.testing.assert_close(scores, theirs.scores[0])
 
 
-def test_a_temperature_of_none_is_1_as_in_the_library():
+def test_temperature_none_equals_temperature_1():
     target, options = target_of(), {"top_k": 0}
     expected = sample(PROMPTS[:2], plain(target), temperature=1.0, **options)
     assert sample(PROMPTS[:2], lookup(target), temperature=None, **options) == expected
 
 
-def test_the_seed_is_torchs_where_none_is_given():
+def test_default_seed_comes_from_torch_manual_seed():
     target = target_of()
     texts = []
     for seed in (1, 1, 2):
@@ -244,7 +244,7 @@ class TypicalAcceptance(PathPicker):
 
 
 @pytest.mark.slow
-def test_texts_are_drawn_from_the_targets_distribution():
+def test_sampled_frequencies_match_the_targets_distribution():
     prompt = [3, 1, 6]
     exact = exact_pairs(small_target(), prompt, 0.9)
     counts = draw_pairs(PathPicker, prompt, 10)
@@ -255,7 +255,7 @@ def test_texts_are_drawn_from_the_targets_distribution():
 
 
 @pytest.mark.slow
-def test_a_rule_that_favours_drafts_is_seen():
+def test_chi_square_detects_typical_acceptance():
     prompt = [3, 1, 6]
     exact = exact_pairs(small_target(), prompt, 0.9)
     biased = draw_pairs(TypicalAcceptance, prompt, 1)

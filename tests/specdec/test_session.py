@@ -8,7 +8,7 @@ from specdec.session import Session
 from tiny import POSITIONS, VOCABULARY, library_greedy, random_prompt, tiny_model
 
 
-def test_generate_returns_what_the_library_returns():
+def test_generate_output_equals_transformers():
     model = tiny_model("llama")
     ids = torch.tensor([random_prompt(9, 1), random_prompt(9, 2)])
     ends = [int(library_greedy(model, ids[0].tolist(), 12)[6])]
@@ -19,7 +19,7 @@ def test_generate_returns_what_the_library_returns():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side_changes_nothing(side):
+def test_padding_side_does_not_change_the_tokens(side):
     model = tiny_model("qwen3")
     prompts = [random_prompt(4, 1), random_prompt(11, 2)]
     rows = [torch.tensor(p) for p in prompts]
@@ -34,7 +34,7 @@ def test_padding_on_either_side_changes_nothing(side):
     assert specdec.generate(model, rows, **options)[:, 11:].tolist() == expected
 
 
-def test_a_session_reads_only_what_is_new(monkeypatch):
+def test_session_prefills_only_new_tokens(monkeypatch):
     model = tiny_model("llama", seed=3)
     target = Target(model)
     read = []
@@ -60,7 +60,7 @@ def test_a_session_reads_only_what_is_new(monkeypatch):
     assert read[3] == 1
 
 
-def test_a_session_survives_text_that_ended_inside_a_path_or_was_not_read_to_its_end():
+def test_session_continues_after_eos_inside_a_path_and_after_an_abandoned_stream():
     model = tiny_model("llama", seed=4)
     prompt = random_prompt(6, 6) * 3
     full = library_greedy(model, prompt, 20)
@@ -79,7 +79,7 @@ def test_a_session_survives_text_that_ended_inside_a_path_or_was_not_read_to_its
     )
 
 
-def test_a_stream_that_a_newer_one_ended_says_so():
+def test_stream_ended_by_a_newer_one_raises():
     session = Session(Target(tiny_model("llama", seed=5)), "plain")
     older = session.stream([random_prompt(4, 1)], max_new_tokens=9)
     next(older)
@@ -88,7 +88,7 @@ def test_a_stream_that_a_newer_one_ended_says_so():
         next(older)
 
 
-def test_figures_of_several_streams_add_up():
+def test_metrics_of_several_streams_add_up():
     session, metrics = Session(Target(tiny_model("llama", seed=5)), "plain"), Metrics()
     list(session.stream([random_prompt(4, 1)], max_new_tokens=9, metrics=metrics))
     once = dict(metrics.seconds)
@@ -97,7 +97,7 @@ def test_figures_of_several_streams_add_up():
     assert all(metrics.seconds[stage] > seconds for stage, seconds in once.items())
 
 
-def test_a_session_takes_batches_between_conversations():
+def test_session_accepts_batches_between_conversations():
     model = tiny_model("llama", seed=5)
     session = Session(Target(model), "lookup")
     for prompts in ([random_prompt(5, 1)], [random_prompt(4, 2), random_prompt(8, 3)], [[7]]):
@@ -116,13 +116,13 @@ def test_a_session_takes_batches_between_conversations():
         ([[3]], {"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0"),
     ],
 )  # fmt: skip
-def test_bad_prompts_are_named(prompts, options, message):
+def test_error_names_the_invalid_prompt(prompts, options, message):
     session = Session(Target(tiny_model("llama")))
     with pytest.raises(ValueError, match=message):
         session.generate(prompts, **({"max_new_tokens": 4} | options))
 
 
-def test_an_interrupted_prefill_leaves_nothing_wrong_behind(monkeypatch):
+def test_session_is_correct_after_an_interrupted_prefill(monkeypatch):
     model = tiny_model("llama", seed=8)
     target = Target(model)
     session = Session(target, "plain")

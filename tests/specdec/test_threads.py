@@ -39,7 +39,7 @@ def run_in_threads(*works):
         return list(pool.map(caught, works))
 
 
-def test_a_pass_of_another_thread_waits():
+def test_pass_of_another_thread_waits_for_the_lock():
     model = fresh()
     target = load_target(model)
     prompts = [random_prompt(8, seed) for seed in (1, 2)]
@@ -62,7 +62,7 @@ def test_a_pass_of_another_thread_waits():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_the_soak_writes_every_text_right_and_leaves_the_model_as_it_was():
+def test_concurrent_requests_give_correct_tokens_and_leave_the_model_unchanged():
     model = fresh(dtype=torch.float32)
     target = load_target(model, prepack=True)
     drafters = [make(target) for make in every_drafter.DRAFTERS]
@@ -94,7 +94,7 @@ def test_the_soak_writes_every_text_right_and_leaves_the_model_as_it_was():
     assert target.changes == 0
 
 
-def test_targets_of_one_model_share_its_lock():
+def test_targets_of_one_model_share_a_lock():
     model = fresh()
     targets = [load_target(model) for _ in range(2)]
     prompts = [random_prompt(9, seed) for seed in range(2)]
@@ -109,7 +109,7 @@ def test_targets_of_one_model_share_its_lock():
         assert texts == [library_greedy(model, prompts[at], NEW)] * 5
 
 
-def test_loading_beside_a_decode_is_right():
+def test_loading_during_a_decode_is_correct():
     model = fresh()
     target, prompt = load_target(model), random_prompt(9, 4)
     own = own_logits(model)
@@ -131,7 +131,7 @@ def test_loading_beside_a_decode_is_right():
     assert texts == [library_greedy(model, prompt, NEW)] * 5
 
 
-def test_a_session_in_use_refuses_another_thread():
+def test_session_in_use_rejects_another_thread():
     inside, outside = threading.Event(), threading.Event()
 
     class Lingering(PlainDrafter):
@@ -159,7 +159,7 @@ def test_a_session_in_use_refuses_another_thread():
     assert "one call at a time" in str(other)
 
 
-def test_a_callback_that_uses_its_own_session_is_refused():
+def test_callback_that_reenters_its_session_is_rejected():
     target = load_target(fresh())
     session = Session(target, "plain")
     prompt = random_prompt(8, 1)
@@ -172,7 +172,7 @@ def test_a_callback_that_uses_its_own_session_is_refused():
         session.generate([prompt], max_new_tokens=4, stops=again)
 
 
-def test_sessions_that_share_a_cache_end_each_other():
+def test_new_stream_on_a_shared_cache_ends_the_older_stream():
     target = load_target(fresh())
     first = Session(target, "plain")
     stream = first.stream([random_prompt(8, 1)], max_new_tokens=8)
@@ -183,7 +183,7 @@ def test_sessions_that_share_a_cache_end_each_other():
         next(stream)
 
 
-def test_a_callback_may_use_the_model():
+def test_callback_may_use_the_model():
     model = fresh()
     target, prompt = load_target(model), random_prompt(8, 1)
     asked = []
@@ -203,7 +203,7 @@ def test_a_callback_may_use_the_model():
     assert asked == [library_greedy(model, prompt, 2)] * len(asked)
 
 
-def test_a_forward_in_the_middle_of_a_pass_is_an_error_and_no_text():
+def test_plain_forward_during_a_pass_raises():
     model = fresh()
     target, ids = load_target(model), torch.tensor([random_prompt(8, 1)])
     hook = model.model.layers[1].register_forward_pre_hook(lambda *_: model(ids))
@@ -214,7 +214,7 @@ def test_a_forward_in_the_middle_of_a_pass_is_an_error_and_no_text():
 
 
 @pytest.mark.parametrize("chosen", ["eager", "sdpa"])
-def test_attention_that_is_switched_in_the_middle_of_a_pass_is_an_error_and_stays(chosen):
+def test_attention_switched_during_a_pass_raises_and_is_kept(chosen):
     model = fresh()
     target = load_target(model)
     hook = model.model.layers[1].register_forward_pre_hook(
@@ -227,7 +227,7 @@ def test_attention_that_is_switched_in_the_middle_of_a_pass_is_an_error_and_stay
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_attention_setting_is_right_after_an_error(error):
+def test_attention_setting_is_restored_after_an_error(error):
     model = fresh()
     target = load_target(model)
 
@@ -245,7 +245,7 @@ def test_the_attention_setting_is_right_after_an_error(error):
     assert written == library_greedy(model, prompt, NEW)
 
 
-def test_packed_layers_used_by_several_threads_at_once_are_right():
+def test_packed_layers_are_thread_safe():
     model = fresh(dtype=torch.float32)
     load_target(model, prepack=True)
     inputs = [torch.tensor([random_prompt(7, seed)]) for seed in range(4)]

@@ -22,8 +22,8 @@ from bench import ROOT
 from bench.gpu.run import TAIL, Job, Row, Run
 
 # Compiling whole models says nothing of the GPU, and takes minutes.
-SELECTED = "not compiles_whole"
-SELECTED_DRY, OP_DRY = "bad_arguments", "commit_kv"
+SELECTED = "not compiles_with_fullgraph"
+SELECTED_DRY, OP_DRY = "bad_argument", "commit_kv"
 # Tests of no single op that say more on a GPU: files, and what is run of them there.
 WHOLE = {
     "graphs": ["tests/kernels/test_cuda_graphs.py"],

@@ -20,7 +20,7 @@ def walk(tokens, parents, size, picked):
 
 @settings(deadline=None, max_examples=300)
 @given(st.integers(1, 3), st.integers(0, 90), st.integers(1, 4), st.integers(0, 10**6))
-def test_acceptance_equals_walking_down_the_tree(batch, count, vocabulary, seed):
+def test_accepted_path_equals_a_sequential_tree_walk(batch, count, vocabulary, seed):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high, shape):
@@ -70,7 +70,7 @@ def test_padding_is_never_accepted():
     assert next_tokens.tolist() == [3]
 
 
-def test_bad_shapes_are_named():
+def test_error_names_the_argument_of_wrong_shape():
     tree = pack_tree(
         torch.tensor([3]), torch.tensor([[1]]), torch.tensor([[-1]]), torch.zeros(1, 1),
         capacity=4, max_depth=1,

@@ -55,13 +55,13 @@ def test_kernel_equals_reference(kind, nodes, kernel_device):
 
 @settings(deadline=None, max_examples=50)
 @given(st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 130), st.integers(0, 10**6))
-def test_kernel_equals_reference_on_any_tree(kernel_device, kind, batch, nodes, seed):
+def test_kernel_equals_reference_on_random_trees(kernel_device, kind, batch, nodes, seed):
     assert_same(make_tree(kind, batch, nodes, seed, kernel_device, vocabulary=10**9))
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("nodes", [1, 9, 70])
-def test_rows_of_padding_emit_nothing(nodes, impl, kernel_device):
+def test_padding_rows_emit_nothing(nodes, impl, kernel_device):
     inputs = make_tree("random", 4, nodes, 3, kernel_device, vocabulary=10**9)
     expected = accept_tree(*inputs, impl=impl)
     padded = [x.clone() for x in inputs]
@@ -92,7 +92,7 @@ TWINS = {
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("twins", TWINS.values(), ids=TWINS)
-def test_of_siblings_that_share_a_token_the_first_counts(twins, impl, kernel_device):
+def test_first_of_siblings_with_equal_tokens_is_accepted(twins, impl, kernel_device):
     *columns, expected = twins
     parents, tokens, picked = (torch.tensor([x], device=kernel_device) for x in columns)
     sizes = torch.tensor([parents.shape[1]], device=kernel_device)
@@ -105,7 +105,7 @@ def test_of_siblings_that_share_a_token_the_first_counts(twins, impl, kernel_dev
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 90), st.integers(0, 10**6))
-def test_kernel_equals_reference_where_siblings_share_tokens(
+def test_kernel_equals_reference_with_duplicate_sibling_tokens(
     kernel_device, kind, batch, nodes, seed
 ):
     inputs = make_tree(kind, batch, nodes, seed, kernel_device, vocabulary=2)
@@ -114,21 +114,21 @@ def test_kernel_equals_reference_where_siblings_share_tokens(
     assert_same(inputs)
 
 
-def test_inputs_may_be_slices(kernel_device):
+def test_inputs_may_be_strided(kernel_device):
     inputs = make_tree("random", 2, 70, 5, kernel_device, vocabulary=10**9)
     sliced = [torch.stack([x, x], -1)[..., 0] for x in inputs]
     assert not sliced[0].is_contiguous()
     assert_same(sliced)
 
 
-def test_op_is_registered_as_torch_wants(kernel_device):
+def test_op_passes_opcheck(kernel_device):
     inputs = make_tree("random", 2, 70, 5, kernel_device, vocabulary=10**9)
     check_op(ops.accept_tree, *inputs)
     check_op(ops.accept_tree, *(torch.stack([x, x], -1)[..., 0] for x in inputs))
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda *inputs: accept_tree(*inputs, impl=impl),
         make_tree("random", 2, 9, 5, kernel_device, vocabulary=10**9),
@@ -137,7 +137,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
     )
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     inputs = make_tree("chain", 2, 5, 0, kernel_device)
     check_never_silent(lambda impl: accept_tree(*inputs, impl=impl))
     with pytest.raises(ValueError, match=r"ancestors: expected shape \[2, 5, 1\], got \[2, 5, 2\]"):

@@ -10,7 +10,7 @@ from specdec_kernels import beam_step
 @given(
     st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 64), st.integers(0, 10**6)
 )  # fmt: skip
-def test_the_best_continuations_of_all_beams_in_one_order(batch, beams, count, width, seed):
+def test_beam_step_equals_a_stable_sort_of_all_continuations(batch, beams, count, width, seed):
     generator = torch.Generator().manual_seed(seed)
     # Few distinct values: many ties.
     scores, log_probs = (
@@ -31,7 +31,7 @@ def test_the_best_continuations_of_all_beams_in_one_order(batch, beams, count, w
         assert best.tokens[row].tolist() == [c[3] for c in expected]
 
 
-def test_errors_name_the_argument():
+def test_error_names_the_bad_argument():
     scores, log_probs = torch.zeros(2, 3), torch.zeros(2, 3, 4)
     ids = torch.zeros(2, 3, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"scores: expected shape \[2, 3\], got \[2, 4\]"):

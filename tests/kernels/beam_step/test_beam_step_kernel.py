@@ -53,7 +53,7 @@ def test_kernel_equals_reference_for_any_shape(
     assert_same(make_candidates(batch, beams, count, seed, kernel_device, distinct), width)
 
 
-def test_special_numbers_keep_their_order(kernel_device):
+def test_nan_infinities_zeros_and_subnormals_are_ordered(kernel_device):
     tiny, inf, nan = 1e-45, torch.inf, torch.nan
     values = [-inf, -1.0, -tiny, -0.0, 0.0, tiny, 3e38, -3e38, inf, nan, -1.0, -nan]
     log_probs = torch.tensor(values, device=kernel_device)[None, None]
@@ -64,7 +64,7 @@ def test_special_numbers_keep_their_order(kernel_device):
     assert best.scores[0, :2].isnan().all() and best.scores[0, 4] > 0 and best.scores[0, 7] < 0
 
 
-def test_candidates_may_be_slices(kernel_device):
+def test_candidates_may_be_strided(kernel_device):
     candidates = make_candidates(3, 4, 5, 1, kernel_device)
     sliced = [torch.stack([x, x], -1)[..., 0] for x in candidates]
     assert not sliced[2].is_contiguous()
@@ -105,7 +105,7 @@ def assert_same_beams(hidden, weight, scores, width, **options):
         (1, 64, 16, 140, 64),
     ],
 )
-def test_head_and_step_in_one_op_equal_both(
+def test_fused_lm_head_beams_equals_lm_head_then_beam_step(
     dtype, batch, beams, size, vocabulary, width, kernel_device
 ):
     hidden, weight, scores = make_beams(batch, beams, size, vocabulary, width, kernel_device)
@@ -117,7 +117,7 @@ def test_head_and_step_in_one_op_equal_both(
     st.integers(1, 3), st.integers(1, 5), st.integers(1, 20), st.integers(1, 280),
     st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6),
 )  # fmt: skip
-def test_head_and_step_in_one_op_equal_both_for_any_shape(
+def test_fused_lm_head_beams_equals_lm_head_then_beam_step_for_any_shape(
     kernel_device, batch, beams, size, vocabulary, width, integers, seed
 ):
     inputs = make_beams(batch, beams, size, vocabulary, seed, kernel_device, integers)
@@ -127,7 +127,7 @@ def test_head_and_step_in_one_op_equal_both_for_any_shape(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scores_are_as_good_as_the_references(dtype, kernel_device):
+def test_scores_are_no_less_accurate_than_the_reference(dtype, kernel_device):
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(2, 6, 100, generator=generator).to(kernel_device, dtype)
     weight = torch.randn(270, 100, generator=generator).to(kernel_device, dtype) / 5
@@ -145,7 +145,7 @@ def test_scores_are_as_good_as_the_references(dtype, kernel_device):
     assert_no_worse(found.scores, expected.scores, exact.flatten(1).gather(1, at))
 
 
-def test_equal_beams_and_equal_tokens_come_in_order(kernel_device):
+def test_ties_go_to_the_lowest_beam_and_token(kernel_device):
     hidden = torch.ones(1, 3, 16, device=kernel_device)
     weight = torch.zeros(200, 16, device=kernel_device)
     weight[[7, 150, 199]] = 1
@@ -155,7 +155,7 @@ def test_equal_beams_and_equal_tokens_come_in_order(kernel_device):
     assert found.tokens.tolist() == [[7, 150, 199, 7, 150, 199, 7]]
 
 
-def test_one_beam_of_many_tiles_may_give_all(kernel_device):
+def test_all_results_may_come_from_one_beam(kernel_device):
     generator = torch.Generator().manual_seed(5)
     hidden = torch.randn(1, 4, 8, generator=generator).to(kernel_device)
     weight = torch.randn(2000, 8, generator=generator).to(kernel_device)
@@ -166,7 +166,7 @@ def test_one_beam_of_many_tiles_may_give_all(kernel_device):
     torch.testing.assert_close(found.scores, top.log_probs)
 
 
-def test_nan_beams_have_ids_that_exist(kernel_device):
+def test_nan_beams_return_valid_token_ids(kernel_device):
     hidden, weight, scores = make_beams(2, 3, 16, 150, 0, kernel_device)
     hidden[0, 1] = torch.nan
     found = lm_head_beams(hidden, weight, scores, 4, impl="triton")
@@ -178,7 +178,7 @@ def test_nan_beams_have_ids_that_exist(kernel_device):
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("name", extreme_logits(1))
-def test_extremes_are_the_references(name, impl, kernel_device):
+def test_extreme_logits_equal_the_reference(name, impl, kernel_device):
     logits = extreme_logits(300)[name].to(kernel_device)
     hidden = torch.zeros(1, 3, 16, device=kernel_device)
     weight, scores = torch.zeros(300, 16), torch.tensor([[-3.0, -1.0, -torch.inf]])
@@ -194,7 +194,7 @@ def test_extremes_are_the_references(name, impl, kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_a_beam_without_any_token_gives_way_to_all_others(impl, kernel_device):
+def test_beam_with_only_minus_infinity_logits_ranks_last(impl, kernel_device):
     hidden, weight, scores = make_beams(2, 3, 16, 150, 0, kernel_device)
     hidden, weight = hidden.abs(), weight.abs()
     weight[:, 0], hidden[..., 0] = -torch.inf, 1.0  # nothing but -inf,
@@ -212,7 +212,7 @@ def test_a_beam_without_any_token_gives_way_to_all_others(impl, kernel_device):
     assert (found.parents > 0).all() and found.scores.isfinite().all()
 
 
-def test_ops_are_registered_as_torch_wants(kernel_device):
+def test_ops_pass_opcheck(kernel_device):
     candidates = make_candidates(3, 4, 5, 1, kernel_device)
     check_op(ops.beam_step, *candidates, 6)
     check_op(ops.beam_step, *(torch.stack([x, x], -1)[..., 0] for x in candidates), 100)
@@ -225,7 +225,7 @@ def test_ops_are_registered_as_torch_wants(kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda *candidates: beam_step(*candidates, 4, impl=impl),
         make_candidates(2, 3, 4, 1, kernel_device),
@@ -240,7 +240,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
     )
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     scores, log_probs, ids = make_candidates(2, 3, 4, 1, kernel_device)
     check_never_silent(lambda impl: beam_step(scores, log_probs, ids, 2, impl=impl))
     with pytest.raises(TypeError, match="log_probs: expected torch.float32 in a kernel"):

@@ -8,7 +8,7 @@ from specdec_kernels import commit_kv
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(1, 4), st.integers(1, 20), st.integers(0, 10**6))
-def test_commit_equals_copying_row_by_row(batch, nodes, seed):
+def test_commit_equals_copying_each_row(batch, nodes, seed):
     generator = torch.Generator().manual_seed(seed)
     layers, rows, heads, size, longest = 3, 5, 2, 4, 9
     kv = torch.randn(layers, 2, rows, heads, longest + nodes, size, generator=generator)
@@ -30,7 +30,7 @@ def test_commit_equals_copying_row_by_row(batch, nodes, seed):
     assert torch.equal(kv, expected)
 
 
-def test_bad_arguments_are_named():
+def test_error_names_the_bad_argument():
     one = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="kv: expected shape"):
         commit_kv(torch.zeros(2, 3), one[None], one, prefix_lens=one)

@@ -42,13 +42,13 @@ def test_kernel_equals_reference(size, dtype, kernel_device):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 4), st.integers(2, 40), st.integers(0, 10**6))
-def test_kernel_equals_reference_on_any_path(kernel_device, batch, nodes, seed):
+def test_kernel_equals_reference_on_random_paths(kernel_device, batch, nodes, seed):
     assert_same(*make_inputs(batch, nodes, 4, torch.float32, seed, kernel_device, layers=1))
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("padding", [[0], [1, 3], [0, 1, 2, 3]], ids=str)
-def test_of_rows_of_padding_nothing_moves(padding, impl, kernel_device):
+def test_padding_rows_leave_the_cache_unchanged(padding, impl, kernel_device):
     kv, path, lengths, prefix_lens, cache_rows = make_inputs(
         4, 12, 4, torch.float32, 8, kernel_device, layers=1
     )
@@ -73,7 +73,7 @@ def test_of_rows_of_padding_nothing_moves(padding, impl, kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_a_length_below_zero_moves_nothing(impl, kernel_device):
+def test_negative_length_leaves_the_cache_unchanged(impl, kernel_device):
     kv, path, lengths, prefix_lens, cache_rows = make_inputs(
         3, 12, 4, torch.float32, 8, kernel_device
     )
@@ -83,7 +83,7 @@ def test_a_length_below_zero_moves_nothing(impl, kernel_device):
     assert torch.equal(out, kv)
 
 
-def test_a_chain_of_256_nodes_moves_in_place(kernel_device):
+def test_chain_of_256_nodes_is_moved_in_place(kernel_device):
     kv, path, lengths, prefix_lens, cache_rows = make_inputs(
         1, 257, 16, torch.float32, 0, kernel_device
     )
@@ -94,7 +94,7 @@ def test_a_chain_of_256_nodes_moves_in_place(kernel_device):
     assert_same(kv, path, lengths, prefix_lens, cache_rows)
 
 
-def test_cache_may_be_a_slice(kernel_device):
+def test_cache_may_be_strided(kernel_device):
     kv, *others = make_inputs(2, 12, 16, torch.float32, 3, kernel_device)
     wide = torch.zeros(*kv.shape[:3], 5, *kv.shape[4:], device=kv.device)
     for impl in ("triton", "reference"):
@@ -114,14 +114,14 @@ def test_cache_may_be_a_slice(kernel_device):
     assert torch.equal(found, wide)
 
 
-def test_op_is_registered_as_torch_wants(kernel_device):
+def test_op_passes_opcheck(kernel_device):
     kv, *others = make_inputs(2, 12, 16, torch.float32, 3, kernel_device)
     check_op(ops.commit_kv, kv, *others)
     check_op(ops.commit_kv, kv.transpose(3, 4).contiguous().transpose(3, 4), *others)
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     def commit(kv, path, lengths, prefix_lens, cache_rows):
         kv = kv.clone()
         commit_kv(kv, path, lengths, prefix_lens=prefix_lens, cache_rows=cache_rows, impl=impl)
@@ -135,7 +135,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
     )
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     kv, path, lengths, prefix_lens, cache_rows = make_inputs(
         2, 12, 16, torch.float32, 3, kernel_device
     )

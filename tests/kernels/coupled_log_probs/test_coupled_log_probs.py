@@ -17,7 +17,7 @@ def couple(log_probs, ids, streams, positions, **options):
 @pytest.mark.parametrize(("temperature", "sharpness"), [(1.0, 1.0), (0.7, 1.5), (2.5, 0.3)])
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 33), (2, 5, 64)], ids=str)
-def test_the_formula(shape, seed, temperature, sharpness):
+def test_reference_equals_the_formula_in_float64(shape, seed, temperature, sharpness):
     candidates = make_candidates(*shape, seed % 97)
     options = {"seed": seed, "temperature": temperature, "sharpness": sharpness}
     found, exact = couple(*candidates, **options), exactly(*candidates, **options)
@@ -31,7 +31,7 @@ def test_the_formula(shape, seed, temperature, sharpness):
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
-def test_the_best_candidate_is_the_token_that_is_drawn(temperature):
+def test_top_candidate_is_the_sampled_token(temperature):
     logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(1))
     _, _, *key = make_candidates(40, 1, 1, 2)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(3))
@@ -43,7 +43,7 @@ def test_the_best_candidate_is_the_token_that_is_drawn(temperature):
     assert torch.equal(order[found[:, 0].argmax(-1)], drawn)
 
 
-def test_beams_and_others_beside_a_candidate_only_normalise():
+def test_other_candidates_only_change_the_normalization():
     log_probs, ids, *key = make_candidates(3, 4, 20, 1)
     whole = couple(log_probs, ids, *key)
     some = couple(log_probs[:, 1:2, ::3], ids[:, 1:2, ::3], *key)
@@ -51,7 +51,7 @@ def test_beams_and_others_beside_a_candidate_only_normalise():
     torch.testing.assert_close(some, expected)
 
 
-def test_what_is_impossible_stays_so():
+def test_minus_infinity_is_kept_and_nan_or_infinity_gives_nan():
     log_probs, *others = make_candidates(1, 5, 6, 1)
     log_probs[0, :3, ::2] = -torch.inf
     log_probs[0, 1] = -torch.inf
@@ -89,7 +89,7 @@ ROWS = torch.zeros(2, dtype=torch.int64)
         ({"sharpness": math.inf}, ValueError, "sharpness: expected above 0, got inf"),
     ],
 )  # fmt: skip
-def test_errors_name_the_argument(options, error, message):
+def test_error_names_the_bad_argument(options, error, message):
     good = {"log_probs": torch.zeros(2, 3, 4), "ids": torch.zeros(2, 3, 4).long()}
     with pytest.raises(error, match=message):
         couple(**{**good, "streams": ROWS, "positions": ROWS, **options})

@@ -44,7 +44,7 @@ def assert_as_good(candidates, seed=5, temperature=0.8, sharpness=1.5):
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 + 5, 2**63, 2**64 - 1])
 @pytest.mark.parametrize(("stream", "position"), [(0, 0), (2**31, 2**32 - 1), (2**32 - 1, 12345)])
-def test_bits_of_any_token_are_the_references(seed, stream, position, kernel_device):
+def test_philox_words_equal_the_reference(seed, stream, position, kernel_device):
     key = [torch.tensor([x], device=kernel_device) for x in (stream, position)]
     ids = torch.cat([ENDS, ENDS[:4]])
     bits = torch.empty(16, dtype=torch.int64, device=kernel_device)
@@ -59,7 +59,7 @@ def test_bits_of_any_token_are_the_references(seed, stream, position, kernel_dev
     [(1, 1, 1), (2, 3, 2), (4, 3, 32), (3, 1, 33), (1, 5, 127), (1, 2, 1000), (1, 1, 1024)],
     ids=str,
 )
-def test_kernel_is_as_good_as_the_reference(shape, kernel_device):
+def test_kernel_is_no_less_accurate_than_the_reference(shape, kernel_device):
     assert_as_good(make_candidates(*shape, shape[2], kernel_device))
 
 
@@ -68,7 +68,7 @@ def test_kernel_is_as_good_as_the_reference(shape, kernel_device):
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**64 - 1),
     st.floats(0.1, 3), st.floats(0.1, 3),
 )  # fmt: skip
-def test_kernel_is_as_good_as_the_reference_for_any_shape_and_seed(
+def test_kernel_is_no_less_accurate_than_the_reference_for_any_shape_and_seed(
     kernel_device, batch, beams, count, seed, temperature, sharpness
 ):
     candidates = make_candidates(batch, beams, count, seed % 1000, kernel_device)
@@ -77,7 +77,7 @@ def test_kernel_is_as_good_as_the_reference_for_any_shape_and_seed(
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of inf - inf
 @pytest.mark.parametrize("temperature", [0.8, 1e-38])
-def test_extremes_are_the_references(temperature, kernel_device):
+def test_extreme_log_probs_equal_the_reference(temperature, kernel_device):
     inf, nan, most = torch.inf, torch.nan, torch.finfo(torch.float32).max
     values = [
         [-inf, -1.0, -inf, -2.0, -0.0],
@@ -101,7 +101,7 @@ def test_extremes_are_the_references(temperature, kernel_device):
     assert not found[0, [0, 1, 5, 6, 7]].isnan().any()
 
 
-def test_inputs_may_be_slices_or_one_or_none(kernel_device):
+def test_inputs_may_be_strided_expanded_or_empty(kernel_device):
     log_probs, ids, streams, positions = make_candidates(4, 3, 20, 1, kernel_device)
     assert_as_good((log_probs[::2, 1:, 3:], ids[::2, 1:, 3:], streams[::2], positions[1::2]))
     assert_as_good((log_probs.mT, ids.mT, streams, positions))
@@ -111,7 +111,7 @@ def test_inputs_may_be_slices_or_one_or_none(kernel_device):
     assert none.shape == (0, 3, 20)
 
 
-def test_beams_do_not_depend_on_others(kernel_device):
+def test_result_of_a_beam_does_not_depend_on_other_beams(kernel_device):
     candidates = make_candidates(3, 4, 33, 2, kernel_device)
     whole = run(candidates, "triton")
     log_probs, ids, streams, positions = (x[1:2] for x in candidates)

@@ -9,7 +9,7 @@ from specdec_kernels import coupled_log_probs
 from specdec_kernels._ops import ops
 
 
-def test_op_is_registered_as_torch_wants(kernel_device):
+def test_op_passes_opcheck(kernel_device):
     log_probs, ids, *key = make_candidates(3, 2, 9, 1, kernel_device)
     check_op(ops.coupled_log_probs, log_probs, ids, 7, *key, 1.0, 1.5)
     rows = [x[::2] for x in (log_probs.mT, ids.mT, *key)]
@@ -17,7 +17,7 @@ def test_op_is_registered_as_torch_wants(kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     def couple(log_probs, ids, streams, positions):
         key = {"seed": 2**64 - 5, "streams": streams, "positions": positions}
         return coupled_log_probs(log_probs, ids, **key, temperature=0.8, sharpness=1.5, impl=impl)
@@ -30,7 +30,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
     )
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     candidates = make_candidates(2, 3, 9, 1, kernel_device)
 
     def call(log_probs=candidates[0], ids=candidates[1], streams=candidates[2], impl="triton"):

@@ -34,7 +34,7 @@ def by_the_paper(module, embedded, state, context):
 @pytest.mark.parametrize("blocks", [0, 1, 3])
 @pytest.mark.parametrize("exit_dim", [None, 2 * E, 10])
 @pytest.mark.parametrize("rows", [(1,), (2, 5)])
-def test_a_step_is_the_papers(rnn, blocks, exit_dim, rows):
+def test_step_equals_the_papers_formula(rnn, blocks, exit_dim, rows):
     torch.manual_seed(blocks)
     module = RecurrentDraftStep(E, exit_dim=exit_dim, residual_blocks=blocks, rnn=rnn).double()
     embedded, state = torch.randn(2, *rows, E, dtype=torch.float64)
@@ -55,6 +55,6 @@ def test_a_step_is_the_papers(rnn, blocks, exit_dim, rows):
         ({"residual_blocks": -1}, "residual_blocks: expected at least 0, got -1"),
     ],
 )
-def test_sizes_out_of_range_are_refused(sizes, message):
+def test_out_of_range_sizes_are_rejected(sizes, message):
     with pytest.raises(ValueError, match=message):
         RecurrentDraftStep(**{"hidden_size": 4, **sizes})

@@ -6,52 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import silu
 
-from ladder import check_compiles_whole, check_never_silent, check_op, every_way
-from specdec_kernels import RecurrentDraftStep
-from specdec_kernels._ops import ops
+from draft_step_problems import DTYPES, VOCABULARY, make_inputs, map_tensors, sliced
 from specdec_kernels.device.skinny_linear import choose_tiles
-from specdec_kernels.draft_step import DraftStepWeights, draft_step
+from specdec_kernels.draft_step import draft_step
 from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import poisoned_empty
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-VOCABULARY = 11
-
-
-def make_inputs(
-    batch, width, size, *, dtype, device, exit_dim=None, blocks=2, rnn=True, seed=0, parents_width=3
-):
-    """Arguments of `draft_step`, all but its options."""
-    generator = torch.Generator().manual_seed(seed)
-    module = RecurrentDraftStep(size, exit_dim=exit_dim, residual_blocks=blocks, rnn=rnn)
-    for parameter in module.parameters():
-        scale = parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.5
-        parameter.data = torch.randn(parameter.shape, generator=generator) * scale
-    module = module.to(device, dtype).requires_grad_(False)
-    numbers = (
-        torch.randn(shape, generator=generator).to(device, dtype)
-        for shape in ((batch, parents_width, size), (batch, size), (VOCABULARY, size))
-    )
-    states, context, embedding = numbers
-    tokens = torch.randint(0, VOCABULARY, (batch, width), generator=generator).to(device)
-    parents = torch.randint(0, parents_width, (batch, width), generator=generator).to(device)
-    part = module.context_part(context)
-    return tokens, parents, states, context, part, embedding, module.step_weights()
-
-
-def map_tensors(change, inputs):
-    """Apply a function to every floating-point tensor of the arguments."""
-    if isinstance(inputs, DraftStepWeights):
-        return DraftStepWeights(*map_tensors(change, tuple(inputs)))
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(map_tensors(change, x) for x in inputs)
-    return change(inputs) if inputs is not None and inputs.is_floating_point() else inputs
-
-
-def flat(inputs, embed_scale=None):
-    """The op's own arguments."""
-    *inputs, weights = inputs
-    return *inputs, *weights[:4], list(weights.blocks), list(weights.biases), embed_scale
 
 
 def assert_kernel_is_no_worse(inputs, **options):
@@ -63,7 +22,7 @@ def assert_kernel_is_no_worse(inputs, **options):
         assert_no_worse(x, y, z)
 
 
-def test_the_reference_reads_beam_after_beam():
+def test_reference_equals_a_loop_over_beams():
     for exit_dim, blocks in ((None, 2), (7, 1), (None, 0)):
         inputs = make_inputs(
             2, 4, 5, dtype=torch.float64, device="cpu", exit_dim=exit_dim, blocks=blocks
@@ -97,7 +56,7 @@ SHAPES = {
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_kernel_is_as_exact_as_the_reference(shape, dtype, kernel_device):
+def test_kernel_is_no_less_accurate_than_the_reference(shape, dtype, kernel_device):
     assert_kernel_is_no_worse(make_inputs(*shape, dtype=dtype, device=kernel_device))
 
 
@@ -105,7 +64,7 @@ def test_kernel_is_as_exact_as_the_reference(shape, dtype, kernel_device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rnn", [True, False])
 @pytest.mark.parametrize(("exit_dim", "blocks"), [(None, 0), (None, 1), (40, 0), (40, 2)])
-def test_kernel_covers_every_model(exit_dim, blocks, rnn, dtype, kernel_device):
+def test_kernel_supports_every_architecture_option(exit_dim, blocks, rnn, dtype, kernel_device):
     shape = {"exit_dim": exit_dim, "blocks": blocks, "rnn": rnn}
     inputs = make_inputs(2, 3, 24, dtype=dtype, device=kernel_device, **shape)
     assert_kernel_is_no_worse(inputs, embed_scale=1.37)
@@ -122,7 +81,7 @@ def test_kernel_covers_every_model(exit_dim, blocks, rnn, dtype, kernel_device):
     st.sampled_from(DTYPES),
     st.integers(0, 10**6),
 )
-def test_kernel_is_as_exact_on_any_shape(
+def test_kernel_is_no_less_accurate_on_any_shape(
     kernel_device, batch, width, size, exit_dim, blocks, dtype, seed
 ):
     inputs = make_inputs(
@@ -133,13 +92,13 @@ def test_kernel_is_as_exact_on_any_shape(
 
 
 @pytest.mark.parametrize("depth", [64, 128, 256])
-def test_tiles_without_a_remainder_are_as_exact(depth, kernel_device):
+def test_kernel_is_no_less_accurate_with_unmasked_tiles(depth, kernel_device):
     # 16 features for each of 6 processors and more: the largest weight tiles, whose loops have no masks.
     inputs = make_inputs(1, 4, depth, dtype=torch.float16, device=kernel_device, exit_dim=384)
     assert_kernel_is_no_worse(inputs)
 
 
-def test_weight_tiles_shrink_until_they_fill_the_gpu():
+def test_weight_tile_size_is_reduced_until_tiles_occupy_the_gpu():
     from specdec_kernels.gpu import KNOWN
 
     half = torch.float16
@@ -153,7 +112,7 @@ def test_weight_tiles_shrink_until_they_fill_the_gpu():
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_what_no_beam_continues_is_never_read(impl, kernel_device):
+def test_unreferenced_states_and_embeddings_are_never_read(impl, kernel_device):
     inputs = make_inputs(2, 5, 20, dtype=torch.float32, device=kernel_device, parents_width=4)
     tokens, parents, states, context, part, embedding, weights = inputs
     expected = draft_step(*inputs, impl=impl)
@@ -167,7 +126,7 @@ def test_what_no_beam_continues_is_never_read(impl, kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_ids_out_of_range_read_the_nearest_row(impl, kernel_device):
+def test_out_of_range_ids_are_clamped(impl, kernel_device):
     tokens, parents, *others = make_inputs(1, 4, 9, dtype=torch.float32, device=kernel_device)
     tokens[:] = torch.tensor([-1, 0, 1 << 60, VOCABULARY - 1])
     parents[:] = torch.tensor([-5, 0, 2, 1 << 60])
@@ -178,7 +137,7 @@ def test_ids_out_of_range_read_the_nearest_row(impl, kernel_device):
     assert torch.equal(states, inside[0]) and torch.equal(features, inside[1])
 
 
-def test_a_beam_has_the_same_bits_beside_any_others(kernel_device):
+def test_result_of_a_row_is_bit_identical_in_any_batch(kernel_device):
     inputs = make_inputs(3, 5, 40, dtype=torch.bfloat16, device=kernel_device)
     tokens, parents, states, context, part, embedding, weights = inputs
     whole = draft_step(*inputs, impl="triton")
@@ -192,14 +151,7 @@ def test_a_beam_has_the_same_bits_beside_any_others(kernel_device):
         assert torch.equal(x, y) and torch.equal(x[one], z)
 
 
-def sliced(x):
-    """The same numbers with gaps between rows."""
-    wide = torch.full((*x.shape[:-1], x.shape[-1] + 3), torch.nan, dtype=x.dtype, device=x.device)
-    wide[..., : x.shape[-1]] = x
-    return wide[..., : x.shape[-1]]
-
-
-def test_inputs_may_be_slices(kernel_device):
+def test_inputs_may_be_strided(kernel_device):
     inputs = make_inputs(2, 5, 20, dtype=torch.float32, device=kernel_device)
     tokens, parents, *numbers = inputs
     apart = [torch.stack([x, x], -1)[..., 0] for x in (tokens, parents)]
@@ -209,119 +161,3 @@ def test_inputs_may_be_slices(kernel_device):
         strict=True,
     ):
         assert torch.equal(x, y)
-
-
-def test_the_module_drafts_as_it_trains(kernel_device):
-    module = RecurrentDraftStep(24, residual_blocks=2).to(kernel_device).requires_grad_(False)
-    tokens, parents, states, context, _, embedding, _ = make_inputs(
-        2, 3, 24, dtype=torch.float32, device=kernel_device
-    )
-    part = module.context_part(context)
-    embedded = 2 * embedding[tokens]
-    picked = states.gather(1, parents[..., None].expand(-1, -1, 24))
-    expected = module(embedded, picked, context[:, None], part[:, None])
-    for impl in ("auto", "reference", "triton"):
-        found = module.draft(
-            tokens, parents, states, context, part, embedding, embed_scale=2.0, impl=impl
-        )
-        for x, y in zip(found, expected, strict=True):
-            torch.testing.assert_close(x, y)
-
-
-def test_gradients_reach_every_weight_of_the_reference():
-    inputs = make_inputs(2, 3, 8, dtype=torch.float32, device="cpu")
-    weights = map_tensors(lambda x: x.clone().requires_grad_(), inputs[6])
-    states, features = draft_step(*inputs[:6], weights)  # on a CPU, "auto" is the reference
-    (states.sum() + features.sum()).backward()
-    for x in (*weights[:4], *weights.blocks, *weights.biases):
-        assert x.grad.any()
-    with pytest.raises(ValueError, match="gradients are recorded"):
-        draft_step(*inputs[:6], weights, impl="triton")
-
-
-@pytest.mark.parametrize(("exit_dim", "blocks", "rnn"), [(None, 2, True), (10, 1, False)])
-def test_op_is_registered_as_torch_wants(exit_dim, blocks, rnn, kernel_device):
-    shape = {"exit_dim": exit_dim, "blocks": blocks, "rnn": rnn}
-    inputs = make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device, **shape)
-    check_op(ops.draft_step, *flat(inputs, 1.5))
-    tokens, parents, *numbers = inputs
-    apart = [x.T.contiguous().T for x in (tokens, parents)]
-    check_op(ops.draft_step, *flat((*apart, *map_tensors(sliced, tuple(numbers)))))
-
-
-@every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
-    check_compiles_whole(
-        lambda *inputs: draft_step(*inputs, embed_scale=1.5, impl=impl),
-        make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device),
-        make_inputs(3, 5, 8, dtype=torch.float32, device=kernel_device, parents_width=4),
-        dynamic=dynamic,
-    )
-
-
-def test_bad_arguments_are_named(kernel_device):
-    inputs = make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device)
-    tokens, parents, states, context, part, embedding, weights = inputs
-    names = ("tokens", "parents", "states", "context", "context_part", "embedding", "weights")
-
-    def step(impl="triton", weights=weights, **changed):
-        given = {**dict(zip(names, inputs, strict=True)), "weights": weights, **changed}
-        draft_step(*given.values(), impl=impl)
-
-    check_never_silent(lambda impl: step(impl=impl))
-    for changed, message in (
-        ({"tokens": tokens[0]}, r"tokens: expected shape \[B >= 1, W >= 1\], got \[3\]"),
-        ({"states": states[:1]}, r"states: expected shape \[2, Wp >= 1, E\], got \[1, 3, 8\]"),
-        ({"states": states.sum()}, r"states: expected shape \[2, Wp >= 1, E\], got \[\]"),
-        (
-            {"context_part": part[:, :0]},
-            r"context_part: expected shape \[2, X >= 1\], got \[2, 0\]",
-        ),
-        ({"context_part": part[0]}, r"context_part: expected shape \[2, X >= 1\], got \[16\]"),
-        ({"context": context[:, :7]}, r"context: expected shape \[2, 8\], got \[2, 7\]"),
-        ({"embedding": embedding[0]}, r"embedding: expected shape \[V >= 1, 8\], got \[8\]"),
-        ({"context_part": None}, "context_part, state_in: expected both or none, got state_in"),
-        ({"embedding": embedding.T.contiguous().T}, "embedding: expected a contiguous last dim"),
-        ({"embedding": embedding.to("meta")}, "device: expected all tensors on one device, got"),
-        (
-            {"weights": weights._replace(recurrent_bias=None)},
-            "recurrent_input, recurrent_state, recurrent_bias: expected all three or none",
-        ),
-        (
-            {"weights": weights._replace(blocks=[part])},
-            r"blocks\[0\]: expected shape \[16, 16\], got \[2, 16\]",
-        ),
-        ({"weights": weights._replace(blocks=[])}, "biases: expected 0 as in blocks, got 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            step(**changed)
-    for changed, message in (
-        ({"parents": parents.int()}, "parents: expected int64, got torch.int32"),
-        (
-            {"embedding": embedding.half()},
-            "embedding: expected torch.float32 as states, got torch.float16",
-        ),
-    ):
-        with pytest.raises(TypeError, match=message):
-            step(**changed)
-    with pytest.raises(
-        TypeError, match="states: expected float32, float16 or bfloat16 in a kernel"
-    ):
-        draft_step(*map_tensors(torch.Tensor.double, inputs), impl="triton")
-
-
-@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
-def test_the_module_refuses_what_the_op_does(impl, kernel_device):
-    module = RecurrentDraftStep(8).to(kernel_device).requires_grad_(False)
-    inputs = make_inputs(2, 3, 8, dtype=torch.float32, device=kernel_device)
-    names = ("tokens", "parents", "states", "context", "context_part", "embedding")
-    given = dict(zip(names, inputs[:6], strict=True))
-    for changed, message in (
-        ({"parents": given["parents"][:, :1]}, r"parents: expected shape \[2, 3\], got \[2, 1\]"),
-        ({"context": given["context"][:1]}, r"context: expected shape \[2, 8\], got \[1, 8\]"),
-        ({"context_part": None}, "context_part, state_in: expected both or none, got state_in"),
-        ({"embedding": given["embedding"].to("meta")}, "device: expected all tensors on one"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            module.draft(**{**given, **changed}, impl=impl)
-    check_never_silent(lambda impl: module.draft(**given, impl=impl))

@@ -42,7 +42,7 @@ def stepwise(adapter, hidden, lengths):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_whole_text_equals_its_tokens_one_by_one(shape):
+def test_forward_sequence_equals_one_token_at_a_time(shape):
     adapter, lengths = adapter_of(shape), (9, 1, 5)
     hidden = torch.randn(3, 9, shape[0], dtype=torch.float64)
     mask = torch.arange(9) < torch.tensor(lengths)[:, None]
@@ -56,7 +56,7 @@ def test_a_whole_text_equals_its_tokens_one_by_one(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_it_is_the_librarys_attention_between_two_norms(shape):
+def test_adapter_equals_llama_attention_between_two_norms(shape):
     hidden_size, heads, kv_heads, head_dim = shape
     adapter = adapter_of(shape, torch.float32)
     config = LlamaConfig(
@@ -85,7 +85,7 @@ def test_it_is_the_librarys_attention_between_two_norms(shape):
             assert torch.equal(adapted.bfloat16()(low), own.bfloat16()(low))
 
 
-def test_keys_and_values_alone_are_those_of_the_whole_projection():
+def test_project_kv_equals_the_full_projection():
     adapter = adapter_of(SHAPES["E24-H4-G2-D6"])
     hidden, positions = torch.randn(2, 3, 24, dtype=torch.float64), torch.tensor([[0, 1, 2], [40, 41, 42]])  # fmt: skip
     q, k, v = adapter.project(hidden, positions)
@@ -94,7 +94,7 @@ def test_keys_and_values_alone_are_those_of_the_whole_projection():
         assert torch.equal(alone, of_all)
 
 
-def test_only_distances_matter_to_attention():
+def test_attention_scores_depend_only_on_relative_positions():
     adapter = adapter_of(SHAPES["E24-H4-G2-D6"])
     hidden = torch.randn(1, 6, 24, dtype=torch.float64)
     scores = []
@@ -104,7 +104,7 @@ def test_only_distances_matter_to_attention():
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)  # angles are in float32
 
 
-def test_it_trains():
+def test_gradients_reach_every_parameter():
     adapter = adapter_of(SHAPES["E24-H4-G2-D6"], torch.float32).requires_grad_(True)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     out = adapter.forward_sequence(torch.randn(2, 3, 24), mask)
@@ -124,6 +124,6 @@ def test_it_trains():
         ((24, 4, 2, 5), "head_dim: expected an even number from 2 on, got 5"),
     ],
 )
-def test_bad_shapes_are_named(shape, message):
+def test_error_names_the_argument_of_wrong_shape(shape, message):
     with pytest.raises(ValueError, match=message):
         EarlyExitAdapter(*shape)

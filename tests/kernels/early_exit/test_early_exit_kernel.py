@@ -21,7 +21,7 @@ from specdec_kernels.testing.poison import poisoned_empty
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_reference_is_the_mathematics(shape):
+def test_reference_equals_a_float64_computation(shape):
     step = make_step(shape)
     keys, values, logits = by_hand(step)
     found = run(step, "reference")
@@ -37,7 +37,7 @@ def test_the_reference_is_the_mathematics(shape):
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_kernel_is_as_exact_as_the_reference(shape, dtype, kernel_device):
+def test_kernel_is_no_less_accurate_than_the_reference(shape, dtype, kernel_device):
     assert_kernel_is_no_worse(make_step(shape, batch=16, dtype=dtype, device=kernel_device))
 
 
@@ -51,7 +51,7 @@ def test_kernel_is_as_exact_as_the_reference(shape, dtype, kernel_device):
     st.sampled_from(DTYPES),
     st.integers(0, 10**6),
 )
-def test_kernel_is_as_exact_on_any_shape(
+def test_kernel_is_no_less_accurate_on_any_shape(
     kernel_device, batch, size, heads, head_dim, vocabulary, dtype, seed
 ):
     shape = (size, *heads, head_dim)
@@ -61,14 +61,14 @@ def test_kernel_is_as_exact_on_any_shape(
     )
 
 
-def test_more_rows_than_one_block_holds(kernel_device):
+def test_batch_may_exceed_one_block_of_rows(kernel_device):
     assert_kernel_is_no_worse(
         make_step((32, 2, 1, 16), batch=70, slots=3, vocabulary=40, device=kernel_device)
     )
 
 
 @pytest.mark.parametrize("theta", [500.0, 10000.0, 500000.0])
-def test_far_positions_turn_as_exactly_as_near_ones(theta, kernel_device):
+def test_rotary_embedding_is_accurate_at_large_positions(theta, kernel_device):
     far = torch.tensor([0, 1, 4095, 8191, 32767, 131071])
     step = make_step((32, 2, 2, 64), batch=6, device=kernel_device, positions=far)
     step["adapter"] = step["adapter"]._replace(rope_theta=theta)
@@ -79,7 +79,7 @@ def test_far_positions_turn_as_exactly_as_near_ones(theta, kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_a_row_that_has_stopped_keeps_all_it_has(impl, kernel_device):
+def test_stopped_rows_are_unchanged(impl, kernel_device):
     step = make_step(batch=4, device=kernel_device)
     alone = run(step, impl)
     stopped = torch.tensor([False, True, False, True], device=kernel_device)
@@ -94,7 +94,7 @@ def test_a_row_that_has_stopped_keeps_all_it_has(impl, kernel_device):
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("padding", [[0], [1, 3], [0, 1, 2, 3]], ids=str)
-def test_of_rows_of_padding_nothing_is_written(padding, impl, kernel_device):
+def test_padding_rows_write_nothing(padding, impl, kernel_device):
     step = make_step(batch=4, device=kernel_device)
     step["stopped"][3] = True
     step["appends"] = torch.ones_like(step["stopped"])
@@ -114,7 +114,7 @@ def test_of_rows_of_padding_nothing_is_written(padding, impl, kernel_device):
         assert torch.equal(found[name][unnamed], step[name][unnamed])
 
 
-def test_attention_reads_one_slot_of_a_row_that_has_stopped(kernel_device):
+def test_attention_reads_one_slot_of_a_stopped_row(kernel_device):
     from specdec_kernels.early_exit.kernel import launch_adapter_qkv
 
     step = make_step(batch=3, slots=9, device=kernel_device)
@@ -131,7 +131,7 @@ def test_attention_reads_one_slot_of_a_row_that_has_stopped(kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_the_token_that_stopped_a_row_is_still_appended(impl, kernel_device):
+def test_stopped_row_still_appends_its_last_token_to_the_cache(impl, kernel_device):
     step = make_step(batch=3, device=kernel_device)
     running = run(step, impl)
     stopped = torch.ones(3, dtype=torch.bool, device=kernel_device)
@@ -145,7 +145,7 @@ def test_the_token_that_stopped_a_row_is_still_appended(impl, kernel_device):
         assert torch.equal(found[name], stopped if name == "stopped" else step[name])
 
 
-def test_a_draft_of_fixed_length_stops_where_it_should(kernel_device):
+def test_six_steps_without_host_reads_stop_each_row_at_its_threshold(kernel_device):
     """Six steps behind a made-up exit layer, with no look at the results between them."""
     start = make_step(batch=5, slots=20, device=kernel_device, seed=3)
     embedding = torch.randn(150, 64, generator=torch.Generator().manual_seed(9)).to(kernel_device)
@@ -188,13 +188,13 @@ def test_a_draft_of_fixed_length_stops_where_it_should(kernel_device):
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize(("eta", "stops"), [(0.0, False), (1.1, True)])
-def test_eta_decides(eta, stops, impl, kernel_device):
+def test_eta_zero_never_stops_and_eta_above_one_always_stops(eta, stops, impl, kernel_device):
     found = run(make_step(device=kernel_device), impl, eta=eta)
     assert (found["stopped"] == stops).all()
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_nan_is_no_confidence(impl, kernel_device):
+def test_nan_hidden_state_stops_the_row(impl, kernel_device):
     step = make_step(batch=2, device=kernel_device)
     hidden = step["hidden"].clone()
     hidden[0, 3] = torch.nan
@@ -203,7 +203,7 @@ def test_nan_is_no_confidence(impl, kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_nothing_is_likely_where_all_logits_are_minus_infinity(impl, kernel_device):
+def test_all_minus_infinity_logits_give_confidence_zero(impl, kernel_device):
     bias = torch.full((150,), -torch.inf, device=kernel_device)
     step = make_step(batch=2, device=kernel_device, bias=bias)
     found = run(step, impl)
@@ -213,7 +213,7 @@ def test_nothing_is_likely_where_all_logits_are_minus_infinity(impl, kernel_devi
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_an_infinite_logit_is_no_confidence(impl, kernel_device):
+def test_infinite_logit_gives_nan_confidence_and_stops(impl, kernel_device):
     bias = torch.zeros(150, device=kernel_device)
     bias[131] = torch.inf
     found = run(make_step(batch=2, device=kernel_device, bias=bias), impl, eta=0.0)
@@ -223,7 +223,7 @@ def test_an_infinite_logit_is_no_confidence(impl, kernel_device):
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_a_full_cache_is_not_written_beyond(impl, kernel_device):
+def test_full_cache_is_not_written_past_its_end(impl, kernel_device):
     step = make_step(batch=2, slots=6, device=kernel_device)
     wide = torch.full((4, 2, 8, 16), 7.0, device=kernel_device)
     prefix = torch.tensor([6, 1 << 40], device=kernel_device)
@@ -235,7 +235,7 @@ def test_a_full_cache_is_not_written_beyond(impl, kernel_device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_heads_options_are_those_of_lm_head(dtype, kernel_device):
+def test_head_supports_bias_id_map_scale_and_softcap(dtype, kernel_device):
     options = {
         "bias": torch.randn(150, generator=torch.Generator().manual_seed(1)).to(
             kernel_device, dtype
@@ -249,7 +249,7 @@ def test_the_heads_options_are_those_of_lm_head(dtype, kernel_device):
     assert (run(step, "triton")["tokens"] % 3 == 1).all()
 
 
-def test_equal_logits_give_the_lowest_id(kernel_device):
+def test_equal_logits_pick_the_lowest_id(kernel_device):
     step = make_step(batch=2, vocabulary=300, device=kernel_device)
     step["head"] = HeadWeights(torch.zeros(300, 64, device=kernel_device))
     for impl in ("triton", "reference"):
@@ -258,7 +258,7 @@ def test_equal_logits_give_the_lowest_id(kernel_device):
         torch.testing.assert_close(found["confidence"].cpu(), torch.full((2,), 1 / 300))
 
 
-def test_what_lies_beyond_the_prefix_is_never_read(kernel_device):
+def test_cache_slots_beyond_the_prefix_are_never_read(kernel_device):
     step = make_step(batch=3, device=kernel_device)
     expected = run(step, "triton")
     beyond = torch.ones(step["k_cache"].shape[:3], dtype=torch.bool, device=kernel_device)
@@ -273,7 +273,7 @@ def test_what_lies_beyond_the_prefix_is_never_read(kernel_device):
         assert torch.equal(found[name], expected[name])
 
 
-def test_a_row_has_the_same_bits_beside_any_others(kernel_device):
+def test_result_of_a_row_is_bit_identical_in_any_batch(kernel_device):
     step = make_step(batch=5, dtype=torch.bfloat16, device=kernel_device)
     whole, again = run(step, "triton"), run(step, "triton")
     for name in WRITTEN:

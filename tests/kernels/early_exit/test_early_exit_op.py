@@ -1,4 +1,4 @@
-"""The early-exit step as an op: strides, registration, compilation, errors, and the module on top."""
+"""The early-exit step as an op: strides, registration, compilation and errors."""
 
 import math
 import re
@@ -14,7 +14,6 @@ from early_exit_steps import (
     run,
 )
 from ladder import check_compiles_whole, check_never_silent, check_op, every_way
-from specdec_kernels import EarlyExitAdapter, LMHeadTopK, tree_attention
 from specdec_kernels._ops import ops
 from specdec_kernels.early_exit import early_exit_step
 
@@ -24,7 +23,7 @@ def spaced(x):
     return torch.stack([x, x + 1 if x.dtype == torch.int64 else ~x], 1)[:, 0]
 
 
-def test_caches_indices_and_results_may_be_slices(kernel_device):
+def test_caches_indices_and_results_may_be_strided(kernel_device):
     step = make_step(batch=3, device=kernel_device)
     expected = run(step, "triton")
     kv = torch.full((2, 5, 12, 2, 20), torch.nan, device=kernel_device).transpose(2, 3)
@@ -55,43 +54,12 @@ def test_caches_indices_and_results_may_be_slices(kernel_device):
     assert (out[:, [0, 1, 3]] == -1).all() and kv[..., 16:].isnan().all()
 
 
-def test_rows_of_the_cache_may_go_in_order(kernel_device):
+def test_cache_rows_default_to_batch_order(kernel_device):
     step = make_step(batch=3, device=kernel_device)
     order = torch.arange(3, device=kernel_device)
     named, unnamed = (run(step, "triton", cache_rows=rows) for rows in (order, None))
     for name in WRITTEN:
         assert torch.equal(named[name], unnamed[name])
-
-
-def test_the_modules_step_is_its_parts(kernel_device):
-    torch.manual_seed(0)
-    module = EarlyExitAdapter(64, 4, 2, 16, rope_theta=500.0).to(kernel_device)
-    head = LMHeadTopK(torch.nn.Linear(64, 90, bias=False)).to(kernel_device)
-    step = make_step(device=kernel_device, vocabulary=90)
-    del step["adapter"], step["head"]
-    hidden, at = step["hidden"][:, None], step["positions"][:, None]
-    with torch.no_grad():
-        q, k, v = module.project(hidden, at)
-        k_cache, v_cache = step["k_cache"].clone(), step["v_cache"].clone()
-        k_cache[step["cache_rows"], :, step["prefix_lens"]] = k[:, :, 0]
-        v_cache[step["cache_rows"], :, step["prefix_lens"]] = v[:, :, 0]
-        nodes = {
-            "prefix_lens": step["prefix_lens"], "cache_rows": step["cache_rows"],
-            "ancestors": torch.ones_like(at)[..., None], "depth": torch.zeros_like(at),
-        }  # fmt: skip
-        read, again = (
-            module.finish(hidden, tree_attention(q, k_cache, v_cache, **nodes, impl=impl))
-            for impl in ("reference", "triton")
-        )
-        torch.testing.assert_close(read, again)
-        sure = head.confidence(read[:, 0])
-        for impl in ("auto", "reference", "triton"):
-            found = {name: step[name].clone() for name in WRITTEN}
-            module.step(**{**step, **found}, head=head, impl=impl)
-            assert torch.equal(found["tokens"], sure.tokens)
-            torch.testing.assert_close(found["confidence"], sure.confidence)
-            torch.testing.assert_close(found["k_cache"], k_cache)
-            torch.testing.assert_close(found["v_cache"], v_cache)
 
 
 def flat(step):
@@ -103,7 +71,7 @@ def flat(step):
     return *(step[name] for name in names), *step["adapter"], *step["head"], step["eta"]
 
 
-def test_op_is_registered_as_torch_wants(kernel_device):
+def test_op_passes_opcheck(kernel_device):
     step = make_step(batch=2, vocabulary=40, slots=4, device=kernel_device)
     check_op(ops.early_exit_step, *flat(step))
     step = make_step(
@@ -119,7 +87,7 @@ def test_op_is_registered_as_torch_wants(kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     def step(
         hidden, k_cache, v_cache, prefix_lens, positions, stopped, tokens, confidence, *others
     ):
@@ -155,7 +123,7 @@ LARGEST = re.compile(r"= empty_strided_\w+\(\(([\d, ]*)\)")
 
 
 @pytest.mark.parametrize(("columns", "steps"), [(12, 1), (9, 3)], ids=["whole", "sliced"])
-def test_a_graph_copies_no_cache_though_both_are_views_of_one(columns, steps, kernel_device):
+def test_compiled_graph_does_not_copy_caches_that_share_storage(columns, steps, kernel_device):
     step = make_step(batch=3, device=kernel_device)
     del step["k_cache"], step["v_cache"]
     step["prefix_lens"] = step["prefix_lens"] % (columns - steps)
@@ -195,7 +163,7 @@ def test_a_graph_copies_no_cache_though_both_are_views_of_one(columns, steps, ke
     assert max(sizes) < half_a_cache
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     step = make_step(batch=2, device=kernel_device)
     adapter, head = step["adapter"], step["head"]
 
@@ -255,7 +223,7 @@ def test_bad_arguments_are_named(kernel_device):
             call(**changed)
 
 
-def test_what_no_kernel_can_do_is_refused_before_the_cache_is_written(kernel_device):
+def test_unsupported_inputs_are_rejected_before_the_cache_is_written(kernel_device):
     step = make_step((16, 1, 1, 258), batch=2, slots=3, vocabulary=20, device=kernel_device)
     before = step["k_cache"].clone(), step["v_cache"].clone()
     with pytest.raises(
@@ -279,23 +247,5 @@ def test_what_no_kernel_can_do_is_refused_before_the_cache_is_written(kernel_dev
 
 
 @pytest.mark.parametrize("head_dim", [2, 6, 34])
-def test_heads_may_have_any_even_size(head_dim, kernel_device):
+def test_head_dim_may_be_any_even_number(head_dim, kernel_device):
     assert_kernel_is_no_worse(make_step((40, 4, 2, head_dim), batch=16, device=kernel_device))
-
-
-@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
-@torch.no_grad()
-def test_the_modules_step_refuses_what_the_op_does(impl, kernel_device):
-    module = EarlyExitAdapter(64, 4, 2, 16).to(kernel_device)
-    head = LMHeadTopK(torch.nn.Linear(64, 90, bias=False)).to(kernel_device)
-    step = make_step(device=kernel_device, vocabulary=90)
-    del step["adapter"]
-    step["head"] = head
-    for name in ("prefix_lens", "positions", "cache_rows"):
-        with pytest.raises(ValueError, match=rf"{name}: expected shape \[3\], got \[1\]"):
-            module.step(**{**step, name: step[name][:1]}, impl=impl)
-    with pytest.raises(TypeError, match="stopped: expected torch.bool, got torch.int32"):
-        module.step(**{**step, "stopped": step["stopped"].int()}, impl=impl)
-    with pytest.raises(ValueError, match="device: expected all tensors on one device"):
-        module.step(**{**step, "tokens": step["tokens"].to("meta")}, impl=impl)
-    check_never_silent(lambda impl: module.step(**step, impl=impl))

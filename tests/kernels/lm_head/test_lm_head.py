@@ -18,7 +18,7 @@ def slowly(values, k):
 @given(
     st.integers(1, 3), st.integers(1, 60), st.integers(1, 20), st.integers(1, 9), st.integers(0, 10**6)
 )  # fmt: skip
-def test_order_is_by_value_then_index_with_any_number_of_ties(rows, size, k, distinct, seed):
+def test_topk_orders_by_value_then_index(rows, size, k, distinct, seed):
     k = min(k, size)
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(-distinct, distinct, (rows, size), generator=generator).float()
@@ -29,7 +29,7 @@ def test_order_is_by_value_then_index_with_any_number_of_ties(rows, size, k, dis
         assert torch.equal(best[row], values[row][expected])
 
 
-def test_more_ties_than_the_margin_holds():
+def test_topk_orders_more_ties_than_the_margin():
     values = torch.zeros(1, 10 * MARGIN)
     values[0, 50] = 1
     _, at = ordered_topk(values, 4)
@@ -48,7 +48,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("k", [1, 5, 64])
-def test_top_tokens_are_those_of_the_whole_distribution(options, bias, k):
+def test_top_tokens_and_log_probs_equal_the_full_softmax(options, bias, k):
     generator = torch.Generator().manual_seed(k)
     hidden, weight = (torch.randn(n, 16, generator=generator) for n in (6, 90))
     added = torch.randn(90, generator=generator) if bias else None
@@ -82,7 +82,7 @@ def test_half_precision_inputs_are_summed_in_float32_unless_rounded():
     )
 
 
-def test_ids_of_a_draft_vocabulary_are_the_targets():
+def test_draft_vocabulary_ids_are_mapped_to_target_ids():
     hidden, weight = torch.randn(3, 8), torch.randn(40, 8)
     vocabulary = torch.tensor([2, 3, 5, 7, 11, 13, 31])
     top = lm_head_topk(hidden, HeadWeights(weight[vocabulary], id_map=vocabulary), 4)
@@ -96,7 +96,7 @@ def test_ids_of_a_draft_vocabulary_are_the_targets():
 
 
 @pytest.mark.parametrize("family", ["llama", "granite", "gemma2"])
-def test_a_targets_draft_head_gives_the_models_own_logits(family):
+def test_draft_head_of_a_target_equals_the_models_logits(family):
     from specdec.model.target import Target
 
     target = Target(tiny_model(family))
@@ -118,7 +118,7 @@ def test_a_targets_draft_head_gives_the_models_own_logits(family):
         (((3, 8), (9, 8), 1), {"id_map": torch.zeros(8)}, r"id_map: expected shape \[9\]"),
     ],
 )
-def test_errors_name_the_argument(arguments, options, message):
+def test_error_names_the_bad_argument(arguments, options, message):
     hidden, weight, k = arguments
     with pytest.raises(ValueError, match=message):
         lm_head_topk(torch.zeros(hidden), HeadWeights(torch.zeros(weight), **options), k)

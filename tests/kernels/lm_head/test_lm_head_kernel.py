@@ -25,7 +25,7 @@ from specdec_kernels.testing.poison import INTEGER_POISON, poisoned_empty
         (130, 20, 140, 3),
     ],
 )
-def test_ids_are_the_references_where_sums_are_exact(
+def test_ids_equal_the_reference_where_sums_are_exact(
     dtype, rows, size, vocabulary, k, kernel_device
 ):
     hidden, weight = make_head(rows, size, vocabulary, dtype, k, kernel_device, integers=1)
@@ -50,7 +50,7 @@ OPTIONS = [
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_kernel_is_as_good_as_reference(dtype, options, kernel_device):
+def test_kernel_is_no_less_accurate_than_the_reference(dtype, options, kernel_device):
     hidden, weight = make_head(9, 100, 200, dtype, len(str(options)), kernel_device)
     options = dict(options)
     if "round_to" in options:
@@ -64,14 +64,12 @@ def test_kernel_is_as_good_as_reference(dtype, options, kernel_device):
 @pytest.mark.sampled
 @pytest.mark.parametrize("round_to", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_logits_round_to_the_inputs_dtype_and_then_to_the_wanted_one(
-    dtype, round_to, kernel_device
-):
+def test_logits_round_to_the_input_dtype_then_to_round_to(dtype, round_to, kernel_device):
     hidden, weight = make_head(5, 64, 130, dtype, 3, kernel_device)
     assert_as_good(hidden, weight, 5, round_to=round_to, softcap=5.0)
 
 
-def test_a_cap_keeps_logits_near_zero(kernel_device):
+def test_softcap_keeps_logits_near_zero_accurate(kernel_device):
     hidden, weight = make_head(4, 32, 100, torch.float32, 1, kernel_device)
     for scale in (1e-6, 1e-3, 0.3, 1.0, 30.0):
         assert_as_good(hidden * scale, weight, 3, softcap=2.0)
@@ -82,7 +80,7 @@ def test_a_cap_keeps_logits_near_zero(kernel_device):
     st.integers(1, 20), st.integers(1, 70), st.integers(1, 280), st.integers(1, 8),
     st.integers(1, 3), st.integers(0, 10**6),
 )  # fmt: skip
-def test_ids_are_the_references_for_any_shape(
+def test_ids_equal_the_reference_for_any_shape(
     kernel_device, rows, size, vocabulary, k, integers, seed
 ):
     assume(k <= vocabulary)
@@ -96,7 +94,7 @@ def test_ids_are_the_references_for_any_shape(
     torch.testing.assert_close(found.logsumexp, expected.logsumexp)
 
 
-def test_more_tiles_than_a_program_reads_at_a_time(kernel_device, monkeypatch):
+def test_merge_handles_more_tiles_than_one_load(kernel_device, monkeypatch):
     from specdec_kernels.lm_head import merge
 
     monkeypatch.setattr(merge, "CHUNK", 16)
@@ -104,7 +102,7 @@ def test_more_tiles_than_a_program_reads_at_a_time(kernel_device, monkeypatch):
     assert_as_good(hidden, weight, 2)
 
 
-def test_all_of_one_tile_may_be_the_best_ones(kernel_device):
+def test_all_results_may_come_from_one_tile(kernel_device):
     hidden = torch.ones(2, 16, device=kernel_device)
     weight = torch.zeros(400, 16, device=kernel_device)
     weight[130:194] = 1  # all in the second tile, and equal
@@ -112,7 +110,7 @@ def test_all_of_one_tile_may_be_the_best_ones(kernel_device):
     assert found.ids.tolist() == [list(range(130, 194))] * 2
 
 
-def test_forbidden_tokens_count_for_nothing(kernel_device):
+def test_minus_infinity_logits_add_no_probability(kernel_device):
     hidden, weight = make_head(3, 32, 300, torch.float32, 2, kernel_device)
     bias = torch.zeros(300, device=kernel_device)
     bias[:270] = -torch.inf  # two whole tiles and part of the third
@@ -128,7 +126,7 @@ def test_forbidden_tokens_count_for_nothing(kernel_device):
     assert found.log_probs[:, 2:].isneginf().all() and found.log_probs[:, :2].isfinite().all()
 
 
-def test_nan_is_never_hidden_and_stays_in_its_row(kernel_device):
+def test_nan_reaches_the_result_of_its_row_only(kernel_device):
     hidden, weight = make_head(3, 32, 300, torch.float32, 4, kernel_device)
     clean = run(hidden, weight, 3)
     hidden[1] = torch.nan
@@ -139,7 +137,7 @@ def test_nan_is_never_hidden_and_stays_in_its_row(kernel_device):
         assert torch.equal(x[::2], y[::2])
 
 
-def test_nan_beside_forbidden_tokens_is_not_hidden(kernel_device):
+def test_nan_beside_minus_infinity_reaches_the_result(kernel_device):
     hidden, weight = make_head(2, 32, 300, torch.float32, 5, kernel_device)
     bias = torch.zeros(300, device=kernel_device)
     bias[128:256] = -torch.inf  # a tile whose maximum, where that passes over NaN, is -inf
@@ -151,7 +149,7 @@ def test_nan_beside_forbidden_tokens_is_not_hidden(kernel_device):
 
 @pytest.mark.parametrize("k", [1, 2, 20])
 @pytest.mark.parametrize("name", extreme_logits(1))
-def test_extremes_are_the_references(name, k, kernel_device):
+def test_extreme_logits_equal_the_reference(name, k, kernel_device):
     """Ids, log-probabilities, logsumexp and confidence, also as torch would have them."""
     logits = extreme_logits(300)[name].to(kernel_device)
     hidden, weight = torch.zeros(2, 16, device=kernel_device), torch.zeros(300, 16)
@@ -182,7 +180,7 @@ def test_extremes_are_the_references(name, k, kernel_device):
 
 
 @pytest.mark.parametrize("tile", [0, 1, 1029])
-def test_a_merge_keeps_a_nan_sum_under_a_maximum_of_minus_infinity(tile, kernel_device):
+def test_merge_keeps_a_nan_sum_of_a_tile_whose_maximum_is_minus_infinity(tile, kernel_device):
     from specdec_kernels.lm_head.merge import launch_merge_rows
 
     # Keys of zeros, each tile's first token.
@@ -195,7 +193,7 @@ def test_a_merge_keeps_a_nan_sum_under_a_maximum_of_minus_infinity(tile, kernel_
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_inputs_may_be_slices_with_anything_between(dtype, kernel_device):
+def test_inputs_may_be_strided_with_garbage_between_rows(dtype, kernel_device):
     hidden, weight = make_head(5, 40, 150, dtype, 6, kernel_device)
     bias = torch.zeros(150, 2, device=kernel_device, dtype=dtype)[:, 0]
     wide = [
@@ -212,7 +210,7 @@ def test_inputs_may_be_slices_with_anything_between(dtype, kernel_device):
         assert torch.equal(x, y)
 
 
-def test_results_repeat_to_the_last_bit(kernel_device):
+def test_repeated_runs_are_bit_identical(kernel_device):
     hidden, weight = make_head(20, 96, 400, torch.float16, 8, kernel_device)
     for x, y in zip(run(hidden, weight, 5), run(hidden, weight, 5), strict=True):
         assert torch.equal(x, y)
@@ -221,7 +219,7 @@ def test_results_repeat_to_the_last_bit(kernel_device):
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [64, 100])
-def test_rows_may_be_normed_on_the_way(dtype, size, kernel_device):
+def test_fused_rms_norm_equals_norm_then_head(dtype, size, kernel_device):
     from specdec_kernels.lm_head.kernel import launch_head_tiles
     from specdec_kernels.lm_head.merge import launch_merge_rows
 
@@ -241,7 +239,7 @@ def test_rows_may_be_normed_on_the_way(dtype, size, kernel_device):
     assert differ.float().mean() <= 0.05
 
 
-def test_blocks_of_rows_that_have_stopped_are_left_out(kernel_device):
+def test_blocks_of_stopped_rows_are_skipped(kernel_device):
     from specdec_kernels.lm_head.kernel import launch_head_tiles
 
     hidden, weight = make_head(70, 32, 130, torch.float32, 11, kernel_device)

@@ -13,7 +13,7 @@ from specdec_kernels.testing.poison import poisoned_empty
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @torch.no_grad()
-def test_the_module_runs_the_kernel(dtype, kernel_device):
+def test_module_equals_the_op(dtype, kernel_device):
     hidden, weight = make_head(4, 48, 140, dtype, 12, kernel_device, integers=1)
     id_map = torch.arange(140, device=kernel_device) * 3
     linear = nn.Linear(48, 140, device=kernel_device, dtype=dtype)
@@ -32,7 +32,7 @@ def test_the_module_runs_the_kernel(dtype, kernel_device):
         ours(hidden, 5)
 
 
-def test_confidence_is_the_first_tokens_probability(kernel_device):
+def test_confidence_equals_the_top_tokens_probability(kernel_device):
     hidden, weight = make_head(4, 48, 140, torch.float32, 13, kernel_device)
     with poisoned_empty():
         sure = lm_head_confidence(hidden, weight, impl="triton")
@@ -41,12 +41,12 @@ def test_confidence_is_the_first_tokens_probability(kernel_device):
     assert torch.equal(sure.confidence, top.log_probs[:, 0].exp())
 
 
-def test_no_rows_give_no_rows(kernel_device):
+def test_empty_batch_gives_empty_result(kernel_device):
     hidden, weight = make_head(0, 16, 20, torch.float32, 0, kernel_device)
     assert [list(x.shape) for x in run(hidden, weight, 3)] == [[0, 3], [0, 3], [0]]
 
 
-def test_op_is_registered_as_torch_wants(kernel_device):
+def test_op_passes_opcheck(kernel_device):
     hidden, weight = make_head(3, 32, 140, torch.float32, 14, kernel_device)
     bias = torch.zeros(140, device=kernel_device)
     id_map = torch.arange(140, device=kernel_device)
@@ -68,7 +68,7 @@ def test_op_is_registered_as_torch_wants(kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda hidden, weight: lm_head_topk(hidden, HeadWeights(weight, softcap=3.0), 2, impl=impl),
         make_head(3, 32, 140, torch.float32, 15, kernel_device),
@@ -80,7 +80,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @torch.no_grad()
-def test_the_module_compiles_whole(dynamic, kernel_device):
+def test_module_compiles_with_fullgraph(dynamic, kernel_device):
     linear = nn.Linear(32, 140, device=kernel_device)
     head = LMHeadTopK(linear, impl="triton")
     check_compiles_whole(
@@ -91,7 +91,7 @@ def test_the_module_compiles_whole(dynamic, kernel_device):
     )
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     hidden, weight = make_head(3, 32, 140, torch.float32, 17, kernel_device)
 
     def call(hidden=hidden, weight=weight, k=2, impl="triton", **options):
@@ -135,7 +135,7 @@ def test_bad_arguments_are_named(kernel_device):
 
 @pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
 @torch.no_grad()
-def test_the_module_refuses_what_the_op_does(impl, kernel_device):
+def test_module_validates_arguments_like_the_op(impl, kernel_device):
     hidden, _ = make_head(3, 32, 140, torch.float32, 17, kernel_device)
     linear = nn.Linear(32, 140, device=kernel_device)
     head = LMHeadTopK(linear, impl=impl)

@@ -50,7 +50,7 @@ def proposals(draw):
 
 @settings(deadline=None, max_examples=300)
 @given(proposals(), st.integers(1, 45), st.integers(0, 12))
-def test_packing_equals_merging_one_by_one(proposed, capacity, max_depth):
+def test_packed_tree_equals_inserting_proposals_one_by_one(proposed, capacity, max_depth):
     tokens, parents, scores, valid = proposed
     ids = torch.tensor([tokens], dtype=torch.int64).reshape(1, -1)
     tree = pack_tree(
@@ -78,7 +78,7 @@ def test_packing_equals_merging_one_by_one(proposed, capacity, max_depth):
 @given(
     st.integers(1, 3), st.integers(1, 12), st.integers(1, 8), st.integers(1, 4), st.integers(0, 99)
 )
-def test_unpacking_a_packed_tree_gives_the_beams_back(batch, width, length, vocabulary, seed):
+def test_unpacking_a_packed_tree_restores_the_beams(batch, width, length, vocabulary, seed):
     generator = torch.Generator().manual_seed(seed)
     beams = torch.randint(0, vocabulary, (batch, width, length), generator=generator)
     beams[:, :, 0] = beams[:, :1, 0]
@@ -92,7 +92,7 @@ def test_unpacking_a_packed_tree_gives_the_beams_back(batch, width, length, voca
 
 
 @pytest.mark.parametrize("case", range(20))
-def test_packing_agrees_with_the_authors(case):
+def test_packing_equals_the_authors_recorded_results(case):
     golden = np.load(GOLDEN)
     beams, packed, unpacker, mask, offsets, sizes = (
         torch.from_numpy(golden[f"c{case:03}/{name}"])
@@ -122,7 +122,7 @@ def test_shared_prefix_is_stored_once():
     assert unpacker.tolist() == [[[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5, 6]]]
 
 
-def test_expanded_nodes_of_a_beam_search_are_packed_by_their_parent_pointers():
+def test_expanded_beam_search_nodes_are_packed_by_parent_pointers():
     # Step 1 finds b, c; step 2 extends only c; b stays a leaf although no final beam has it.
     tree = pack_tree(
         torch.tensor([0]),
@@ -136,7 +136,7 @@ def test_expanded_nodes_of_a_beam_search_are_packed_by_their_parent_pointers():
     assert tree.depth.tolist() == [[0, 1, 1, 2, 2]]
 
 
-def test_a_static_tree_keeps_its_shape():
+def test_static_tree_keeps_its_shape():
     parents = torch.tensor([[-1, -1, 0, 0, 2]])
     tree = pack_tree(
         torch.tensor([9]),
@@ -149,7 +149,7 @@ def test_a_static_tree_keeps_its_shape():
     assert tree.parents.tolist() == [[-1, 0, 0, 1, 1, 3]]
 
 
-def test_a_union_holds_what_drafters_agree_on_once_and_labels_it_by_the_first():
+def test_union_of_drafters_merges_equal_paths_and_labels_them_by_the_first():
     tree = pack_tree(
         torch.tensor([0]),
         torch.tensor([[1, 2, 1, 3]]),
@@ -163,7 +163,7 @@ def test_a_union_holds_what_drafters_agree_on_once_and_labels_it_by_the_first():
     assert tree.source.tolist() == [[-1, 0, 0, 1]]
 
 
-def test_rows_are_padded_to_the_widest_and_cut_at_their_own_depth():
+def test_rows_are_padded_to_the_widest_and_cut_at_their_max_depth():
     beams = torch.tensor([[[1, 2, 3]], [[4, 5, 6]]])
     tree = pack_tree(
         torch.tensor([0, 0]),
@@ -180,7 +180,7 @@ def test_rows_are_padded_to_the_widest_and_cut_at_their_own_depth():
     assert tree.node_of.tolist() == [[1, 2, 3], [1, -1, -1]]
 
 
-def test_a_fixed_width_pads_without_reading_sizes():
+def test_fixed_width_pads_without_reading_sizes():
     tree = pack_tree(
         torch.tensor([3]),
         torch.tensor([[1]]),
@@ -204,7 +204,7 @@ def test_a_fixed_width_pads_without_reading_sizes():
         ({"roots": torch.zeros(2, dtype=torch.int64)}, "roots, tokens: expected shapes"),
     ],
 )  # fmt: skip
-def test_bad_arguments_are_named(change, message):
+def test_error_names_the_bad_argument(change, message):
     arguments = {
         "roots": torch.zeros(1, dtype=torch.int64),
         "tokens": torch.zeros(1, 2, dtype=torch.int64),
@@ -218,7 +218,7 @@ def test_bad_arguments_are_named(change, message):
         pack_tree(*tensors, **arguments)
 
 
-def test_dtypes_are_named():
+def test_error_names_the_argument_of_wrong_dtype():
     one = torch.zeros(1, 1, dtype=torch.int64)
     arguments = {"capacity": 2, "max_depth": 1}
     with pytest.raises(TypeError, match="scores: expected floating point, got torch.int64"):

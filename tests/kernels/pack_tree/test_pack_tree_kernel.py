@@ -80,7 +80,7 @@ def test_kernel_equals_reference(kind, count, kernel_device):
     st.integers(1, 4),
     st.integers(0, 10**6),
 )
-def test_kernel_equals_reference_on_any_proposals(
+def test_kernel_equals_reference_on_random_proposals(
     kernel_device, kind, batch, count, capacity, max_depth, wider, vocabulary, seed
 ):
     tensors = make_proposals(kind, batch, count, seed, kernel_device, vocabulary)
@@ -88,13 +88,13 @@ def test_kernel_equals_reference_on_any_proposals(
 
 
 @pytest.mark.parametrize("max_depth", range(9))
-def test_what_is_too_deep_is_no_nodes_first_proposal(max_depth, kernel_device):
+def test_too_deep_proposals_never_create_a_node(max_depth, kernel_device):
     tensors = make_proposals("random", 3, 60, max_depth, kernel_device, vocabulary=2)[:4]
     tensors[2].clamp_(max=59)  # everything that can be is valid
     assert_same(tensors, capacity=61, max_depth=max_depth)
 
 
-def test_what_continues_nothing_is_no_nodes_first_proposal(kernel_device):
+def test_invalid_parent_proposals_never_create_a_node(kernel_device):
     tokens = torch.tensor([[1, 1]], device=kernel_device)
     parents = torch.tensor([[9, -1]], device=kernel_device)
     tensors = [tokens[:, 0], tokens, parents, torch.zeros(1, 2, device=kernel_device)]
@@ -102,12 +102,12 @@ def test_what_continues_nothing_is_no_nodes_first_proposal(kernel_device):
     assert pack(tensors, "triton", capacity=3, max_depth=2).node_of.tolist() == [[-1, 1]]
 
 
-def test_kernel_takes_1024_proposals_and_makes_256_nodes(kernel_device):
+def test_kernel_packs_1024_proposals_into_256_nodes(kernel_device):
     tensors = make_proposals("random", 1, 1024, 7, kernel_device, vocabulary=2)
     assert_same(tensors, capacity=256, max_depth=40)
 
 
-def test_a_chain_of_255_nodes_is_kept_whole(kernel_device):
+def test_chain_of_255_proposals_is_kept(kernel_device):
     tensors = make_proposals("chain", 1, 255, 7, kernel_device)[:4]
     tensors[1:] = [x.fill_(1) for x in tensors[1:]]
     tensors[2].copy_(torch.arange(255) - 1)
@@ -132,7 +132,7 @@ def test_scores_are_packed_in_float32(dtype, kernel_device):
     assert_same(tensors, capacity=12, max_depth=6)
 
 
-def test_nodes_of_score_minus_infinity_or_nan_are_nodes(kernel_device):
+def test_nodes_with_minus_infinity_or_nan_scores_are_packed(kernel_device):
     tokens = torch.tensor([[5, 1, 2, 3]], device=kernel_device)
     parents = torch.tensor([[9, -1, -1, 1]], device=kernel_device)  # the first continues nothing
     for low in (-torch.inf, torch.nan):
@@ -147,7 +147,7 @@ def test_nodes_of_score_minus_infinity_or_nan_are_nodes(kernel_device):
 
 
 @pytest.mark.parametrize("parent", [1, 2, 3, -2, GARBAGE])
-def test_a_proposal_that_continues_no_earlier_one_is_invalid(parent, kernel_device):
+def test_proposal_whose_parent_is_not_earlier_is_invalid(parent, kernel_device):
     tokens = torch.tensor([[1, 2, 3]], device=kernel_device)
     parents = torch.tensor([[-1, parent, 1]], device=kernel_device)
     tensors = [tokens[:, 0], tokens, parents, torch.zeros(1, 3, device=kernel_device)]
@@ -155,7 +155,7 @@ def test_a_proposal_that_continues_no_earlier_one_is_invalid(parent, kernel_devi
     assert pack(tensors, "triton", capacity=4, max_depth=3).node_of.tolist() == [[1, -1, -1]]
 
 
-def test_inputs_may_be_slices_and_expanded(kernel_device):
+def test_inputs_may_be_strided_and_expanded(kernel_device):
     tensors = make_proposals("random", 2, 20, 5, kernel_device)
     sliced = [torch.stack([x, x], -1)[..., 0] for x in tensors]
     assert not any(x.is_contiguous() for x in sliced)
@@ -165,7 +165,7 @@ def test_inputs_may_be_slices_and_expanded(kernel_device):
     assert_same([x[:1].expand_as(x) for x in tensors], capacity=9, max_depth=4)
 
 
-def test_without_a_width_the_kernel_makes_room_for_every_node_there_can_be(kernel_device):
+def test_default_width_has_room_for_every_possible_node(kernel_device):
     beams = torch.tensor([[[5, 1, 2, 3], [5, 1, 2, 4], [5, 1, 6, 3]]], device=kernel_device)
     tree, unpacker = pack_beams(beams, impl="triton")
     assert tree.tokens.tolist() == [[5, 1, 2, 3, 4, 6, 3, 5, 5, 5]]
@@ -188,7 +188,7 @@ def test_without_a_width_the_kernel_makes_room_for_every_node_there_can_be(kerne
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_packing_is_captured_in_a_graph(kernel_device):
+def test_packing_can_be_captured_in_a_cuda_graph(kernel_device):
     tensors = make_proposals("random", 8, 128, 5, kernel_device)
     expected = pack(tensors, "triton", capacity=64, max_depth=8)
     graph = torch.cuda.CUDAGraph()
@@ -200,7 +200,7 @@ def test_packing_is_captured_in_a_graph(kernel_device):
             assert torch.equal(x, y)
 
 
-def test_op_is_registered_as_torch_wants(kernel_device):
+def test_op_passes_opcheck(kernel_device):
     tensors = make_proposals("random", 2, 20, 5, kernel_device)
     check_op(ops.pack_tree, *tensors, 9, 4, 9)
     check_op(ops.pack_tree, *tensors[:4], None, None, None, 30, 4, 70)
@@ -208,7 +208,7 @@ def test_op_is_registered_as_torch_wants(kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     check_compiles_whole(
         lambda *tensors: tuple(pack(tensors, impl, capacity=9, max_depth=1, width=9)),
         make_proposals("random", 2, 20, 5, kernel_device),
@@ -217,7 +217,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
     )
 
 
-def test_what_does_not_fit_the_kernel_is_named(kernel_device):
+def test_error_names_the_kernel_limit_exceeded(kernel_device):
     tensors = make_proposals("random", 1, 1025, 5, kernel_device)
     check_never_silent(
         lambda impl: pack(

@@ -23,11 +23,11 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "seed", "words"), KNOWN)
-def test_philox_gives_the_known_answers(counter, seed, words):
+def test_philox_equals_published_test_vectors(counter, seed, words):
     assert tuple(philox(seed, tuple(map(torch.tensor, counter))).tolist()) == words
 
 
-def test_words_are_placed_as_the_key_says():
+def test_noise_of_a_token_uses_its_word_of_the_philox_counter():
     seed, stream, position = 2**63 + 5, 7, 2**32 - 1
     noise = vocabulary_noise(seed, torch.tensor([stream]), torch.tensor([position]), 11)[0]
     for token in range(11):
@@ -36,7 +36,7 @@ def test_words_are_placed_as_the_key_says():
         assert noise[token].item() == pytest.approx(-math.log(-math.log1p(-v)), abs=1e-5)
 
 
-def test_noise_is_the_same_in_any_subset_order_and_batch():
+def test_noise_does_not_depend_on_subset_order_or_batch():
     _, streams, positions = make_logits(5, 1, 0)
     noise = vocabulary_noise(9, streams, positions, 1001)
     generator = torch.Generator().manual_seed(1)
@@ -86,7 +86,7 @@ FILTERS = [
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
 @pytest.mark.parametrize("size", [50, 5000])
-def test_filters_keep_what_the_librarys_keep(size, scale):
+def test_filters_equal_transformers_logits_processors(size, scale):
     for seed, options in enumerate(FILTERS):
         logits = make_logits(6, size, seed)[0] * scale
         found = reference.processed_scores(logits, *options)
@@ -97,7 +97,7 @@ def test_filters_keep_what_the_librarys_keep(size, scale):
 @given(
     st.integers(1, 60), st.integers(1, 5), st.integers(1, 60), st.floats(0, 0.99), st.integers(0, 10**6)
 )  # fmt: skip
-def test_of_equals_the_filters_keep_as_many_as_the_librarys(size, distinct, top_k, top_p, seed):
+def test_filters_keep_as_many_tied_tokens_as_transformers(size, distinct, top_k, top_p, seed):
     """Which of equals the library keeps is left open by its sort, which need not be stable; ours is."""
     logits = make_logits(3, size, seed, distinct=distinct)[0]
     found = reference.processed_scores(logits, 1.0, min(top_k, size), top_p)
@@ -109,7 +109,7 @@ def test_of_equals_the_filters_keep_as_many_as_the_librarys(size, distinct, top_
         assert torch.equal(kept, kept.sort(stable=True).values)  # the highest ids
 
 
-def test_the_short_way_to_a_nucleus_is_taken_and_gives_the_same(monkeypatch):
+def test_top_p_without_a_full_sort_picks_the_same_tokens(monkeypatch):
     logits = make_logits(1, 5000, 3)[0]
     short = [
         reference._first_of_nucleus(logits * scale, 0.1) is not None for scale in (3.0, 1.0, 0.0)
@@ -130,7 +130,7 @@ def test_the_short_way_to_a_nucleus_is_taken_and_gives_the_same(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("top_k", [1, 2, 50, 299])
-def test_the_short_way_among_the_best_picks_the_same(monkeypatch, top_k, dtype):
+def test_picking_among_top_k_candidates_equals_the_full_path(monkeypatch, top_k, dtype):
     logits, streams, positions = make_logits(40, 300, 3)
     logits = logits.to(dtype)
     logits[::3, 250:] = -torch.inf
@@ -157,14 +157,14 @@ def test_the_short_way_among_the_best_picks_the_same(monkeypatch, top_k, dtype):
     assert sum(t is not None for t in taken) > 5
 
 
-def test_a_nucleus_is_the_smallest_set_with_its_mass():
+def test_top_p_keeps_the_smallest_set_of_that_mass():
     logits = make_logits(40, 300, 4)[0]
     kept = reference.processed_scores(logits, 1.0, None, 0.8) > -torch.inf
     mass = mass_up_to(logits)
     assert (mass[kept] > 0.2 - 1e-5).all() and (mass[~kept] < 0.2 + 1e-5).all()
 
 
-def test_fused_filters_pick_what_filtered_scores_do():
+def test_fused_filters_pick_the_same_tokens_as_filtered_scores():
     logits, streams, positions = make_logits(30, 400, 6)
     for temperature, top_k, top_p in FILTERS:
         key = {"seed": 8, "streams": streams, "positions": positions}
@@ -173,7 +173,7 @@ def test_fused_filters_pick_what_filtered_scores_do():
         assert torch.equal(fused, pick_tokens(scores, **key))
 
 
-def test_the_best_total_wins_and_the_lowest_id_among_equals():
+def test_pick_is_the_argmax_of_logits_plus_noise_with_ties_to_the_lowest_id():
     logits, streams, positions = make_logits(20, 300, 7)
     key = {"seed": 2**64 - 1, "streams": streams, "positions": positions}
     totals = logits + vocabulary_noise(2**64 - 1, streams, positions, 300)
@@ -208,14 +208,14 @@ def test_the_best_total_wins_and_the_lowest_id_among_equals():
         ({"top_p": 1.1}, ValueError, "top_p: expected 0 to 1, got 1.1"),
     ],
 )  # fmt: skip
-def test_errors_name_the_argument(options, error, message):
+def test_error_names_the_bad_argument(options, error, message):
     good = {"logits": torch.zeros(2, 9), "seed": 0}
     good |= {name: torch.zeros(2).long() for name in ("streams", "positions")}
     with pytest.raises(error, match=message):
         pick_tokens(**{**good, **options})
 
 
-def test_errors_of_noise_name_the_argument():
+def test_noise_error_names_the_bad_argument():
     at = torch.tensor([1])
     with pytest.raises(ValueError, match="seed: expected 0 to"):
         gumbel_noise(-1, at, at, at)
@@ -225,7 +225,7 @@ def test_errors_of_noise_name_the_argument():
         vocabulary_noise(1, at, torch.tensor([1, 2]), 9)
 
 
-def test_highest_and_lowest_noise_are_finite():
+def test_extreme_noise_values_are_finite():
     bits = torch.tensor([0, 1, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1])
     noise = gumbel(bits)
     assert noise[0].item() == pytest.approx(33 * math.log(2))

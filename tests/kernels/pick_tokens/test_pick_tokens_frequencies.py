@@ -28,7 +28,7 @@ def draw(logits, positions, seed=1, streams=None, **options):
     return pick_tokens(rows, seed=seed, streams=streams, positions=positions, **options)
 
 
-def test_tokens_come_as_often_as_their_probability_says():
+def test_token_frequencies_match_probabilities():
     index = torch.arange(DRAWS)
     probabilities = LOGITS.softmax(-1)
     for key in (
@@ -62,7 +62,7 @@ def test_neighbouring_draws_are_independent(step):
     assert p_value(counts, each / each.sum()) > 1e-4
 
 
-def test_frequencies_tell_bad_noise(monkeypatch):
+def test_frequency_check_detects_bad_noise(monkeypatch):
     probabilities = LOGITS.softmax(-1)
     index = torch.arange(DRAWS)
     reused = draw(LOGITS, index // 50).bincount(minlength=len(LOGITS))
@@ -81,7 +81,7 @@ def sure_logits(size, place):
     return logits
 
 
-def test_a_sure_token_is_picked_a_million_times_but_for_a_few():
+def test_near_certain_token_is_missed_at_most_8_times_in_a_million():
     logits, lost = sure_logits(64, 17), 0
     for positions in torch.arange(1_000_000).split(50_000):
         lost += int((draw(logits, positions) != 17).sum())
@@ -96,7 +96,7 @@ def without_the_half(bits):
     return -torch.log(-torch.log(bits.float() * 2**-32))
 
 
-def test_no_token_of_a_whole_vocabulary_runs_away():
+def test_near_certain_token_of_a_full_vocabulary_loses_only_to_extreme_noise():
     """8192 draws from 49152 tokens; a GPU does a million.
 
     A sure token is 24.6 above the others, and noise is between -2.9 and 22.9. So it loses only to words of 0 and 1, and
@@ -122,7 +122,7 @@ def test_no_token_of_a_whole_vocabulary_runs_away():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_sure_token_of_a_whole_vocabulary_is_picked_a_million_times_but_for_a_few():
+def test_near_certain_token_of_a_full_vocabulary_is_missed_at_most_8_times_in_a_million():
     logits, lost = sure_logits(VOCABULARY, 5).cuda(), 0
     for positions in torch.arange(1_000_000, device="cuda").split(50_000):
         lost += (draw(logits, positions, impl="triton") != 5).sum()

@@ -33,7 +33,7 @@ def _write_noise(bits_ptr, noise_ptr, BLOCK: tl.constexpr):
 
 @pytest.mark.parametrize("first", [0, 512, 2**31 - 512])
 @pytest.mark.parametrize("seed", [0, 1, 16, 2**31, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1])
-def test_bits_are_the_references(seed, first, kernel_device):
+def test_philox_words_equal_the_reference(seed, first, kernel_device):
     blocks = (first + torch.arange(0, 512, 4)) // 4
     for stream, position in ((0, 0), (1, 2), (2**31, 2**32 - 1), (2**32 - 1, 12345)):
         key = [torch.tensor([x], device=kernel_device) for x in (stream, position)]
@@ -44,7 +44,7 @@ def test_bits_are_the_references(seed, first, kernel_device):
         assert torch.equal(bits.cpu(), philox(seed, counters).T.flatten())
 
 
-def test_noise_is_the_references_up_to_rounding(kernel_device):
+def test_noise_equals_the_reference_up_to_rounding(kernel_device):
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(0, 2**32, (4096,), generator=generator)
     bits[:40] = torch.arange(40)
@@ -66,7 +66,7 @@ def test_noise_is_the_references_up_to_rounding(kernel_device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [1, 5, 511, 512, 513, 2050])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_picks_are_the_references(dtype, size, temperature, kernel_device):
+def test_picks_equal_the_reference(dtype, size, temperature, kernel_device):
     inputs = make_logits(8, size, size, kernel_device, dtype)
     assert assert_same_picks(*inputs, temperature=temperature) <= 1
     forbidden = inputs[0].index_fill(1, torch.arange(0, size, 2, device=kernel_device), -torch.inf)
@@ -85,7 +85,7 @@ FILTERS = [
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), FILTERS)
-def test_filtered_picks_are_the_references(dtype, temperature, top_k, top_p, kernel_device):
+def test_filtered_picks_equal_the_reference(dtype, temperature, top_k, top_p, kernel_device):
     inputs = make_logits(6, 700, 3, kernel_device, dtype)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     assert assert_same_picks(*inputs, **options) <= 1
@@ -121,7 +121,7 @@ def assert_same_kept(logits, temperature, top_k, top_p):
     st.integers(2, 300), st.sampled_from([None, 1, 2, 9]), st.booleans(), st.floats(0, 0.99),
     st.booleans(), st.integers(0, 10**6),
 )  # fmt: skip
-def test_what_is_kept_is_what_the_reference_keeps(
+def test_filters_keep_the_same_tokens_as_the_reference(
     kernel_device, size, distinct, has_k, top_p, has_p, seed
 ):
     logits = make_logits(2, size, seed, kernel_device, distinct=distinct)[0]
@@ -131,13 +131,13 @@ def test_what_is_kept_is_what_the_reference_keeps(
         assert_same_kept(logits, 0.8, top_k, top_p if has_p else None)
 
 
-def test_rows_longer_than_a_tile_are_bounded_as_the_reference_does(kernel_device):
+def test_filters_of_rows_longer_than_a_tile_equal_the_reference(kernel_device):
     logits = make_logits(2, 9001, 5, kernel_device)[0]
     assert_same_kept(logits, 1.0, 700, 0.95)
     assert_same_kept(torch.zeros_like(logits), 1.0, None, 0.25)
 
 
-def test_rows_of_extremes(kernel_device):
+def test_extreme_logits_equal_the_reference(kernel_device):
     size = 600
     nothing = torch.full((6, size), -torch.inf, device=kernel_device)
     logits = nothing.clone()
@@ -161,14 +161,14 @@ def test_rows_of_extremes(kernel_device):
     st.integers(1, 4), st.integers(1, 1500), st.integers(0, 2**64 - 1), st.floats(0.1, 3),
     st.sampled_from([None, 3]),
 )  # fmt: skip
-def test_picks_are_the_references_for_any_shape_and_seed(
+def test_picks_equal_the_reference_for_any_shape_and_seed(
     kernel_device, rows, size, seed, temperature, distinct
 ):
     inputs = make_logits(rows, size, size, kernel_device, distinct=distinct)
     assert_same_picks(*inputs, seed=seed, temperature=temperature)
 
 
-def test_rows_may_be_strided_or_one(kernel_device):
+def test_rows_may_be_strided_expanded_or_empty(kernel_device):
     logits, streams, positions = make_logits(8, 600, 6, kernel_device)
     assert_same_picks(logits[::2, 3:590], streams[::2], positions[1::2], top_k=30)
     assert_same_picks(logits[:1].expand(8, -1), streams, positions, top_p=0.7)

@@ -8,7 +8,7 @@ from specdec_kernels import pick_tokens
 from specdec_kernels._ops import ops
 
 
-def test_op_is_registered_as_torch_wants(kernel_device):
+def test_op_passes_opcheck(kernel_device):
     logits, streams, positions = make_logits(3, 140, 1, kernel_device)
     check_op(ops.pick_tokens, logits, 7, streams, positions, 1.0, None, None)
     check_op(ops.pick_tokens, logits[:, 5:99], -7, streams, positions, 0.7, 9, 0.9)
@@ -17,7 +17,7 @@ def test_op_is_registered_as_torch_wants(kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     def pick(logits, streams, positions):
         key = {"seed": 2**64 - 5, "streams": streams, "positions": positions}
         return pick_tokens(logits, **key, temperature=0.8, top_k=9, top_p=0.9, impl=impl)
@@ -30,7 +30,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
     )
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     logits, streams, positions = make_logits(3, 140, 1, kernel_device)
 
     def call(logits=logits, streams=streams, impl="triton"):

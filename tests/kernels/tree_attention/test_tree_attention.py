@@ -39,7 +39,7 @@ def replay_path(q, k, v, prefix, path, positions, window, softcap):
     ("batch", "nodes", "heads", "kv_heads", "size"),
     [(1, 1, 9, 3, 64), (1, 13, 9, 3, 64), (3, 7, 4, 4, 16), (2, 65, 7, 1, 8), (4, 1, 8, 2, 32)],
 )
-def test_a_node_attends_as_if_its_path_were_alone(
+def test_node_output_equals_its_path_run_alone(
     batch, nodes, heads, kv_heads, size, softcap, window
 ):
     generator = torch.Generator().manual_seed(nodes)
@@ -95,7 +95,7 @@ def test_low_precision_stays_within_rounding(dtype):
     assert ours <= budget
 
 
-def test_large_garbage_in_unused_slots_never_matters():
+def test_garbage_in_unused_slots_does_not_change_the_result():
     generator = torch.Generator().manual_seed(2)
     _, depth, ancestors = random_tree(2, 5, generator)
     prefix = torch.tensor([3, 8])
@@ -108,7 +108,7 @@ def test_large_garbage_in_unused_slots_never_matters():
     assert torch.equal(tree_attention(q, k, v, **tree), clean)
 
 
-def test_a_float64_cache_rounds_once():
+def test_float64_cache_is_rounded_only_at_the_end():
     generator = torch.Generator().manual_seed(3)
     _, depth, ancestors = random_tree(1, 4, generator)
     q = torch.randn(1, 4, 6, 16, generator=generator).bfloat16()
@@ -118,7 +118,7 @@ def test_a_float64_cache_rounds_once():
     assert torch.equal(out, tree_attention(q.double(), k, v, **tree).bfloat16())
 
 
-def test_the_default_scale_is_the_root_of_the_head_size():
+def test_default_scale_is_one_over_the_root_of_the_head_size():
     generator = torch.Generator().manual_seed(4)
     _, depth, ancestors = random_tree(1, 3, generator)
     q = torch.randn(1, 3, 2, 16, generator=generator)
@@ -129,7 +129,7 @@ def test_the_default_scale_is_the_root_of_the_head_size():
     )
 
 
-def test_bad_shapes_are_named():
+def test_error_names_the_argument_of_wrong_shape():
     depth = torch.zeros(1, 2, dtype=torch.int64)
     tree = {"prefix_lens": torch.tensor([1]), "ancestors": torch.ones(1, 2, 1, dtype=torch.int64)}
     q, k = torch.zeros(1, 2, 6, 8), torch.zeros(1, 4, 5, 8)

@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_problems import BF16, FP16, FP32, assert_right, make_problem, with_shared
-from specdec_kernels import ancestor_matrix, tree_attention
 from specdec_kernels.gpu import INTERPRETER, KNOWN, pretend
 from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import poisoned_empty
-from specdec_kernels.testing.trees import KINDS, make_parents
-from specdec_kernels.tree_attention import tiles
+from specdec_kernels.testing.trees import KINDS
 from specdec_kernels.tree_attention.tiles import _cheapest_splits, choose_splits, choose_tiles
 
 
@@ -24,14 +22,14 @@ from specdec_kernels.tree_attention.tiles import _cheapest_splits, choose_splits
     [(1, (9, 3), 64), (5, (7, 1), 80), (13, (4, 4), 96), (9, (8, 1), 128), (3, (4, 1), 256)],
     ids=str,
 )
-def test_kernel_is_no_worse_than_reference(nodes, heads, size, dtype, kernel_device):
+def test_kernel_is_no_less_accurate_than_the_reference(nodes, heads, size, dtype, kernel_device):
     assert_right(make_problem(kernel_device, nodes=nodes, heads=heads, size=size, dtype=dtype))
 
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @pytest.mark.parametrize("size", [1, 8, 24, 40, 120])
-def test_heads_of_any_size(size, dtype, kernel_device):
+def test_head_size_may_be_any_number(size, dtype, kernel_device):
     problem = make_problem(
         kernel_device, prefixes=(300, 37), nodes=5, heads=(2, 1), size=size, dtype=dtype, window=290
     )
@@ -42,7 +40,7 @@ def test_heads_of_any_size(size, dtype, kernel_device):
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_tiles_fit_little_shared_memory(size, itemsize):
+def test_tiles_fit_small_shared_memory(size, itemsize):
     for kilobytes in (64, 99):
         gpu = KNOWN["sm_80"]._replace(shared_bytes=kilobytes * 1024)
         chosen = choose_tiles(256, size, itemsize, gpu, "auto")
@@ -50,7 +48,7 @@ def test_tiles_fit_little_shared_memory(size, itemsize):
         assert size * itemsize * (keys_and_values + chosen.block_m) < gpu.shared_bytes
 
 
-def test_splits_are_chosen_anew_only_where_there_may_be_more_of_them():
+def test_number_of_splits_is_cached_per_range_of_lengths():
     chosen, gpu = choose_tiles(64, 128, 2, KNOWN["sm_90"], "auto"), KNOWN["sm_90"]
     _cheapest_splits.cache_clear()
     for slots in range(4097, 4097 + 256):
@@ -61,7 +59,7 @@ def test_splits_are_chosen_anew_only_where_there_may_be_more_of_them():
 @pytest.mark.sampled
 @pytest.mark.parametrize("nodes", [1, 63, 64, 65, 128, 256])
 @pytest.mark.parametrize("kind", KINDS)
-def test_trees_of_every_kind_and_size(kind, nodes, kernel_device):
+def test_every_tree_shape_and_size_is_accurate(kind, nodes, kernel_device):
     problem = make_problem(kernel_device, kind, (33,), nodes, (1, 1), 16, FP16, nodes)
     assert_right(problem)
 
@@ -76,7 +74,9 @@ def test_trees_of_every_kind_and_size(kind, nodes, kernel_device):
     st.sampled_from([None, 2.0]),
     st.integers(0, 10**6),
 )
-def test_any_tree(kernel_device, kind, prefixes, nodes, heads, window, softcap, seed):
+def test_random_trees_windows_and_softcaps_are_accurate(
+    kernel_device, kind, prefixes, nodes, heads, window, softcap, seed
+):
     # Large heads and a further row: of a few numbers the reference's own error is no measure.
     assert_right(
         make_problem(
@@ -89,30 +89,30 @@ def test_any_tree(kernel_device, kind, prefixes, nodes, heads, window, softcap, 
 @pytest.mark.sampled
 @pytest.mark.parametrize("window", [1, 64, 300, 2**40])
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
-def test_windows(policy, window, kernel_device):
+def test_sliding_windows_are_accurate(policy, window, kernel_device):
     problem = make_problem(kernel_device, "chain", (330, 2), 40, (1, 1), 16, BF16, 1, window=window)
     assert_right(problem, split_policy=policy)
 
 
 @pytest.mark.parametrize("softcap", [0.5, 50.0])
-def test_softcaps(softcap, kernel_device):
+def test_softcap_is_accurate(softcap, kernel_device):
     problem = make_problem(kernel_device, size=32, softcap=softcap, scale=1.0)
     assert_right(problem)
 
 
-def test_a_negative_scale(kernel_device):
+def test_negative_scale_is_accurate(kernel_device):
     assert_right(make_problem(kernel_device, size=16, scale=-0.7))
 
 
 @pytest.mark.parametrize("processors", [1, 4, 132])
-def test_any_number_of_splits(processors, kernel_device):
+def test_any_number_of_splits_is_accurate(processors, kernel_device):
     problem = make_problem(kernel_device, "random", (1290, 513, 0), 9, (1, 1), 16, FP32, 2)
     with pretend(INTERPRETER._replace(processors=processors)):
         assert_right(problem)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 255, 256, 257, 513])
-def test_prefixes_at_the_edges_of_splits(prefix, kernel_device):
+def test_prefix_lengths_at_split_boundaries_are_accurate(prefix, kernel_device):
     assert_right(
         make_problem(kernel_device, "random", (prefix, 300), 5, (1, 1), 16, FP32),
         split_policy="fixed",
@@ -129,7 +129,7 @@ def spacious(problem, slots):
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 63, 64, 65, 127, 320, 383])
-def test_prefixes_at_the_edges_of_tiles_whatever_the_cache_holds_beyond(prefix, kernel_device):
+def test_prefix_lengths_at_tile_boundaries_ignore_slots_beyond(prefix, kernel_device):
     problem = make_problem(kernel_device, "random", (prefix, 150), 3, (2, 1), 32, FP16, prefix)
     out, lse = assert_right(problem)
     for slots in (1, 64):
@@ -142,7 +142,7 @@ RAGGED = {"one-long": (1290, *[3] * 7), "one-short": (0, 700, 640, 575), "stairs
 
 @pytest.mark.parametrize("processors", [4, 132])
 @pytest.mark.parametrize("prefixes", RAGGED.values(), ids=RAGGED)
-def test_ragged_batches_in_spacious_caches(prefixes, processors, kernel_device):
+def test_ragged_batches_in_oversized_caches_are_accurate(prefixes, processors, kernel_device):
     problem = make_problem(kernel_device, "random", prefixes, 3, (2, 1), 16, FP32, 11)
     exact = problem.run("reference", dtype=torch.float64)
     like = problem.run("reference")
@@ -177,9 +177,7 @@ def averages(problem, window=None):
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("window", [None, 1, 70])
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_scores_every_result_is_an_average_of_what_is_seen(
-    kind, window, impl, kernel_device
-):
+def test_zero_queries_and_keys_average_the_visible_values(kind, window, impl, kernel_device):
     prefixes, nodes = (0, 1, 63, 64, 300), 67
     problem = make_problem(
         kernel_device, kind, prefixes, nodes, (2, 1), 16, FP32, 12, window=window
@@ -193,57 +191,10 @@ def test_without_scores_every_result_is_an_average_of_what_is_seen(
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("window", [None, 100], ids="window-{}".format)
-@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_fixed_splits_give_the_same_bits_beside_anything(dtype, window, kernel_device):
-    problem = make_problem(
-        kernel_device, "random", (280, 97), 67, (1, 1), 16, dtype, 3,
-        split_policy="fixed", window=window,
-    )  # fmt: skip
-    out, lse = problem.run("triton")
-    for rows, nodes in ((slice(0, 2), 20), (slice(0, 1), 1), (slice(1, 2), 65)):
-        tree = {name: x[rows] for name, x in problem.tree.items()}
-        tree["ancestors"] = tree["ancestors"][:, :nodes, : -(-nodes // 64)]
-        tree["depth"] = tree["depth"][:, :nodes]
-        part = dataclasses.replace(problem, q=problem.q[rows, :nodes], tree=tree)
-        found, found_lse = part.run("triton")
-        assert torch.equal(found, out[rows, :nodes])
-        assert torch.equal(found_lse, lse[rows, :nodes])
-
-
-def test_fixed_splits_are_bounded_and_long_prefixes_cut_by_their_own_length(
-    kernel_device, monkeypatch
-):
-    gpu = KNOWN["sm_90"]
-    fixed_tiles = choose_tiles(16, 128, 2, gpu, "fixed")
-    for slots, parts in ((1, 1), (256, 1), (257, 2), (8192, 32), (8193, 32), (131072, 32)):
-        assert choose_splits(1, slots, fixed_tiles, gpu, "fixed") == parts
-    monkeypatch.setattr(tiles, "MAX_FIXED_SPLITS", 2)
-    problem = make_problem(
-        kernel_device, "random", (700, 513, 97, 1200), 5, (1, 1), 16, FP32, 3, split_policy="fixed"
-    )
-    assert_right(problem)
-    out, lse = problem.run("triton")
-    for row, slots in ((0, 705), (1, 518), (2, 102), (2, 600)):  # shorter caches, and no other rows
-        alone = {name: x[row : row + 1] for name, x in problem.tree.items()}
-        q, k, v = problem.q[row : row + 1], problem.k[:, :, :slots], problem.v[:, :, :slots]
-        found, found_lse = dataclasses.replace(problem, q=q, k=k, v=v, tree=alone).run("triton")
-        assert torch.equal(found, out[row : row + 1])
-        assert torch.equal(found_lse, lse[row : row + 1])
-
-
-@pytest.mark.parametrize("policy", ["auto", "fixed"])
-def test_runs_repeat_to_the_bit(policy, kernel_device):
-    problem = make_problem(kernel_device, "random", (600, 97), 9, split_policy=policy)
-    for x, y in zip(problem.run("triton"), problem.run("triton"), strict=True):
-        assert torch.equal(x, y)
-
-
-@pytest.mark.sampled
 @pytest.mark.parametrize("policy", ["auto", "fixed"])
 @pytest.mark.parametrize("options", [{}, {"window": 90, "softcap": 3.0}], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
-def test_shared_prefixes(dtype, options, policy, kernel_device):
+def test_shared_prefixes_are_accurate(dtype, options, policy, kernel_device):
     problem = make_problem(
         kernel_device, "random", (270, 41, 261, 290, 77), 5, (3, 1), 16, dtype, 4, **options
     )
@@ -253,121 +204,11 @@ def test_shared_prefixes(dtype, options, policy, kernel_device):
     assert_right(shared, split_policy=policy)
 
 
-def test_a_shared_prefix_equals_its_copies(kernel_device):
-    problem = make_problem(kernel_device, "random", (270, 300, 264), 7, (4, 2), 16, FP32, 5)
-    rows = problem.tree["cache_rows"].tolist()
-    for cache in (problem.k, problem.v):
-        for row in rows[1:]:
-            cache[row, :, :264] = cache[rows[0], :, :264]
-    shared = with_shared(problem, [rows[0]] * 3, [264] * 3)
-    exact = problem.run("reference", dtype=torch.float64)
-    reference = problem.run("reference")
-    for x, like, truth in zip(shared.run("triton"), reference, exact, strict=True):
-        assert_no_worse(x, like, truth)
-
-
-def test_forty_trees_share_a_prefix(kernel_device):
+def test_forty_trees_may_share_a_prefix(kernel_device):
     problem = make_problem(kernel_device, "star", (20,) * 40, 3, (2, 1), 16, FP32, 6)
     assert_right(with_shared(problem, [7, 40] * 20, [20, 13] * 20))
-
-
-def test_siblings_may_be_listed_in_any_order(kernel_device):
-    problem = make_problem(kernel_device, "star", (45,), 20, (2, 1), 16, FP32, 7)
-    order = torch.cat([torch.zeros(1), 1 + torch.randperm(19)]).long().to(kernel_device)
-    k, v = problem.k.clone(), problem.v.clone()
-    row = int(problem.tree["cache_rows"][0])
-    for cache, before in ((k, problem.k), (v, problem.v)):
-        cache[row, :, 45:65] = before[row, :, 45 + order]
-    permuted = dataclasses.replace(problem, q=problem.q[:, order], k=k, v=v)
-    exact = problem.run("reference", dtype=torch.float64)[0]
-    assert_no_worse(
-        permuted.run("triton", tree_attention),
-        problem.run("reference", tree_attention)[:, order],
-        exact[:, order],
-    )
-
-
-def test_a_tree_is_its_branches_run_as_chains(kernel_device):
-    prefix, nodes = 50, 30
-    problem = make_problem(kernel_device, "random", (prefix,), nodes, (2, 1), 16, FP32, 8)
-    row = int(problem.tree["cache_rows"][0])
-    related = ancestor_matrix(make_parents("random", nodes, torch.Generator().manual_seed(8))[None])
-    out = problem.run("triton", tree_attention)
-    for node in (0, 11, 29):
-        path = related[0, node].nonzero()[:, 0].to(kernel_device)
-        chain = make_problem(kernel_device, "chain", (prefix,), len(path), (2, 1), 16)
-        k, v = (x[row : row + 1].clone() for x in (problem.k, problem.v))
-        for cache, before in ((k, problem.k), (v, problem.v)):
-            cache[:, :, prefix : prefix + len(path)] = before[row, :, prefix + path]
-        tree = {**chain.tree, "cache_rows": torch.zeros_like(chain.tree["cache_rows"])}
-        chain = dataclasses.replace(chain, q=problem.q[:, path], k=k, v=v, tree=tree)
-        exact = chain.run("reference", tree_attention, dtype=torch.float64)
-        reference = chain.run("reference", tree_attention)
-        assert_no_worse(chain.run("triton", tree_attention), reference, exact)
-        assert_no_worse(out[:, path], reference, exact)
-
-
-GARBAGE = 77 << 33
-
-
-@pytest.mark.sampled
-@pytest.mark.parametrize("impl", ["triton", "reference"])
-@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
-@pytest.mark.parametrize(
-    ("padding", "processors"), [([0], 1), ([1, 3], 132), ([0, 1, 2, 3], 132), ([0, 1, 2, 3], 1)]
-)
-def test_rows_of_padding_are_zeros_and_change_no_other(
-    padding, processors, shared, impl, kernel_device
-):
-    problem = make_problem(
-        kernel_device, "random", (270, 300, 264, 265), 7, (4, 2), 16, FP32, 9, window=280
-    )
-    if shared:
-        row = int(problem.tree["cache_rows"][2])
-        problem = with_shared(problem, [row, row, row, -1], [100, 100, 90, GARBAGE])
-    tree = {name: x.clone() for name, x in problem.tree.items()}
-    for name, x in tree.items():
-        if not name.startswith("shared"):  # padding may name a prefix that others share
-            x[padding] = -1 if name == "cache_rows" else GARBAGE
-    padded = dataclasses.replace(problem, q=problem.q.clone(), tree=tree)
-    padded.q[padding] = torch.nan
-    others = [row for row in range(4) if row not in padding]
-    with pretend(INTERPRETER._replace(processors=processors)), poisoned_empty():
-        out, lse = padded.run(impl)
-        expected, expected_lse = problem.run(impl)
-    # Of those that share a prefix fewer fill a tile, and a window cuts it elsewhere.
-    same = {} if shared else {"rtol": 0, "atol": 0}
-    torch.testing.assert_close(out[others], expected[others], **same)
-    torch.testing.assert_close(lse[others], expected_lse[others], **same)
-    assert (out[padding] == 0).all()
-    assert (lse[padding] == -torch.inf).all()
 
 
 def test_large_scores_stay_finite(kernel_device):
     problem = make_problem(kernel_device, size=16, scale=300.0)
     assert_right(problem)
-
-
-def test_caches_may_be_slices(kernel_device):
-    problem = make_problem(kernel_device, size=16)
-    kv = torch.full((2, 2, *problem.k.shape[:2], 90, 32), torch.nan, device=kernel_device)
-    kv[1, 0, ..., : problem.k.shape[2], 8:24] = problem.k
-    kv[1, 1, ..., : problem.k.shape[2], 8:24] = problem.v
-    sliced = dataclasses.replace(problem, k=kv[1, 0, ..., 8:24], v=kv[1, 1, ..., 8:24])
-    for x, y in zip(sliced.run("triton"), problem.run("triton"), strict=True):
-        assert torch.equal(x, y)
-
-
-def test_rows_are_the_first_ones_where_none_are_named(kernel_device):
-    problem = make_problem(kernel_device, size=16)
-    named = {**problem.tree, "cache_rows": torch.arange(2, device=kernel_device)}
-    unnamed = {name: x for name, x in problem.tree.items() if name != "cache_rows"}
-    expected, _ = dataclasses.replace(problem, tree=named).run("triton")
-    assert torch.equal(dataclasses.replace(problem, tree=unnamed).run("triton")[0], expected)
-
-
-def test_the_kernel_does_not_look_at_a_mask(kernel_device):
-    problem = make_problem(kernel_device, size=16)
-    garbage = torch.full((2, 26, 86), torch.nan, device=kernel_device)
-    expected = problem.run("triton", tree_attention)
-    assert torch.equal(problem.run("triton", tree_attention, mask=garbage), expected)

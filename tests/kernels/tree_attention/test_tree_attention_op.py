@@ -12,7 +12,7 @@ from specdec_kernels._ops import ops
 from specdec_kernels.tree_attention import TreeAttention, tree_attention_lse
 
 
-def test_an_empty_batch(kernel_device):
+def test_empty_batch_gives_empty_result(kernel_device):
     problem = make_problem(kernel_device, size=16)
     tree = {name: x[:0] for name, x in problem.tree.items()}
     empty = dataclasses.replace(problem, q=problem.q[:0], tree=tree)
@@ -20,7 +20,7 @@ def test_an_empty_batch(kernel_device):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_ops_are_registered_as_torch_wants(shared, kernel_device):
+def test_ops_pass_opcheck(shared, kernel_device):
     problem = make_problem(kernel_device, nodes=5, size=16)
     if shared:
         problem = with_shared(problem, [1, 1], [8, 8])
@@ -43,7 +43,7 @@ def test_ops_are_registered_as_torch_wants(shared, kernel_device):
 
 
 @every_way
-def test_compiles_whole(impl, dynamic, kernel_device):
+def test_compiles_with_fullgraph(impl, dynamic, kernel_device):
     module = TreeAttention(scale=0.3, window=20, split_policy="fixed", impl=impl)
 
     def attend(q, k, v, tree):
@@ -56,7 +56,7 @@ def test_compiles_whole(impl, dynamic, kernel_device):
     check_compiles_whole(attend, *((x.q, x.k, x.v, x.tree) for x in variants), dynamic=dynamic)
 
 
-def test_the_module_is_the_function(kernel_device):
+def test_module_equals_the_function(kernel_device):
     problem = make_problem(kernel_device, size=16, softcap=2.0, window=30)
     module = TreeAttention(softcap=2.0, window=30, impl="triton")
     found = module(problem.q, problem.k, problem.v, **problem.tree)
@@ -67,7 +67,7 @@ def test_the_module_is_the_function(kernel_device):
     assert torch.equal(found, shared.run("triton", tree_attention))
 
 
-def test_bad_arguments_are_named(kernel_device):
+def test_error_names_the_bad_argument(kernel_device):
     problem = make_problem(kernel_device, size=16)
     check_never_silent(problem.run)
 

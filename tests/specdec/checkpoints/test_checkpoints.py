@@ -34,7 +34,7 @@ from tiny import FAMILIES, library_greedy, random_prompt, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_is_itself_in_every_dtype_and_when_packed(family):
+def test_fingerprint_is_the_same_in_every_dtype_and_when_packed(family):
     facts = TargetFacts.of(tiny_target(family))
     for dtype in (torch.float32, torch.bfloat16):
         assert TargetFacts.of(tiny_target(family, dtype)) == facts
@@ -44,7 +44,7 @@ def test_a_model_is_itself_in_every_dtype_and_when_packed(family):
     facts.check(tiny_target(family, torch.float16))
 
 
-def test_another_model_of_the_same_shape_has_another_fingerprint():
+def test_other_weights_of_the_same_shape_have_another_fingerprint():
     facts = TargetFacts.of(tiny_target())
     other = Target(tiny_model("llama", seed=1))
     with pytest.raises(ValueError, match="target: expected the model .* fingerprint"):
@@ -58,7 +58,7 @@ def test_another_model_of_the_same_shape_has_another_fingerprint():
 
 
 @pytest.mark.model
-def test_the_default_model_is_itself_in_float32_and_bfloat16():
+def test_default_model_has_one_fingerprint_in_float32_and_bfloat16():
     facts = [
         TargetFacts.of(Target(load_model(dtype=dtype)[0]))
         for dtype in (torch.float32, torch.bfloat16)
@@ -71,7 +71,7 @@ def test_the_default_model_is_itself_in_float32_and_bfloat16():
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)
-def test_what_is_saved_is_loaded(kind, tmp_path):
+def test_saved_drafter_loads_bit_identically(kind, tmp_path):
     target = tiny_target()
     drafter = DRAFTERS[kind](target)
     save_drafter(tmp_path / "new" / "folder", drafter)
@@ -85,7 +85,7 @@ def test_what_is_saved_is_loaded(kind, tmp_path):
     assert written == library_greedy(model, prompt, 12)
 
 
-def test_weights_are_stored_in_the_dtype_asked_for_and_loaded_in_the_targets(tmp_path):
+def test_weights_are_stored_in_the_given_dtype_and_loaded_in_the_targets(tmp_path):
     target = tiny_target(dtype=torch.float32)
     drafter = redrafter(target, vocabulary=torch.arange(9))
     save_drafter(tmp_path, drafter, dtype=torch.bfloat16)
@@ -98,7 +98,7 @@ def test_weights_are_stored_in_the_dtype_asked_for_and_loaded_in_the_targets(tmp
     assert loaded.model.output.weight.dtype == torch.float32
 
 
-def test_how_to_draft_may_be_chosen_when_loading(tmp_path):
+def test_drafting_settings_may_be_overridden_when_loading(tmp_path):
     target = tiny_target()
     save_drafter(tmp_path / "r", redrafter(target, trained_length=3, draft_length=3))
     save_drafter(tmp_path / "k", kangaroo(target))
@@ -114,7 +114,7 @@ def test_how_to_draft_may_be_chosen_when_loading(tmp_path):
         load_drafter_checkpoint(tmp_path / "k", target, gamma=0)
 
 
-def test_fields_by_their_old_names_are_read_from_files_and_warned_of_in_calls(tmp_path):
+def test_deprecated_field_names_are_read_from_files_and_warned_about_in_calls(tmp_path):
     target = tiny_target()
     save_drafter(tmp_path, redrafter(target, min_prob=0.25, min_step_prob=0.5))
     path = tmp_path / "config.json"
@@ -136,13 +136,13 @@ def test_fields_by_their_old_names_are_read_from_files_and_warned_of_in_calls(tm
         (lambda: Target(tiny_model("llama", seed=1)), "with fingerprint [0-9a-f]{16}, got fingerprint"),
     ],
 )  # fmt: skip
-def test_another_target_is_refused(other, differs, tmp_path):
+def test_checkpoint_for_another_target_is_rejected(other, differs, tmp_path):
     save_drafter(tmp_path, redrafter(tiny_target()))
     with pytest.raises(ValueError, match=differs):
         load_drafter_checkpoint(tmp_path, other())
 
 
-def test_another_number_of_layers_is_refused(tmp_path):
+def test_target_with_another_number_of_layers_is_rejected(tmp_path):
     save_drafter(tmp_path, kangaroo(tiny_target()))
     model = copy.deepcopy(tiny_model("llama"))
     del model.model.layers[2]
@@ -150,7 +150,7 @@ def test_another_number_of_layers_is_refused(tmp_path):
         load_drafter_checkpoint(tmp_path, Target(model))
 
 
-def test_a_target_in_float16_is_known_by_its_shape(tmp_path):
+def test_float16_target_is_matched_by_shape_and_rejected_on_save(tmp_path):
     half = tiny_target(dtype=torch.float16)
     save_drafter(tmp_path, redrafter(tiny_target()))
     assert load_drafter_checkpoint(tmp_path, half).model.output.weight.dtype == torch.float16
@@ -189,7 +189,7 @@ def flip(name):
         ),
     ],
 )
-def test_altered_tensors_are_named(change, message, tmp_path):
+def test_error_names_altered_tensors(change, message, tmp_path):
     target = tiny_target()
     save_drafter(tmp_path, redrafter(target, vocabulary=torch.arange(9)))
     edit_weights(tmp_path, change)
@@ -197,7 +197,7 @@ def test_altered_tensors_are_named(change, message, tmp_path):
         load_drafter_checkpoint(tmp_path, target)
 
 
-def test_the_first_tensor_that_is_cut_off_is_named(tmp_path):
+def test_error_names_the_first_truncated_tensor(tmp_path):
     target = tiny_target()
     save_drafter(tmp_path, kangaroo(target))
     path = tmp_path / "model.safetensors"
@@ -219,7 +219,7 @@ def test_the_first_tensor_that_is_cut_off_is_named(tmp_path):
         load_drafter_checkpoint(tmp_path, target)
 
 
-def test_weights_of_another_shape_than_the_configuration_says_are_named(tmp_path):
+def test_error_names_weights_whose_shape_contradicts_the_configuration(tmp_path):
     target = tiny_target()
     drafter = redrafter(target)
     weights, facts = drafter.model.state_dict(), TargetFacts.of(target)
@@ -257,7 +257,7 @@ def edit_config(folder, **changes):
         ({"sha256": {"more": "00"}}, "expected tensor more, got none"),
     ],
 )
-def test_damaged_configurations_are_named(changes, message, tmp_path):
+def test_error_names_the_damaged_configuration_field(changes, message, tmp_path):
     target = tiny_target()
     save_drafter(tmp_path, redrafter(target))
     edit_config(tmp_path, **changes)
@@ -265,7 +265,7 @@ def test_damaged_configurations_are_named(changes, message, tmp_path):
         load_drafter_checkpoint(tmp_path, target)
 
 
-def test_a_folder_without_our_checkpoint_is_named(tmp_path):
+def test_folder_without_a_specdec_checkpoint_is_rejected(tmp_path):
     target = target_of()
     with pytest.raises(ValueError, match="config.json: expected a readable JSON file"):
         load_drafter_checkpoint(tmp_path, target)
@@ -276,7 +276,7 @@ def test_a_folder_without_our_checkpoint_is_named(tmp_path):
         load_drafter_checkpoint(APPLE, target)
 
 
-def test_a_save_that_fails_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     target = tiny_target()
     first = redrafter(target)
     save_drafter(tmp_path, first)

@@ -10,7 +10,7 @@ from specdec.sampling import Sampling
 
 
 @pytest.mark.parametrize("depth", [0, 3])
-def test_a_drafter_that_knows_the_target_ranks_first_what_is_drawn(depth):
+def test_coupled_perfect_drafter_ranks_the_sampled_token_first(depth):
     generator = torch.Generator().manual_seed(depth)
     logits = torch.randn(3, 50, generator=generator)
     sampling = Sampling(7, torch.tensor([5, 0, 2**31, 9]), temperature=0.8)

@@ -42,7 +42,7 @@ def shipped(tmp_path, monkeypatch):
     return target
 
 
-def test_shipped_drafters_are_found_by_name(shipped):
+def test_shipped_drafters_load_by_name(shipped):
     assert isinstance(load_drafter("redrafter", shipped), ReDrafter)
     assert load_drafter("kangaroo", shipped, gamma=2).config.gamma == 2
     for name in ("mixed", "redrafter+lookup"):
@@ -55,14 +55,14 @@ def test_shipped_drafters_are_found_by_name(shipped):
         check_drafter_name("kangaroo+lookup")
 
 
-def test_a_shipped_drafter_says_which_model_it_is_for(shipped):
+def test_error_names_the_model_a_shipped_drafter_is_for(shipped):
     with pytest.raises(
         ValueError, match=f"redrafter is shipped for {DEFAULT_MODEL}; train one .*specdec train red"
     ):
         load_drafter("redrafter", target_of())
 
 
-def test_an_installation_without_shipped_drafters_says_so(tmp_path, monkeypatch):
+def test_missing_shipped_drafters_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(names, "SHIPPED_FOLDER", tmp_path)
     with pytest.raises(ValueError, match="expected kangaroo in .*specdec train kangaroo"):
         check_drafter_name("kangaroo")
@@ -70,7 +70,7 @@ def test_an_installation_without_shipped_drafters_says_so(tmp_path, monkeypatch)
         check_drafter_name("mixed")
 
 
-def test_a_folder_is_a_name(tmp_path, monkeypatch):
+def test_drafter_name_may_be_a_folder(tmp_path, monkeypatch):
     target = tiny_target()
     save_drafter(tmp_path / "a+b", redrafter(target))
     save_drafter(tmp_path / "c", redrafter(target))
@@ -87,7 +87,7 @@ def test_a_folder_is_a_name(tmp_path, monkeypatch):
         check_drafter_name(str(APPLE))
 
 
-def test_a_benchmark_loads_a_drafter_once(tmp_path, monkeypatch):
+def test_benchmark_loads_each_drafter_once(tmp_path, monkeypatch):
     target = tiny_target()
     save_drafter(tmp_path, redrafter(target))
     runner = Runner(target, None, max_nodes=8, eos=[VOCABULARY + 1])
@@ -120,7 +120,7 @@ def target_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("target_folder")
-def test_the_command_shows_the_mapping_and_converts(run, tmp_path):
+def test_convert_command_prints_the_mapping_and_converts(run, tmp_path):
     ours, back = tmp_path / "ours", tmp_path / "back"
     out = run("convert", APPLE, ours, "--target", 32, "--dry-run").out
     for fact in ("lm_head.0.linear.weight", "step.state_in.weight", "right columns", "97 x 64"):
@@ -148,6 +148,6 @@ def test_the_command_shows_the_mapping_and_converts(run, tmp_path):
     assert not (tmp_path / "n").exists()
 
 
-def test_the_table_has_a_row_per_move(tmp_path):
+def test_conversion_table_has_a_row_per_tensor(tmp_path):
     conversion = import_drafter(APPLE, target_of())
     assert conversion_table(conversion).row_count == len(conversion.moves) == 9

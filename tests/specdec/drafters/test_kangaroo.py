@@ -1,25 +1,23 @@
-"""Kangaroo: the authors' drafts to the token, the target's text whatever is drafted, no layer run twice."""
+"""Kangaroo: the target's text whatever is drafted, no layer run twice."""
 
 import copy
-import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from kangaroo_drafts import Recorder, follows_the_rule
 from specdec.drafters import MixedDrafter, PlainDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.load import load_target
 from specdec.model.cpu_linear import PrepackedLinear, can_prepack
 from specdec.model.target import Target
-from specdec.pickers import Greedy
 from specdec.session import Session
 from tiny import FAMILIES, SHAPE, VOCABULARY, library_greedy, random_prompt, tiny_model
 
-GOLDEN = Path(__file__).parents[2] / "data" / "kangaroo"
 NEW = 20
+
+
 LEAN = torch.arange(0, VOCABULARY, 3)
 
 
@@ -35,107 +33,11 @@ def kangaroo(target, *, exit_layer=1, vocabulary=None, seed=0, **options):
     return KangarooDrafter(target, config, adapter, vocabulary)
 
 
-class Recorder:
-    """Keeps what a drafter proposes and what the target picks, round by round."""
-
-    def __init__(self, drafter, monkeypatch):
-        self.drafts, self.picked = [], []
-        draft, pick = drafter.draft, Greedy.pick
-
-        def recorded_draft(state, budget):
-            self.drafts.append(draft(state, budget))
-            return self.drafts[-1]
-
-        def recorded_pick(*args, **options):
-            self.picked.append(pick(*args, **options))
-            return self.picked[-1]
-
-        monkeypatch.setattr(drafter, "draft", recorded_draft)
-        monkeypatch.setattr(Greedy, "pick", recorded_pick)
-
-    @property
-    def confidences(self):
-        """Per round and row, of every draft."""
-        steps = [p.scores.diff(dim=1, prepend=torch.zeros(len(p.scores), 1)) for p in self.drafts]
-        return [
-            [row[keep].exp().tolist() for row, keep in zip(step, p.valid, strict=True)]
-            for step, p in zip(steps, self.drafts, strict=True)
-        ]
-
-    @property
-    def tokens(self):
-        return [
-            [row[keep].tolist() for row, keep in zip(p.tokens, p.valid, strict=True)]
-            for p in self.drafts
-        ]
-
-
-def follows_the_rule(confidences, eta, most):
-    """The authors' rule: a draft ends with its first unsure token, which it keeps, or is as long as it may be."""
-    *sure, last = confidences
-    return all(c >= eta for c in sure) and (last < eta or len(confidences) == most)
-
-
-@pytest.mark.parametrize("case", ["mha_base", "gqa", "eos_stop"])
-def test_rounds_are_the_authors(case, monkeypatch):
-    golden = json.loads((GOLDEN / f"{case}.json").read_text())
-    was, weights = golden["config"], load_file(GOLDEN / golden["weights"])
-    config = LlamaConfig(
-        vocab_size=was["vocab"],
-        hidden_size=was["hidden"],
-        intermediate_size=was["inter"],
-        num_hidden_layers=was["layers"],
-        num_attention_heads=was["heads"],
-        num_key_value_heads=was["kv_heads"],
-        max_position_embeddings=was["max_length"],
-        rms_norm_eps=1e-6,
-    )
-    model = LlamaForCausalLM(config).eval()
-    own = {name.removeprefix("adapter."): w for name, w in weights.items() if "adapter" in name}
-    model.load_state_dict({name: w for name, w in weights.items() if "adapter" not in name})
-    kangaroo_config = KangarooConfig(
-        was["hidden"],
-        was["heads"],
-        was["kv_heads"],
-        was["hidden"] // was["heads"],
-        exit_layer=was["exit"],
-        eta=was["eta"],
-        gamma=was["steps"],
-    )
-    adapter = kangaroo_config.new_adapter()
-    adapter.load_state_dict(own)
-    drafter = KangarooDrafter(Target(model), kangaroo_config, adapter)
-    recorder = Recorder(drafter, monkeypatch)
-
-    prompt, gamma = golden["prompt"], was["steps"]
-    # They count the longest text, the prompt included.
-    most = min(was["max_length"] - len(prompt), was["max_new"])
-    text, accepted = list(prompt), []
-    session = Session(drafter.target, drafter, max_nodes=gamma + 1)
-    stream = session.stream([prompt], max_new_tokens=most, eos_token_ids=[was["eos"]])
-    for (emitted,) in stream:
-        text += emitted.tokens
-        accepted.append(len(emitted.tokens))  # prefill's token is their first entry
-        if (
-            len(text) - len(prompt) >= most - gamma
-        ):  # they begin a round only where a whole draft fits
-            break
-
-    assert text == golden["final"]
-    assert accepted == golden["accept_lengths"]
-    rounds = golden["rounds"]
-    assert [draft for (draft,) in recorder.tokens] == [r["draft"] for r in rounds]
-    assert [p[0].tolist() for p in recorder.picked[1:]] == [r["verify"] for r in rounds]
-    for (ours,), theirs in zip(recorder.confidences, rounds, strict=True):
-        assert ours == pytest.approx(theirs["conf"], abs=1e-4)
-        assert follows_the_rule(ours, was["eta"], gamma)
-
-
 @pytest.mark.sampled
 @pytest.mark.parametrize("exit_layer", [1, 2])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.5])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_the_librarys(family, eta, exit_layer):
+def test_tokens_equal_transformers(family, eta, exit_layer):
     model = tiny_model(family, seed=exit_layer)
     target = Target(model)
     lengths = (1, 19, 5, 11)  # ragged; one is longer than a window
@@ -156,7 +58,7 @@ def test_text_is_the_librarys(family, eta, exit_layer):
             assert written.tokens == expected[:batch], (gamma, max_nodes, batch)
 
 
-def test_drafts_end_by_the_rule_in_every_row(monkeypatch):
+def test_every_row_stops_drafting_at_its_first_token_below_eta(monkeypatch):
     target = Target(tiny_model("llama", seed=3))
     prompts = [random_prompt(length, length) for length in (4, 9, 14)]
     drafter = kangaroo(target, eta=0.3, gamma=5)
@@ -175,7 +77,7 @@ def test_drafts_end_by_the_rule_in_every_row(monkeypatch):
     assert {1, 2, 3} <= lengths  # rows did stop at different steps
 
 
-def test_a_draft_vocabulary_is_all_that_is_drafted(monkeypatch):
+def test_only_draft_vocabulary_tokens_are_drafted(monkeypatch):
     target = Target(tiny_model("granite", seed=3))
     drafter = kangaroo(target, eta=0.0, gamma=4, vocabulary=LEAN)
     recorder = Recorder(drafter, monkeypatch)
@@ -206,7 +108,7 @@ def agreeing(exit_layer=2, deep=0.0, seed=0, **settings):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_everything_is_accepted_where_the_adapter_is_right(batch):
+def test_perfect_adapter_has_every_draft_accepted(batch):
     model, drafter = agreeing()
     prompts = [random_prompt(5 + row, row) for row in range(batch)]
     written = Session(drafter.target, drafter, max_nodes=16).generate(prompts, max_new_tokens=25)
@@ -216,7 +118,7 @@ def test_everything_is_accepted_where_the_adapter_is_right(batch):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_text_is_the_librarys_where_the_adapter_is_right_at_times(seed):
+def test_tokens_equal_transformers_with_partly_accepted_drafts(seed):
     model, drafter = agreeing(deep=0.25, seed=seed)
     prompts = [random_prompt(5 + 4 * row, row) for row in range(4)]
     full = [library_greedy(model, p, 40) for p in prompts]
@@ -253,7 +155,7 @@ def test_no_layer_runs_twice_for_a_token():
         assert widths[layer] == [9, *drafted, *alone]
 
 
-def test_the_head_runs_once_per_drafted_token_and_once_to_verify():
+def test_head_runs_once_per_drafted_token_and_once_to_verify():
     _, drafter = agreeing()
     shapes = []
     drafter.head.linear.register_forward_hook(
@@ -266,7 +168,7 @@ def test_the_head_runs_once_per_drafted_token_and_once_to_verify():
     assert shapes == [(1,)] * 5 + [(1, 6)]
 
 
-def test_a_conversation_drafts_as_if_it_had_been_read_at_once(monkeypatch):
+def test_continued_session_drafts_the_same_as_a_fresh_one(monkeypatch):
     model, drafter = agreeing(deep=0.25)
     monkeypatch.setattr("specdec.model.target.PREFILL_CHUNK", 8)
     drafter = kangaroo(drafter.target, exit_layer=2, eta=0.2)
@@ -294,7 +196,7 @@ def test_a_conversation_drafts_as_if_it_had_been_read_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_padding_never_leaves_the_positions_whose_rotations_are_fixed(kind):
+def test_padding_steps_never_exceed_the_position_limit(kind):
     rope = {"rope_type": kind, "rope_theta": 100.0, "factor": 4.0}
     settings = {"rope_parameters": rope, "max_position_embeddings": 32}
     if kind == "longrope":
@@ -318,7 +220,7 @@ def test_padding_never_leaves_the_positions_whose_rotations_are_fixed(kind):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_exact_text_in_bfloat16_is_that_of_the_plain_loop(batch):
+def test_exact_bfloat16_tokens_equal_the_plain_loop(batch):
     try:
         target = load_target(tiny_model("llama", dtype=torch.bfloat16), exact=True)
     except ValueError as error:
@@ -336,7 +238,7 @@ def test_exact_text_in_bfloat16_is_that_of_the_plain_loop(batch):
 
 @pytest.mark.skipif(not can_prepack(torch.float32), reason="torch has no packed linear layers here")
 @pytest.mark.parametrize("vocabulary", [None, LEAN])
-def test_layers_are_packed_where_the_targets_are(vocabulary, monkeypatch):
+def test_adapter_layers_are_packed_if_the_targets_are(vocabulary, monkeypatch):
     model = tiny_model("llama", dtype=torch.float32)
     plain = kangaroo(Target(model), eta=0.0, gamma=3, vocabulary=vocabulary)
     assert not isinstance(plain.adapter.q_proj, PrepackedLinear)
@@ -353,6 +255,6 @@ def test_layers_are_packed_where_the_targets_are(vocabulary, monkeypatch):
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
 
 
-def test_it_drafts_alone():
+def test_kangaroo_cannot_be_mixed_with_other_drafters():
     with pytest.raises(ValueError, match="KangarooDrafter, which drafts alone"):
         MixedDrafter([kangaroo(Target(tiny_model("llama")))])

@@ -25,13 +25,13 @@ from tiny import tiny_model
         ({"rope_theta": -1.0}, "rope_theta: expected above 0, got -1.0"),
     ],
 )
-def test_bad_settings_are_named(options, message):
+def test_error_names_the_invalid_setting(options, message):
     good = {"hidden_size": 48, "heads": 4, "kv_heads": 2, "head_dim": 6, "exit_layer": 1}
     with pytest.raises(ValueError, match=message):
         KangarooConfig(**good | options)
 
 
-def test_adapters_that_do_not_fit_are_named():
+def test_adapter_that_does_not_fit_the_target_is_rejected():
     target = Target(tiny_model("llama"))
     config = KangarooConfig(48, 4, 2, 6, exit_layer=2)
     with pytest.raises(ValueError, match="hidden_size: expected the target's 48, got 24"):

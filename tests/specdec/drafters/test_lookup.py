@@ -38,7 +38,7 @@ def draft(texts, depth=20, **config):
     return chains, proposals
 
 
-def test_the_longest_match_comes_first_then_the_latest():
+def test_longest_match_comes_first_then_the_latest():
     #        0  1  2  3  4  5  6  7  8  9 10
     text = [7, 8, 9, 1, 5, 9, 2, 6, 9, 3, 7, 8, 9]
     ((first, second, third),), _ = draft([text])
@@ -47,7 +47,7 @@ def test_the_longest_match_comes_first_then_the_latest():
     assert third == [2, 6, 9, 3, 7, 8, 9]
 
 
-def test_nothing_after_the_root_is_proposed():
+def test_proposals_end_at_the_last_known_token():
     chains, _ = draft([[4, 4, 4]])
     assert chains == [[[4], [4, 4]]]
 
@@ -58,14 +58,14 @@ def test_nothing_is_proposed_without_a_match():
     assert proposals.tokens.shape == proposals.valid.shape
 
 
-def test_depth_and_places_are_limits():
+def test_depth_and_places_limit_the_proposals():
     chains, _ = draft([[1, 2, 1, 2, 1, 2, 1]], depth=2, places=2)
     assert chains == [[[2, 1], [2, 1]]]
     chains, _ = draft([[1, 2, 1, 2, 1]], depth=0)
     assert chains == [[]]
 
 
-def test_scores_fall_along_a_path_and_unlikely_nodes_are_left_out():
+def test_scores_decrease_along_a_path_and_min_prob_prunes_nodes():
     text = [[1, 2, 3, 4, 5, 6, 1]]
     _, proposals = draft(text)
     scores = proposals.scores[0][proposals.valid[0]]
@@ -75,7 +75,7 @@ def test_scores_fall_along_a_path_and_unlikely_nodes_are_left_out():
     assert kept == [[2, 3]]  # 0.24, then 0.24 * 0.55, then under a tenth
 
 
-def test_matches_count_backwards_and_stop_at_the_first_token():
+def test_match_lengths_are_counted_backwards_to_the_first_token():
     text = torch.tensor([[3, 1, 2, 3, 1, 2, 3]])
     assert matches(text, torch.tensor([[6]])).tolist() == [[1, 0, 0, 4, 0, 0, 7]]
 
@@ -83,15 +83,15 @@ def test_matches_count_backwards_and_stop_at_the_first_token():
 @pytest.mark.parametrize(
     "change", [{"places": 0}, {"length": 65}, {"discount": 0.0}, {"min_prob": 1.5}]
 )
-def test_configuration_out_of_range_is_named(change):
+def test_error_names_the_out_of_range_setting(change):
     (name,) = change
     with pytest.raises(ValueError, match=f"{name}: expected"):
         LookupConfig(**change)
 
 
-def test_drafters_are_found_by_name():
-    assert isinstance(load_drafter("lookup+plain", Target(tiny_model("llama"))), MixedDrafter)
-    with pytest.raises(ValueError, match="drafter: expected one of plain, lookup"):
+def test_drafter_names_load_and_unknown_names_are_rejected():
+    assert isinstance(load_drafter("lookup+none", Target(tiny_model("llama"))), MixedDrafter)
+    with pytest.raises(ValueError, match="drafter: expected one of none, lookup"):
         load_drafter("nothing", Target(tiny_model("llama")))
     with pytest.raises(ValueError, match="at least one"):
         MixedDrafter([])

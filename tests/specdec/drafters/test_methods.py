@@ -64,7 +64,7 @@ def toy(monkeypatch):
     monkeypatch.setitem(METHODS, "toy", Method("a toy", ("deepest",), trained=True))
 
 
-def test_an_entry_and_two_files_train_save_load_and_draft(toy, tmp_path):
+def test_new_method_needs_one_entry_and_two_files(toy, tmp_path):
     target = Target(tiny_model("llama", dtype=torch.float32))
     data = tmp_path / "data.jsonl"
     lines = [
@@ -97,7 +97,7 @@ def test_an_entry_and_two_files_train_save_load_and_draft(toy, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_entry_has_its_files(name):
+def test_every_method_entry_has_its_files_and_attributes(name):
     drafts = drafter_file(name)
     assert METHODS[name].help == METHODS[name].help.strip()
     if not METHODS[name].trained:

@@ -45,7 +45,7 @@ def benchmark(runner=Runner, dtype=torch.float64, turns=2, exact=False):
     )
 
 
-def test_every_run_is_recorded_and_summed_up():
+def test_every_run_is_recorded_and_summarized():
     result = benchmark()
     saved = json.loads(json.dumps(result.as_json()))
     assert set(saved) == {"runs", "summary", "machine"}
@@ -99,7 +99,7 @@ def wrong_token(tokens):
 @pytest.mark.parametrize(
     "change", [wrong_token, lambda tokens: tokens[:-3], lambda tokens: [*tokens, 5]]
 )
-def test_a_wrong_token_and_a_wrong_end_are_errors(change):
+def test_wrong_tokens_and_wrong_ends_count_as_errors(change):
     result = benchmark(lookup_that(change))
     assert not result.lossless
     assert result.summary["lookup"]["errors"] >= 3
@@ -107,14 +107,14 @@ def test_a_wrong_token_and_a_wrong_end_are_errors(change):
     assert result.summary["transformers"]["errors"] == 0
 
 
-def test_no_tie_excuses_a_difference_in_exact_mode(monkeypatch):
+def test_exact_mode_counts_ties_as_errors(monkeypatch):
     monkeypatch.setattr("specdec.evaluate.benchmark.judge", lambda *_: Verdict(1, 0, 0.0))
     result = benchmark(lookup_that(wrong_token), dtype=torch.bfloat16, exact=True)
     assert result.summary["lookup"]["errors"] == 3
     assert not result.lossless
 
 
-def test_exact_mode_promises_our_plain_loop_and_not_the_library(monkeypatch):
+def test_exact_mode_compares_with_the_plain_loop_instead_of_transformers(monkeypatch):
     monkeypatch.setattr("specdec.evaluate.benchmark.judge", lambda *_: Verdict(1, 0, 1e-7))
 
     class OtherLibrary(Runner):
@@ -127,7 +127,7 @@ def test_exact_mode_promises_our_plain_loop_and_not_the_library(monkeypatch):
     assert result.summary["lookup"]["errors"] == result.summary["plain"]["errors"] == 0
 
 
-def test_judging_tells_ties_from_errors():
+def test_judge_distinguishes_ties_from_errors():
     model, prompt = tiny_model("llama", seed=6), random_prompt(5, 1)
     expected = library_greedy(model, prompt, 8)
     assert judge(model, prompt, expected, expected, torch.float32) == SAME
@@ -154,7 +154,7 @@ def test_judging_tells_ties_from_errors():
         assert judge(Tied(), prompt, reference, text, torch.float32)[:2] == (1, 0)
 
 
-def test_metrics_by_hand():
+def test_metrics_equal_hand_computed_values():
     metrics = Metrics()
     for gain in (1, 3, 4):
         metrics.count([Emitted(0, list(range(gain)), gain - 1, 8, 10, False)])
@@ -177,7 +177,7 @@ def timed_run(method, new_tokens, decode_seconds, rounds, verify, draft):
     )  # fmt: skip
 
 
-def test_efficiency_by_hand():
+def test_speedup_and_efficiency_equal_hand_computed_values():
     # Two prompts, 60 tokens behind the first ones. Plain: 60 rounds of 0.1 s and 1 s beside them.
     plain = [timed_run("plain", n + 1, n * 0.1 + 0.5, n, n * 0.1, 0.0) for n in (20, 40)]
     # 30 rounds of 0.12 s, 0.03 s of drafting each, and 0.5 s beside them.
@@ -195,14 +195,14 @@ def test_efficiency_by_hand():
     assert found.reached == pytest.approx(7 / 5 / (2 * 0.1 / 0.15))
 
 
-def test_texts_of_one_token_have_no_efficiency():
+def test_single_token_texts_have_no_speed_or_efficiency():
     single = [timed_run("plain", 1, 1e-6, 0, 0.0, 0.0)]
     assert decode_speed(single) is None
     assert decode_speedup(single, single) is None
     assert efficiency(single, single) is None
 
 
-def test_questions_are_read_in_order_and_counted(tmp_path):
+def test_questions_are_read_in_order_and_limited(tmp_path):
     path = tmp_path / "q.jsonl"
     lines = [{"question_id": i, "category": "ab"[i % 2], "turns": [str(i)]} for i in range(6)]
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
@@ -214,14 +214,14 @@ def test_questions_are_read_in_order_and_counted(tmp_path):
     "line",
     ["{", "[]", '{"question_id": 1, "category": "a"}', '{"question_id": 1, "category": "a", "turns": [""]}'],
 )  # fmt: skip
-def test_a_malformed_line_is_named(tmp_path, line):
+def test_error_names_the_malformed_line(tmp_path, line):
     path = tmp_path / "q.jsonl"
     path.write_text('{"question_id": 1, "category": "a", "turns": ["x"]}\n' + line)
     with pytest.raises(ValueError, match=r"prompts: expected an object .* line 2, got "):
         read_questions(path)
 
 
-def test_methods_and_files_that_are_not_there_are_named(tmp_path):
+def test_error_names_unknown_methods_and_missing_files(tmp_path):
     with pytest.raises(ValueError, match="methods: expected some of plain, transformers"):
         check_methods(["plain", "magic"])
     with pytest.raises(ValueError, match="prompts: expected a readable JSONL file"):
@@ -231,6 +231,6 @@ def test_methods_and_files_that_are_not_there_are_named(tmp_path):
         read_questions(tmp_path / "empty.jsonl")
 
 
-def test_half_precision_is_compared_with_our_own_plain_loop():
+def test_half_precision_is_compared_with_the_plain_loop():
     result = benchmark(dtype=torch.bfloat16, turns=1)
     assert result.machine["reference"] == "plain"

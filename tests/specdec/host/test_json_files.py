@@ -23,7 +23,7 @@ def reader(request):
     return READERS[request.param]
 
 
-def test_marks_line_ends_and_empty_lines_are_passed_over(tmp_path, reader):
+def test_byte_order_marks_line_endings_empty_lines_and_gzip_are_read(tmp_path, reader):
     read, line, _ = reader
     text = json.dumps(line)
     for name, data in {
@@ -38,7 +38,7 @@ def test_marks_line_ends_and_empty_lines_are_passed_over(tmp_path, reader):
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
-def test_text_may_hold_other_separators(tmp_path, separator):
+def test_unicode_line_separators_inside_texts_are_kept(tmp_path, separator):
     path = tmp_path / "x"
     text = f"a{separator}b"
     line = json.dumps(QUESTION | {"turns": [text]}, ensure_ascii=False)
@@ -50,7 +50,7 @@ def test_text_may_hold_other_separators(tmp_path, separator):
     "line",
     ["[]", "3", "null", '"text"', "{", "NaN", '{"a": 1}', "\0", "[" * 100_000, '{"question_id": 1e999}', "1" * 5000],
 )  # fmt: skip
-def test_lines_that_are_no_such_object_are_named(tmp_path, reader, line):
+def test_error_names_the_malformed_line(tmp_path, reader, line):
     read, right, name = reader
     path = tmp_path / "x"
     path.write_text(f"{json.dumps(right)}\n{line}\n")
@@ -62,7 +62,7 @@ def test_lines_that_are_no_such_object_are_named(tmp_path, reader, line):
 @pytest.mark.parametrize(
     "turns", ['"text"', "[]", '[""]', "[3]", "{}", "null", '[["a"]]', '["\\ud800"]', '["a", null]']
 )
-def test_turns_are_a_list_of_texts_for_every_reader(tmp_path, turns):
+def test_turns_that_are_no_list_of_texts_are_rejected(tmp_path, turns):
     path = tmp_path / "x"
     path.write_text(f'{{"question_id": 1, "category": "a", "turns": {turns}}}')
     for read in (read_questions, read_turns):
@@ -75,7 +75,7 @@ def test_turns_are_a_list_of_texts_for_every_reader(tmp_path, turns):
     [{"question_id": float("inf")}, {"question_id": float("nan")}, {"question_id": "x"}, {"question_id": None},
      {"category": 3}, {"category": "\ud800"}],
 )  # fmt: skip
-def test_questions_have_numbers_and_categories(tmp_path, fields):
+def test_questions_without_valid_id_and_category_are_rejected(tmp_path, fields):
     path = tmp_path / "x"
     path.write_text(json.dumps(QUESTION | fields))
     with pytest.raises(ValueError, match="prompts: expected an object"):
@@ -83,7 +83,7 @@ def test_questions_have_numbers_and_categories(tmp_path, fields):
 
 
 @pytest.mark.parametrize("ids", ["text", [1.5], [True], [-1], [None], {}, 3, [float("nan")], [[1]]])
-def test_token_ids_are_lists_of_numbers(tmp_path, ids):
+def test_token_ids_that_are_no_lists_of_integers_are_rejected(tmp_path, ids):
     path = tmp_path / "x"
     for name in CONVERSATION:
         path.write_text(json.dumps(CONVERSATION | {name: ids}))
@@ -95,7 +95,7 @@ def test_token_ids_are_lists_of_numbers(tmp_path, ids):
     "data",
     [b"\xff\xfe{\x00}\x00", b'{"a": "\xe9"}', gzip.compress(b"{}" * 9, mtime=0)[:-9], b"\x1f\x8bx"],
 )
-def test_files_that_are_no_text_are_named(tmp_path, reader, data):
+def test_error_names_files_that_are_not_text(tmp_path, reader, data):
     read, _, name = reader
     for path in (tmp_path / "x", tmp_path / "x.gz"):
         path.write_bytes(data)
@@ -104,7 +104,7 @@ def test_files_that_are_no_text_are_named(tmp_path, reader, data):
 
 
 @pytest.mark.parametrize("read", [read_questions, read_turns])
-def test_files_of_nothing_are_named(tmp_path, read):
+def test_empty_files_are_rejected(tmp_path, read):
     path = tmp_path / "x"
     for data in (b"", b"\xef\xbb\xbf", b"\n\n"):
         path.write_bytes(data)
@@ -112,7 +112,7 @@ def test_files_of_nothing_are_named(tmp_path, read):
             read(path)
 
 
-def test_json_files_hold_objects(tmp_path):
+def test_json_files_must_hold_an_object(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(path) == {"a": 1}

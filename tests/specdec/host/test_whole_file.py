@@ -41,7 +41,7 @@ def make(kind, path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "socket", "circle", "null", "full"])
-def test_what_is_no_regular_file_stays(tmp_path, monkeypatch, kind):
+def test_special_files_are_never_replaced(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)  # names of sockets are short
     path = Path("x")
     make(kind, path)
@@ -56,7 +56,7 @@ def test_what_is_no_regular_file_stays(tmp_path, monkeypatch, kind):
     assert list(Path().iterdir()) == [path]
 
 
-def test_links_are_followed(tmp_path):
+def test_symbolic_links_are_followed(tmp_path):
     (tmp_path / "there").mkdir()
     for name in ("there/old", "there/new"):
         link, target = tmp_path / Path(name).name, tmp_path / name
@@ -71,7 +71,7 @@ def test_links_are_followed(tmp_path):
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["new", "old"]
 
 
-def test_a_file_keeps_its_permissions(tmp_path):
+def test_replaced_file_keeps_its_permissions(tmp_path):
     path = tmp_path / "x"
     write(path)
     path.chmod(0o640)
@@ -81,7 +81,7 @@ def test_a_file_keeps_its_permissions(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("step", ["write_text", "replace"])
-def test_a_failure_names_the_file_and_loses_nothing(tmp_path, monkeypatch, code, step):
+def test_failed_write_names_the_file_and_keeps_the_old_content(tmp_path, monkeypatch, code, step):
     path = tmp_path / "x"
     path.write_text("old")
 
@@ -100,7 +100,7 @@ def test_a_failure_names_the_file_and_loses_nothing(tmp_path, monkeypatch, code,
 @pytest.mark.parametrize(
     "place", ["/proc/x", "no/where/x", "file/x", "n" * 300, "/sys/x", "/dev/full/x"]
 )
-def test_places_where_nothing_can_be_written_are_found_before(tmp_path, monkeypatch, place):
+def test_unwritable_paths_are_rejected_in_advance(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     with pytest.raises(ValueError, match="^out: expected a file in an existing folder, got "):
@@ -116,7 +116,7 @@ def test_places_where_nothing_can_be_written_are_found_before(tmp_path, monkeypa
     assert list(Path().iterdir()) == [Path("file")]
 
 
-def test_a_full_disk_is_found_before(tmp_path, monkeypatch):
+def test_full_disk_is_detected_in_advance(tmp_path, monkeypatch):
     def full(**_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -127,7 +127,7 @@ def test_a_full_disk_is_found_before(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["full folder", "file", "fifo", "circle", "null"])
-def test_a_new_folder_is_new_or_empty(tmp_path, kind):
+def test_new_folder_must_not_exist_or_be_empty(tmp_path, kind):
     path = tmp_path / "x"
     check_new_folder(path, "out")
     path.mkdir()

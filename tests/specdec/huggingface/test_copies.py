@@ -32,7 +32,7 @@ def pickled(value):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
-def test_a_copy_of_a_target_writes_the_same_and_then_its_own(copied, family):
+def test_copied_target_generates_the_same_and_follows_its_own_weights(copied, family):
     target = packed(family)
     other = copied(target)
     assert other.prepacked
@@ -46,7 +46,7 @@ def test_a_copy_of_a_target_writes_the_same_and_then_its_own(copied, family):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
-def test_a_copy_of_a_packed_model_is_an_ordinary_model(copied):
+def test_copy_of_a_packed_model_is_an_ordinary_model(copied):
     model = packed().model
     other, ids = copied(model), torch.tensor([PROMPT])
     with torch.inference_mode():
@@ -59,7 +59,7 @@ def test_a_copy_of_a_packed_model_is_an_ordinary_model(copied):
                    if isinstance(b, PrepackedLinear))  # fmt: skip
 
 
-def test_a_copied_result_goes_on_like_the_first():
+def test_copied_cache_continues_like_the_original():
     target = packed()
     options = {"max_new_tokens": 5, "eos_token_id": [99], "return_dict_in_generate": True}
     drafter = specdec.load_drafter("lookup", target)
@@ -74,7 +74,7 @@ def test_a_copied_result_goes_on_like_the_first():
     assert texts[0][0][len(text) :] == library_greedy(target.model, text, 5)
 
 
-def test_a_target_goes_to_a_process_that_was_spawned():
+def test_target_can_be_sent_to_a_spawned_process():
     target = packed()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(written, [target]) == written(target)

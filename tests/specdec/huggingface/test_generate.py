@@ -1,99 +1,27 @@
 """`specdec.generate` beside the library's own `generate`, one unpadded row at a time."""
 
-import functools
-
 import pytest
 import torch
 from transformers import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    EosTokenCriteria,
     GenerationConfig,
-    LogitsProcessor,
     MaxLengthCriteria,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 import specdec
-from every_drafter import redrafter
-from scripted import ScriptedDrafter
-from specdec.drafters import LookupDrafter
-from specdec.model.target import Target
-from tiny import VOCABULARY, random_prompt, tiny_model
-
-NEVER = [VOCABULARY + 1]
-PROMPTS = [random_prompt(4, 21) * 2, random_prompt(11, 22), random_prompt(3, 23) * 4]
-
-
-@functools.cache
-def target_of(seed=6):
-    return Target(tiny_model("llama", seed=seed))
-
-
-def padded(prompts, side="left"):
-    rows = [torch.tensor(p) for p in prompts]
-    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
-    return pad(rows), pad([torch.ones_like(row) for row in rows])
-
-
-def library(prompt, seed=6, **options):
-    """The library's tokens for one row alone."""
-    ids = torch.tensor([prompt])
-    options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": NEVER} | options
-    out = tiny_model("llama", seed=seed).generate(
-        ids, attention_mask=torch.ones_like(ids), **options
-    )
-    return out[0, len(prompt) :].tolist()
-
-
-def ours(prompts, drafter, side="left", **options):
-    """Our tokens for a batch of them, without padding behind a row's end."""
-    ids, mask = padded(prompts, side)
-    options = {"pad_token_id": 0, "eos_token_id": NEVER} | options
-    out = specdec.generate(target_of(), ids, drafter, max_nodes=16, attention_mask=mask, **options)
-    assert torch.equal(out[:, : ids.shape[1]], ids)
-    return out[:, ids.shape[1] :].tolist()
-
-
-def scripted(prompts, texts, right=1.0):
-    """A drafter that knows how prompts go on, and proposes other branches too."""
-    known = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    return ScriptedDrafter(known, right=right, seed=1, most_proposals=24, vocabulary=VOCABULARY)
-
-
-def assert_like_library(prompts, options, *, of_row=lambda row: {}, side="left"):
-    """Rows of a ragged batch are what the library writes for each of them alone, whatever drafts."""
-    expected = [library(p, **options | of_row(row)) for row, p in enumerate(prompts)]
-    longest = max(map(len, expected))
-    filled = [tokens + [0] * (longest - len(tokens)) for tokens in expected]
-    knowing = [scripted(prompts, expected, right) for right in (0.7, 1.0)]
-    for drafter in ("plain", LookupDrafter(), redrafter(target_of()), *knowing):
-        assert ours(prompts, drafter, side, **options) == filled
-    # Several tokens were kept at once: each of them was picked along its own path.
-    assert all(max(drafter.accepted) >= 2 for drafter in knowing)
-    return expected
-
-
-class CountsTokens(LogitsProcessor):
-    """Bans whatever a row's length names, and remembers what it was asked for."""
-
-    def __init__(self):
-        self.lengths = []
-
-    def __call__(self, input_ids, scores):
-        assert input_ids.shape[0] == scores.shape[0] == 1
-        assert scores.dtype == torch.float32
-        self.lengths.append(input_ids.shape[1])
-        scores[:, input_ids.shape[1] % VOCABULARY] = -torch.inf
-        return scores
-
-
-def plain_text(prompt, count=12):
-    return library(prompt, max_new_tokens=count)
+from generate_rows import (
+    NEVER,
+    PROMPTS,
+    assert_like_library,
+    library,
+    ours,
+    padded,
+    plain_text,
+    scripted,
+    target_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -116,137 +44,14 @@ def plain_text(prompt, count=12):
     ids=lambda options: next(iter(options)),
 )
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_settings_are_honoured(options, side):
+def test_generation_settings_equal_transformers(options, side):
     expected = assert_like_library(PROMPTS, {"max_new_tokens": 12} | options, side=side)
     # A setting that changes nothing here would be honoured by doing nothing.
     changed = expected != [plain_text(p) for p in PROMPTS]
     assert changed or "remove_invalid_values" in options
 
 
-def test_a_row_is_told_which_one_it_is():
-    def allowed(row, ids):
-        return [3 + row, 10 + row, (int(ids[-1]) * 7 + row) % VOCABULARY]
-
-    options = {"max_new_tokens": 10}
-    assert_like_library(PROMPTS[:1], options | {"prefix_allowed_tokens_fn": allowed})
-    expected = [
-        library(p, **options, prefix_allowed_tokens_fn=lambda _, ids, row=row: allowed(row, ids))
-        for row, p in enumerate(PROMPTS)
-    ]
-    for drafter in ("plain", scripted(PROMPTS, expected)):
-        assert ours(PROMPTS, drafter, **options, prefix_allowed_tokens_fn=allowed) == expected
-    assert max(drafter.accepted) >= 2
-
-
-@pytest.mark.parametrize("at", range(2, 8))
-def test_nothing_is_asked_behind_an_end_of_text_token(at):
-    text = plain_text(PROMPTS[0])
-    end = text[at]
-    assert end not in text[:at]
-
-    def allowed(row, ids):
-        assert int(ids[-1]) != end or len(ids) <= len(PROMPTS[0])
-        return list(range(VOCABULARY))
-
-    # What would come behind the end is proposed too.
-    for drafter in ("plain", scripted(PROMPTS[:1], [text])):
-        options = {"eos_token_id": [end], "max_new_tokens": 12, "prefix_allowed_tokens_fn": allowed}
-        assert ours(PROMPTS[:1], drafter, **options) == [text[: at + 1]]
-    assert max(drafter.accepted) > 0
-
-
-def test_a_processor_of_the_callers_is_asked_as_in_plain_generation():
-    options = {"max_new_tokens": 12, "eos_token_id": NEVER}
-    theirs, own = CountsTokens(), CountsTokens()
-    expected = library(PROMPTS[0], **options, logits_processor=[theirs])
-    drafter = scripted(PROMPTS[:1], [expected])
-    assert ours(PROMPTS[:1], drafter, **options, logits_processor=[own]) == [expected]
-    assert own.lengths == theirs.lengths
-    assert max(drafter.accepted) >= 2
-    assert_like_library(PROMPTS, options | {"logits_processor": [CountsTokens()]})
-
-
-def repetition_penalty(ignored):
-    processor = RepetitionPenaltyLogitsProcessor(0.2)
-    processor.prompt_ignore_length = ignored  # older releases do not take a tensor at once
-    return {"logits_processor": [processor]}
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kind", ["number", "tensor"])
-@pytest.mark.parametrize("columns", [8, 12])
-def test_a_penalty_of_the_callers_leaves_out_what_it_was_told_to(side, kind, columns):
-    _, mask = padded(PROMPTS, side)
-    own = [columns - int((row == 0).sum()) for row in mask[:, :columns]]
-    ignored = columns if kind == "number" else torch.full((len(PROMPTS),), columns)
-    options = {"max_new_tokens": 12, "eos_token_id": NEVER}
-    expected = assert_like_library(
-        PROMPTS,
-        options | repetition_penalty(ignored),
-        of_row=lambda row: repetition_penalty(own[row]),
-        side=side,
-    )
-    assert expected != [library(p, repetition_penalty=0.2, **options) for p in PROMPTS]
-
-
-def test_a_penalty_for_a_batch_of_another_size_is_refused():
-    options = repetition_penalty(torch.tensor([4, 4]))
-    with pytest.raises(ValueError, match="prompt_ignore_length: expected one per row, 3, got 2"):
-        ours(PROMPTS, "plain", max_new_tokens=4, **options)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda ids: EncoderRepetitionPenaltyLogitsProcessor(0.2, ids),
-        lambda ids: EncoderNoRepeatNGramLogitsProcessor(1, ids),
-    ],
-    ids=["repetition", "ngrams"],
-)
-def test_other_ids_than_the_inputs_stay_those_of_a_processor(make):
-    first = [plain_text(p)[0] for p in PROMPTS]
-    options = {"max_new_tokens": 12, "eos_token_id": NEVER}
-    one = torch.tensor([first])
-    expected = assert_like_library(PROMPTS, options | {"logits_processor": [make(one)]})
-    assert expected != [plain_text(p) for p in PROMPTS]
-    each = torch.tensor(first)[:, None]
-    assert_like_library(
-        PROMPTS,
-        options | {"logits_processor": [make(each)]},
-        of_row=lambda row: {"logits_processor": [make(each[row : row + 1])]},
-    )
-    # The batch's own, padding included, are the row's own without it.
-    ids, _ = padded(PROMPTS)
-    assert_like_library(
-        PROMPTS,
-        options | {"logits_processor": [make(ids)]},
-        of_row=lambda row: {"logits_processor": [make(torch.tensor([PROMPTS[row]]))]},
-    )
-
-
-class StopsAt(StoppingCriteria):
-    def __init__(self, length):
-        self.length, self.asked = length, []
-
-    def __call__(self, input_ids, scores, **options):
-        self.asked.append(input_ids.shape[1])
-        done = input_ids.shape[1] >= self.length
-        return torch.full((input_ids.shape[0],), done, dtype=torch.bool)
-
-
-@pytest.mark.parametrize("length", [13, 14, 16])
-def test_criteria_of_the_callers_are_asked_after_each_token(length):
-    theirs, own = StopsAt(length), StopsAt(length)
-    expected = library(PROMPTS[0], max_new_tokens=12, stopping_criteria=[theirs])
-    assert len(expected) == length - len(PROMPTS[0])
-    drafter = scripted(PROMPTS[:1], [plain_text(PROMPTS[0])])
-    assert ours(PROMPTS[:1], drafter, max_new_tokens=12, stopping_criteria=[own]) == [expected]
-    assert own.asked == theirs.asked
-    assert max(drafter.accepted) >= 2
-    assert_like_library(PROMPTS, {"max_new_tokens": 12, "stopping_criteria": [StopsAt(length)]})
-
-
-def test_lengths_are_the_librarys():
+def test_length_and_time_limits_equal_transformers():
     criteria = StoppingCriteriaList([MaxLengthCriteria(19)])
     assert_like_library(PROMPTS[1:2], {"stopping_criteria": criteria})
     assert_like_library(PROMPTS[1:2], {"max_length": 21})
@@ -259,28 +64,7 @@ def test_lengths_are_the_librarys():
     assert len(ours(PROMPTS[:1], "plain", **ended)[0]) == 1
 
 
-class StopsAtFives(MaxLengthCriteria):
-    def __call__(self, input_ids, scores, **options):
-        return input_ids[:, -1] % 5 == 0
-
-
-class StopsAtSevens(EosTokenCriteria):
-    def __call__(self, input_ids, scores, **options):
-        return input_ids[:, -1] % 7 == 0
-
-
-@pytest.mark.parametrize("criterion", [StopsAtFives(99), StopsAtSevens([3])])
-def test_a_criterion_derived_from_the_librarys_is_asked(criterion):
-    options = {"max_new_tokens": 12, "stopping_criteria": [criterion]}
-    expected = [library(p, **options) for p in PROMPTS]
-    assert max(map(len, expected)) < 12
-    longest = max(map(len, expected))
-    filled = [tokens + [0] * (longest - len(tokens)) for tokens in expected]
-    for drafter in ("plain", scripted(PROMPTS, [plain_text(p) for p in PROMPTS])):
-        assert ours(PROMPTS, drafter, **options) == filled
-
-
-def test_scores_and_logits_of_the_kept_tokens_are_the_librarys():
+def test_scores_and_logits_of_accepted_tokens_equal_transformers():
     options = {
         "max_new_tokens": 11, "repetition_penalty": 1.3, "output_scores": True, "output_logits": True,
         "return_dict_in_generate": True, "eos_token_id": NEVER, "pad_token_id": 0,
@@ -326,7 +110,7 @@ class Collects(BaseStreamer):
         self.ended = True
 
 
-def test_streamers_get_each_token_once():
+def test_streamers_receive_each_token_once():
     target = target_of()
     for prompts in (PROMPTS[:1], PROMPTS):
         ids, mask = padded(prompts)

@@ -30,7 +30,7 @@ def library(prompt, count):
 
 
 @pytest.mark.parametrize("name", CACHE_NAMES)
-def test_a_later_call_goes_on_where_an_earlier_one_ended(name, monkeypatch):
+def test_later_call_continues_from_the_returned_cache(name, monkeypatch):
     target, read = target_of(), []
     prefill = target.prefill
     monkeypatch.setattr(
@@ -49,7 +49,7 @@ def test_a_later_call_goes_on_where_an_earlier_one_ended(name, monkeypatch):
     assert read[-1] == longer.shape[1]
 
 
-def test_a_result_has_its_cache_under_every_name_that_the_library_has_for_it():
+def test_result_has_the_cache_under_every_name_transformers_uses():
     options = {"max_new_tokens": 2, "eos_token_id": NEVER, "return_dict_in_generate": True}
     ours = specdec.generate(target_of(), PROMPTS[:1], "plain", **options)
     theirs = target_of().model.generate(torch.tensor(PROMPTS[:1]), **options)
@@ -61,7 +61,7 @@ def test_a_result_has_its_cache_under_every_name_that_the_library_has_for_it():
         assert ours[name] is ours[CACHE_NAME]
 
 
-def test_the_library_can_go_on_with_the_method():
+def test_custom_generate_continues_from_a_returned_cache():
     model, target = tiny_model("llama", seed=6), target_of()
     options = {"max_new_tokens": 8, "eos_token_id": NEVER, "return_dict_in_generate": True}
     options |= {"custom_generate": specdec.method, "drafter": "lookup", "target": target}
@@ -73,7 +73,7 @@ def test_the_library_can_go_on_with_the_method():
     )
 
 
-def test_the_library_can_call_the_method():
+def test_custom_generate_callable_gives_the_same_tokens():
     model, ids = tiny_model("llama", seed=6), torch.tensor([PROMPTS[1]])
     options = {"max_new_tokens": 9, "eos_token_id": NEVER}
     expected = library(PROMPTS[1], 9)
@@ -86,7 +86,7 @@ def test_the_library_can_call_the_method():
     assert out[0, ids.shape[1] :].tolist() == expected
 
 
-def test_a_recipe_in_a_folder_runs():
+def test_custom_generate_folder_runs():
     model, ids = tiny_model("llama", seed=6), torch.tensor([PROMPTS[1]])
     out = model.generate(
         ids, custom_generate=str(RECIPE), trust_remote_code=True, drafter="lookup", max_new_tokens=9,
@@ -95,7 +95,7 @@ def test_a_recipe_in_a_folder_runs():
     assert out[0, ids.shape[1] :].tolist() == library(PROMPTS[1], 9)
 
 
-def test_rows_may_be_lists_and_drafters_and_models_may_be_paths(tmp_path):
+def test_input_ids_may_be_lists_and_drafter_and_model_may_be_paths(tmp_path):
     target, expected = target_of(), [library(p, 6) for p in PROMPTS]
     width = max(map(len, PROMPTS))
     options = {"max_new_tokens": 6, "eos_token_id": NEVER, "pad_token_id": 0}
@@ -113,7 +113,7 @@ def test_rows_may_be_lists_and_drafters_and_models_may_be_paths(tmp_path):
     assert Session(loaded, "plain").generate([PROMPTS[0]], max_new_tokens=6).tokens == expected[:1]
 
 
-def test_stop_strings_may_stand_in_any_configuration():
+def test_stop_strings_are_read_from_arguments_and_both_configurations():
     model, prompt = tiny_model("llama", seed=6), PROMPTS[1]
     text = library(prompt, 9)
     cases = {
@@ -139,7 +139,9 @@ def test_stop_strings_may_stand_in_any_configuration():
 @pytest.mark.parametrize(
     ("name", "value"), [("cache_implementation", "paged"), ("token_healing", True)]
 )
-def test_what_goes_round_a_method_is_refused_wherever_it_stands(name, value, monkeypatch):
+def test_other_generation_modes_are_rejected_in_arguments_and_configuration(
+    name, value, monkeypatch
+):
     target = target_of()
     monkeypatch.setattr(
         target.model, "generate", lambda *_, **__: pytest.fail("the library was asked")
@@ -153,14 +155,14 @@ def test_what_goes_round_a_method_is_refused_wherever_it_stands(name, value, mon
         specdec.generate(target, PROMPTS[:1], "plain")
 
 
-def test_a_model_that_came_with_the_librarys_old_window_cache_is_not_refused(monkeypatch):
+def test_legacy_hybrid_cache_implementation_is_accepted(monkeypatch):
     target = target_of()
     monkeypatch.setattr(target.model.generation_config, "cache_implementation", "hybrid")
     out = specdec.generate(target, PROMPTS[:1], "plain", max_new_tokens=6, eos_token_id=NEVER)
     assert out[0, len(PROMPTS[0]) :].tolist() == library(PROMPTS[0], 6)
 
 
-def test_a_row_that_ends_with_the_positions_is_named(recwarn):
+def test_warning_names_the_row_that_reaches_the_last_position(recwarn):
     prompts = [random_prompt(POSITIONS - 3, 5), random_prompt(POSITIONS - 20, 6)]
     options = {"eos_token_id": NEVER, "pad_token_id": 0}
     out = specdec.generate(target_of(), prompts, "lookup", max_new_tokens=9, **options)
@@ -209,7 +211,7 @@ def test_a_row_that_ends_with_the_positions_is_named(recwarn):
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )  # fmt: skip
-def test_what_cannot_be_honoured_is_refused_by_name(options, message):
+def test_error_names_unsupported_options(options, message):
     given = {"drafter": "plain", "max_new_tokens": 4, **options}
     with pytest.raises((TypeError, ValueError), match=message):
         specdec.generate(target_of(), torch.tensor([[3, 4]]), **given)
@@ -240,18 +242,18 @@ IDS = torch.tensor([[3, 4]])
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_bad_input_ids_are_named(ids, message):
+def test_invalid_input_ids_are_rejected(ids, message):
     with pytest.raises((TypeError, ValueError), match="^input_ids: .*" + re.escape(message)):
         specdec.generate(target_of(), ids, "plain", max_new_tokens=4)
 
 
-def test_a_mask_beside_rows_is_refused():
+def test_attention_mask_with_list_inputs_is_rejected():
     with pytest.raises(ValueError, match="attention_mask: expected none beside a list"):
         specdec.generate(target_of(), [IDS[0]], "plain", attention_mask=torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("name", CACHE_NAMES)
-def test_a_cache_of_another_kind_or_target_is_refused(name):
+def test_cache_of_another_type_or_target_is_rejected(name):
     target, ids = target_of(), torch.tensor([[3, 4, 5]])
     options = {"max_new_tokens": 4, "eos_token_id": NEVER, "return_dict_in_generate": True}
     filled = DynamicCache()

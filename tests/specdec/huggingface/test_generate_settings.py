@@ -180,7 +180,7 @@ def library(options):
     return outcome(MODEL.generate, options)
 
 
-def test_every_setting_has_its_place_in_the_documentation():
+def test_every_generation_setting_is_documented():
     settings = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
     assert settings - {"transformers_version"} <= set(SETTINGS)
     assert len(ROWS) == TABLE.count("\n| `")
@@ -200,7 +200,7 @@ def known(values):
 
 
 @pytest.mark.parametrize("name", known(HONOURED))
-def test_what_is_honoured_does_what_it_does_in_the_library(name):
+def test_honoured_settings_have_the_same_effect_as_in_transformers(name):
     value, rest = HONOURED[name]
     found = ours({**rest, name: value})
     assert alike(found, library({**rest, name: value}))
@@ -208,7 +208,7 @@ def test_what_is_honoured_does_what_it_does_in_the_library(name):
 
 
 @pytest.mark.parametrize("name", known(REFUSED))
-def test_what_is_refused_is_named(name):
+def test_error_names_the_refused_setting(name):
     way = WAYS.get(name)
     message = f"{name}: expected" if way is None else f"generation_config: .* got {way}"
     with pytest.raises(ValueError, match=message):
@@ -216,7 +216,7 @@ def test_what_is_refused_is_named(name):
 
 
 @pytest.mark.parametrize("name", known(WITHOUT_EFFECT))
-def test_what_is_without_effect_is_so_in_the_library_too(name):
+def test_settings_without_effect_have_none_in_transformers_either(name):
     plain, options = ours({}), {name: WITHOUT_EFFECT[name]}
     assert alike(ours(options), plain)
     assert alike(plain, library(options))

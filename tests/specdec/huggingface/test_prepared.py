@@ -32,7 +32,7 @@ MASK = torch.ones(1, 5, dtype=torch.int64)
 
 
 @pytest.mark.parametrize("model_type", [*WORKING, *VISION_LANGUAGE])
-def test_what_the_library_prepares_is_on_record(model_type):
+def test_arguments_prepared_by_transformers_equal_the_record(model_type):
     if model_type not in transformers.CONFIG_MAPPING:
         pytest.skip("the library has no such family yet")
     found = prepared_for(tiny(model_type))
@@ -52,7 +52,7 @@ def test_what_the_library_prepares_is_on_record(model_type):
 
 
 @pytest.mark.parametrize(("release", "arguments"), GROUPS)
-def test_what_is_on_record_is_taken(release, arguments):
+def test_recorded_arguments_are_accepted(release, arguments):
     for kind in range(2):
         given = {name: VALUES[kinds.split(" or ")[-kind]] for name, kinds in arguments.items()}
         check_request(CONFIG, False, MASK, given | {"attention_mask": MASK})
@@ -62,7 +62,7 @@ def test_what_is_on_record_is_taken(release, arguments):
     "value",
     [None, False, {}, [], (), {"image": None, "video": []}, transformers.utils.ModelOutput()],
 )
-def test_what_says_nothing_is_taken(value):
+def test_empty_values_of_unknown_arguments_are_accepted(value):
     check_request(CONFIG, False, MASK, {"mm_encoder_outputs": value, "anything": value})
 
 
@@ -81,7 +81,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_what_a_caller_gives_is_refused_by_name(name):
+def test_error_names_unsupported_model_arguments(name):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         check_request(CONFIG, False, MASK, {name: OWN[name]})
     # Before the library can act on it, too.
@@ -100,13 +100,13 @@ def test_what_a_caller_gives_is_refused_by_name(name):
         [[0, 1, 2, 3, 4]],
     ],
 )
-def test_positions_that_are_not_the_masks_are_refused(positions):
+def test_position_ids_that_contradict_the_mask_are_rejected(positions):
     with pytest.raises(ValueError, match="^position_ids: expected those of the mask"):
         check_request(CONFIG, False, MASK, {"position_ids": positions})
 
 
 @pytest.mark.parametrize("model_type", VISION_LANGUAGE)
-def test_text_of_a_vision_language_model_is_the_librarys(model_type):
+def test_text_of_a_vision_language_model_equals_transformers(model_type):
     model, ids = tiny_vision_of(model_type), torch.tensor([random_prompt(7, 7)])
     verdict = judge(model)
     check_works(verdict)

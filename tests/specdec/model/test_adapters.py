@@ -49,7 +49,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("prepack", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_text_and_keys_follow_adapters(change, prepack):
+def test_tokens_and_cache_follow_adapter_changes(change, prepack):
     model = adapted()
     target = load_target(model, prepack=prepack)
     session = Session(target, "lookup")
@@ -62,7 +62,7 @@ def test_text_and_keys_follow_adapters(change, prepack):
     assert target.changes == changes + 1
 
 
-def test_every_drafter_writes_the_text_of_an_adapted_model():
+def test_every_drafter_gives_the_adapted_models_tokens():
     model = adapted()
     target = load_target(model)
     for make in every_drafter.DRAFTERS:
@@ -70,7 +70,7 @@ def test_every_drafter_writes_the_text_of_an_adapted_model():
         assert written == library(model, PROMPT), make.__name__
 
 
-def test_an_adapter_that_comes_later_is_refused():
+def test_adapter_added_after_loading_is_rejected():
     model = adapted()
     target = load_target(model)
     model.add_adapter("third", LoraConfig(target_modules=["o_proj"], task_type="CAUSAL_LM"))
@@ -79,7 +79,7 @@ def test_an_adapter_that_comes_later_is_refused():
         specdec.generate(target, torch.tensor([PROMPT]), "lookup", max_new_tokens=4)
 
 
-def test_activated_adapters_are_refused_though_they_are_not_active():
+def test_activated_lora_is_rejected_even_if_inactive():
     model = adapted()
     model.add_adapter(
         "third",
@@ -92,7 +92,7 @@ def test_activated_adapters_are_refused_though_they_are_not_active():
             load_target(named.eval())
 
 
-def test_an_adapter_of_the_head_leaves_drafting_to_lookup():
+def test_adapter_on_the_head_restricts_drafting_to_lookup():
     lora = LoraConfig(init_lora_weights=False, target_modules=["lm_head"], task_type="CAUSAL_LM")
     base = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
     model = get_peft_model(base, lora).eval()

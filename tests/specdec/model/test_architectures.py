@@ -26,18 +26,18 @@ def known(model_type):
 
 
 @pytest.mark.parametrize("model_type", WORKING)
-def test_text_is_the_librarys_with_every_drafter(model_type):
+def test_tokens_equal_transformers_with_every_drafter(model_type):
     check_works(judge(known(model_type)))
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_what_our_loop_would_get_wrong_is_refused_by_name(model_type):
+def test_unsupported_families_are_rejected_with_the_reason(model_type):
     verdict = judge(known(model_type))
     assert not verdict.works
     assert re.search(REFUSED[model_type], verdict.reason), verdict.reason
 
 
-def test_the_published_table_is_of_these_families():
+def test_published_table_lists_these_families():
     results = Path(__file__).parents[3] / "bench" / "results" / "architectures.json"
     families = json.loads(results.read_text())["families"]
     assert {family["model_type"] for family in families if family["works"]} == set(WORKING)
@@ -68,12 +68,12 @@ ROPE = {
 }
 
 
-def test_every_rotation_that_the_library_has_is_tested():
+def test_every_rope_type_of_transformers_is_tested():
     assert set(ROPE) == {"default", *ROPE_INIT_FUNCTIONS}
 
 
 @pytest.mark.parametrize("rope_type", ROPE)
-def test_text_is_the_librarys_with_every_rotation(rope_type):
+def test_tokens_equal_transformers_with_every_rope_type(rope_type):
     rope = {"rope_type": rope_type, "rope_theta": 100.0, **ROPE[rope_type]}
     model = tiny_of("llama", rope_parameters=rope)
     target = load_target(model)
@@ -92,7 +92,7 @@ def test_text_is_the_librarys_with_every_rotation(rope_type):
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt"])
-def test_learned_positions_end_the_text_where_their_table_ends(model_type):
+def test_learned_position_tables_limit_the_text_length(model_type):
     model = tiny_of(model_type)
     target = load_target(model)
     assert target.position_limit == POSITIONS
@@ -125,7 +125,7 @@ def test_embeddings_narrower_than_layers_are_projected():
 
 
 @torch.inference_mode()
-def test_the_drafters_head_scales_logits_as_the_model_does():
+def test_draft_head_scales_logits_like_the_model():
     model = tiny_of("granite", logits_scaling=4.0)
     model.config.logit_scale = 0.5  # no family has both, so far
     target = Target(model)
@@ -137,7 +137,7 @@ def test_the_drafters_head_scales_logits_as_the_model_does():
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
-def test_grouped_products_of_experts_are_verified_too(model_type):
+def test_grouped_mm_experts_give_transformers_tokens(model_type):
     model = tiny_of(model_type, experts_implementation="grouped_mm").float()
     target = load_target(model)
     prompts = [random_prompt(length, length) for length in (3, 14)]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     "family", ["llama", "qwen2", "phi3"]
 )  # without and with bias, and already fused
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packing_changes_no_result_beyond_rounding(family, dtype):
+def test_packing_changes_results_only_by_rounding(family, dtype):
     with torch.inference_mode(False):
         model = copy.deepcopy(tiny_model(family, dtype=dtype))
     ids = torch.tensor([[3, 4, 5, 6]])
@@ -37,7 +37,7 @@ def test_packing_changes_no_result_beyond_rounding(family, dtype):
 
 
 @torch.inference_mode()
-def test_siblings_share_one_product_in_any_order_of_calls():
+def test_sibling_layers_share_one_product_in_any_call_order():
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -65,7 +65,7 @@ def test_siblings_share_one_product_in_any_order_of_calls():
     assert kept.abs().sum() > 0
 
 
-def test_other_layers_stay_as_they_are():
+def test_unsupported_layers_are_not_packed():
     model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Embedding(3, 4))
     assert prepack_linears(model) == 0
     assert not any(isinstance(m, PrepackedLinear) for m in model.modules())
@@ -96,14 +96,14 @@ def subclassed(layer):
 
 
 @pytest.mark.parametrize("change", [marked, parametrised, hooked, overridden, subclassed])
-def test_layers_that_are_more_than_a_product_are_not_packed(change):
+def test_modified_linear_layers_are_not_packed(change):
     model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q_proj", "k_proj", "v_proj", "o")})
     change(model["k_proj"])
     assert prepack_linears(model) == 1
     assert [name for name, m in model.items() if isinstance(m, PrepackedLinear)] == ["o"]
 
 
-def test_a_target_with_weights_of_another_class_decodes_and_keeps_them():
+def test_target_with_subclassed_weights_decodes_unpacked():
     model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
@@ -119,7 +119,7 @@ def test_a_target_with_weights_of_another_class_decodes_and_keeps_them():
             make(target)
 
 
-def test_machines_without_the_operators_are_told_apart(monkeypatch):
+def test_packing_is_skipped_without_the_packed_operators(monkeypatch):
     def missing(weight):
         raise RuntimeError("no such operator")
 
@@ -128,7 +128,7 @@ def test_machines_without_the_operators_are_told_apart(monkeypatch):
     assert prepack_linears(nn.Sequential(nn.Linear(4, 4))) == 0
 
 
-def test_gradients_flow_as_without_packing():
+def test_gradients_flow_through_packed_layers():
     model = nn.Sequential(nn.Linear(4, 4))
     assert prepack_linears(model) == 1
     model(torch.ones(2, 4)).sum().backward()

@@ -22,7 +22,7 @@ def setting(flag):
 
 @pytest.mark.parametrize("value", SETTINGS, ids=str)
 @pytest.mark.parametrize("flag", FLAGS)
-def test_sums_are_not_rounded_within_and_flags_are_restored(flag, value):
+def test_reduced_precision_flags_are_off_inside_and_restored_after(flag, value):
     setattr(torch.backends.cuda.matmul, flag, value)
     before = _flags()
     with full_precision_sums(CUDA):
@@ -41,7 +41,7 @@ def test_flags_are_restored_after_an_error():
     assert _flags() == before
 
 
-def test_passes_within_passes_leave_them_off_until_the_outer_ends():
+def test_nested_contexts_keep_flags_off_until_the_outer_exits():
     _set(dict.fromkeys(FLAGS, (True, True)))
     with full_precision_sums(CUDA):
         with full_precision_sums(CUDA):
@@ -50,7 +50,7 @@ def test_passes_within_passes_leave_them_off_until_the_outer_ends():
     assert all(setting(name) for name in FLAGS)
 
 
-def test_elsewhere_nothing_is_touched():
+def test_flags_are_untouched_on_cpu():
     _set(dict.fromkeys(FLAGS, (True, True)))
     with full_precision_sums(CPU):
         assert all(setting(name) for name in FLAGS)

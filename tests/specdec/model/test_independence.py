@@ -70,7 +70,7 @@ def replaced(model, name, kind):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "mixtral", "olmoe"])
-def test_models_whose_tokens_are_alone_are_taken(family, dtype):
+def test_models_with_independent_tokens_are_accepted(family, dtype):
     certify_independence(Target(tiny_of(family).to(dtype)))
 
 
@@ -85,20 +85,20 @@ def test_models_whose_tokens_are_alone_are_taken(family, dtype):
     ],
     ids=["scale-down", "scale-o", "from-the-end", "capacity"],
 )
-def test_tokens_that_depend_on_others_are_refused(family, name, kind, dtype):
+def test_models_with_cross_token_dependence_are_rejected(family, name, kind, dtype):
     target = Target(replaced(tiny_of(family).to(dtype), name, kind))
     with pytest.raises(ValueError, match=f"ForCausalLM is not supported: expected {REASON}"):
         certify_independence(target)
 
 
-def test_the_comparison_with_the_models_own_forward_does_not_see_it_in_bfloat16():
+def test_dependence_invisible_to_the_bfloat16_forward_comparison_is_rejected():
     model = replaced(tiny_of("llama").bfloat16(), "down_proj", OneScale)
     certify(Target(model), own_logits(model))
     with pytest.raises(ValueError, match=REASON):
         load_target(model)
 
 
-def test_a_head_with_one_scale_is_refused():
+def test_head_with_a_shared_scale_is_rejected():
     model = tiny_of("llama").float()
     head = model.lm_head
     head.forward = lambda x: OneScale.forward(SimpleNamespace(layer=lambda y: y @ head.weight.T), x)
@@ -106,7 +106,7 @@ def test_a_head_with_one_scale_is_refused():
         certify_independence(Target(model))
 
 
-def test_activated_adapters_are_refused_by_name():
+def test_error_names_activated_lora_adapters():
     model = copy.copy(tiny_of("llama"))
     model.peft_config = {"a": SimpleNamespace(), "b": SimpleNamespace(alora_invocation_tokens=[6])}
     with pytest.raises(ValueError, match="got 'b' with alora_invocation_tokens"):

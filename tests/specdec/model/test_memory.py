@@ -20,7 +20,7 @@ CPU = "[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate m
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "qwen3", "gemma3"])
 @pytest.mark.parametrize("exact", [False, True])
-def test_needs_are_what_is_allocated(family, exact):
+def test_estimated_memory_equals_allocated_memory(family, exact):
     model = copy.deepcopy(tiny_model(family, dtype=torch.float32))
     with torch.device("meta"):
         beforehand = AutoModelForCausalLM.from_config(CONFIGS[family]())
@@ -47,13 +47,13 @@ def test_needs_are_what_is_allocated(family, exact):
     ],
     ids=["cpu", "python", "cuda", "mps", "mmap"],
 )
-def test_every_kind_of_running_out_is_one_line(error):
+def test_every_out_of_memory_error_becomes_one_line(error):
     with pytest.raises(MemoryError, match="memory: expected 3 GB, got less; buy some"), \
             enough_memory(lambda: "3 GB", "buy some"):  # fmt: skip
         raise error
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_are_reraised_unchanged():
     for error in (RuntimeError("shapes differ"), OSError("no such file"), ValueError("memory")):
         with pytest.raises(type(error), match=str(error)), enough_memory(lambda: "3 GB", "none"):
             raise error
@@ -63,7 +63,7 @@ def fails(*args, **options):
     raise RuntimeError(CPU)
 
 
-def test_a_cache_that_does_not_fit_says_what_for(monkeypatch):
+def test_cache_out_of_memory_error_names_tokens_and_sizes(monkeypatch):
     target = load_target(tiny_model("llama"))
     session = Session(target, "plain")
     monkeypatch.setattr(target, "prefill", fails)
@@ -74,7 +74,7 @@ def test_a_cache_that_does_not_fit_says_what_for(monkeypatch):
     assert len(session.generate([random_prompt(4, 1)], max_new_tokens=4).tokens[0]) == 4
 
 
-def test_packed_copies_that_do_not_fit_say_so(monkeypatch):
+def test_packing_out_of_memory_error_suggests_pack_false(monkeypatch):
     monkeypatch.setattr("specdec.model.cpu_linear.SharedProduct.prepack", fails)
     monkeypatch.setattr("specdec.model.cpu_linear.can_prepack", lambda dtype: True)
     model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
@@ -83,7 +83,7 @@ def test_packed_copies_that_do_not_fit_say_so(monkeypatch):
     assert not re.search(r"\n", str(caught.value))
 
 
-def test_weights_that_do_not_fit_say_how_many_there_are(monkeypatch, tmp_path):
+def test_weights_out_of_memory_error_names_the_size(monkeypatch, tmp_path):
     model = tiny_model("llama", dtype=torch.float32)
     model.save_pretrained(tmp_path)
     letters().save_pretrained(tmp_path)
@@ -93,7 +93,7 @@ def test_weights_that_do_not_fit_say_how_many_there_are(monkeypatch, tmp_path):
         load_model(str(tmp_path))
 
 
-def test_the_command_line_says_so_in_one_line(monkeypatch, tmp_path, capsys):
+def test_cli_reports_out_of_memory_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["specdec", "info"])
     monkeypatch.setattr(
         "specdec.sources.models.load_outline", enough_memory(lambda: "3 GB", "buy some")(fails)

@@ -64,7 +64,7 @@ CHANGES = [in_place, past_autograd, other_storage, other_parameter, loaded_anew,
 
 @pytest.mark.parametrize("prepack", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_weights_write_their_own_text(change, prepack):
+def test_changed_weights_are_used_for_the_next_text(change, prepack):
     model = fresh(dtype=torch.float32)
     target = load_target(model, prepack=prepack)
     before = written(target)
@@ -78,7 +78,7 @@ def test_other_weights_write_their_own_text(change, prepack):
     assert after != before, "a change that shows nothing"
 
 
-def test_weights_made_in_inference_mode_are_noticed_too():
+def test_changes_of_inference_mode_weights_are_noticed():
     with torch.inference_mode():
         model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
         for parameter in model.parameters():
@@ -91,7 +91,7 @@ def test_weights_made_in_inference_mode_are_noticed_too():
         assert after == library_greedy(model, PROMPT, 12) != before
 
 
-def test_learned_positions_that_were_replaced_are_used():
+def test_replaced_learned_positions_are_used():
     model = fresh("gpt2")
     target = load_target(model)
     before = written(target)
@@ -101,7 +101,7 @@ def test_learned_positions_that_were_replaced_are_used():
 
 
 @pytest.mark.parametrize("change", [in_place, past_autograd, other_storage])
-def test_keys_of_earlier_weights_are_not_used(change):
+def test_cached_keys_of_earlier_weights_are_discarded(change):
     model = fresh()
     target = load_target(model)
     session = Session(target, "lookup")
@@ -113,7 +113,7 @@ def test_keys_of_earlier_weights_are_not_used(change):
     )
 
 
-def test_a_result_of_earlier_weights_goes_on_with_new_keys():
+def test_result_of_earlier_weights_continues_with_recomputed_keys():
     model = fresh()
     target = load_target(model)
     options = {"max_new_tokens": 6, "eos_token_id": [99], "return_dict_in_generate": True}
@@ -125,7 +125,7 @@ def test_a_result_of_earlier_weights_goes_on_with_new_keys():
     assert again.sequences[0, len(text) :].tolist() == library_greedy(model, text, 6)
 
 
-def test_keys_that_still_hold_are_used(monkeypatch):
+def test_cache_is_kept_while_weights_are_unchanged(monkeypatch):
     target = load_target(fresh())
     session = Session(target, "lookup")
     session.generate([PROMPT], max_new_tokens=6)
@@ -135,7 +135,7 @@ def test_keys_that_still_hold_are_used(monkeypatch):
     assert target.changes == 0
 
 
-def test_threads_that_changed_are_followed():
+def test_changed_thread_count_discards_the_cache():
     threads = torch.get_num_threads()
     target = load_target(fresh())
     session = Session(target, "lookup")
@@ -149,7 +149,7 @@ def test_threads_that_changed_are_followed():
     assert session.cache is not cache
 
 
-def test_exact_is_shown_again_with_other_threads(monkeypatch):
+def test_exact_is_certified_again_after_a_thread_count_change(monkeypatch):
     target = load_target(fresh(dtype=torch.float32))
     target.exact = True
 
@@ -181,7 +181,7 @@ def test_exact_is_shown_again_with_other_threads(monkeypatch):
     ids=["training", "partly", "dtype", "meta", "other module", "fewer modules", "vocabulary"],
 )
 @pytest.mark.parametrize("prepack", [False, True], ids=["plain", "packed"])
-def test_what_cannot_be_followed_is_refused_by_name(change, message, prepack):
+def test_unsupported_model_changes_are_rejected_by_name(change, message, prepack):
     model = fresh(dtype=torch.float32)
     target = load_target(model, prepack=prepack)
     change(model)
@@ -189,7 +189,7 @@ def test_what_cannot_be_followed_is_refused_by_name(change, message, prepack):
         written(target)
 
 
-def test_training_mode_in_the_middle_of_a_text_is_refused():
+def test_training_mode_during_generation_is_rejected():
     model = fresh()
     stream = Session(load_target(model), "plain").stream([PROMPT], max_new_tokens=8)
     next(stream)
@@ -199,7 +199,7 @@ def test_training_mode_in_the_middle_of_a_text_is_refused():
         next(stream)
 
 
-def test_autocast_is_refused():
+def test_autocast_is_rejected():
     target = load_target(fresh(dtype=torch.float32))
     with (
         torch.autocast("cpu", dtype=torch.bfloat16),
@@ -208,7 +208,7 @@ def test_autocast_is_refused():
         written(target)
 
 
-def test_offloaded_and_scattered_weights_are_refused_in_one_line():
+def test_offloaded_and_multi_device_weights_are_rejected_in_one_line():
     import accelerate
 
     offloaded = accelerate.cpu_offload(fresh(), execution_device=torch.device("cpu"))
@@ -222,7 +222,7 @@ def test_offloaded_and_scattered_weights_are_refused_in_one_line():
         load_target(partly)
 
 
-def test_a_packed_layer_used_alone_follows_its_weight():
+def test_packed_layer_called_directly_follows_its_weight():
     model = fresh(dtype=torch.float32)
     load_target(model, prepack=True)
     ids = torch.tensor([PROMPT])

@@ -54,7 +54,7 @@ def prefilled(target, prompts, tree_capacity):
 @torch.inference_mode()
 @pytest.mark.parametrize("count", [0, 5, 64])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_verifying_a_tree_equals_replaying_each_path_alone(family, count):
+def test_tree_verification_equals_replaying_each_path(family, count):
     model = tiny_model(family)
     target = Target(model)
     # The library runs Gemma 2 with its eager attention, whose softmax is in float32.
@@ -109,7 +109,7 @@ def test_commit_equals_recomputing_the_prefix(family, seed):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shallow_and_deep_parts_make_the_whole(family):
+def test_running_layers_in_two_parts_equals_one_pass(family):
     target = Target(tiny_model(family))
     _, cache = prefilled(target, [random_prompt(6, 1), random_prompt(3, 2)], 8)
     tree, rows = random_tree(2, 7, seed=4), Rows.first(2, CPU)
@@ -133,7 +133,7 @@ def test_prefill_in_chunks_equals_prefill_at_once(monkeypatch):
 
 
 @torch.inference_mode()
-def test_large_garbage_in_unused_slots_never_matters():
+def test_garbage_in_unused_slots_does_not_change_the_result():
     target = Target(tiny_model("gemma3"))
     prompts = [random_prompt(6, 1), random_prompt(14, 2)]
     _, cache = prefilled(target, prompts, 8)
@@ -145,7 +145,7 @@ def test_large_garbage_in_unused_slots_never_matters():
     assert torch.equal(target.verify(tree, cache, rows).logits, clean)
 
 
-def test_the_model_is_left_as_it_was():
+def test_loading_leaves_the_model_unchanged():
     model = tiny_model("llama")
     before, ids = model.config._attn_implementation, torch.tensor([[3, 4, 5]])
     expected = model(ids).logits
@@ -162,12 +162,12 @@ def test_the_model_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_get_their_certificate(family):
+def test_supported_families_pass_certification(family):
     model = tiny_model(family)
     certify(Target(model), own_logits(model))
 
 
-def test_a_model_that_computes_something_else_is_refused_by_name():
+def test_model_whose_logits_differ_is_rejected_by_name():
     model = tiny_model("llama", seed=7)
     own = own_logits(model)
     hook = model.model.layers[1].register_forward_hook(lambda module, args, out: out * 1.01)
@@ -178,7 +178,7 @@ def test_a_model_that_computes_something_else_is_refused_by_name():
         hook.remove()
 
 
-def test_positions_taken_from_slots_are_refused(monkeypatch):
+def test_positions_taken_from_cache_slots_fail_certification(monkeypatch):
     model = tiny_model("llama", seed=8)
     own, target = own_logits(model), Target(model)
     rotations = target._rotations
@@ -192,7 +192,7 @@ def test_positions_taken_from_slots_are_refused(monkeypatch):
         certify(target, own)
 
 
-def test_windows_that_layers_do_not_ask_for_are_refused():
+def test_window_that_differs_from_the_layers_is_rejected():
     model = tiny_model("mistral", seed=9)
     window = model.config.sliding_window
     model.config.sliding_window = (
@@ -212,7 +212,7 @@ def test_windows_that_layers_do_not_ask_for_are_refused():
         del model.config.layer_types
 
 
-def test_layers_that_want_another_cache_are_refused_by_name():
+def test_layers_that_need_another_cache_are_rejected_by_name():
     model = copy.deepcopy(tiny_model("llama", seed=9))
     forward = model.model.layers[0].forward
 
@@ -229,14 +229,14 @@ def test_layers_that_want_another_cache_are_refused_by_name():
         load_target(model)
 
 
-def test_a_model_in_training_mode_is_refused():
+def test_model_in_training_mode_is_rejected():
     model = tiny_model("llama", seed=9).train()
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         Target(model)
     model.eval()
 
 
-def test_exact_is_refused_where_bits_depend_on_width(monkeypatch):
+def test_exact_is_rejected_if_bits_depend_on_width(monkeypatch):
     target = Target(tiny_model("llama", dtype=torch.float32), exact=True)
     head = target.head
 

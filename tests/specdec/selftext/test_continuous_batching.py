@@ -52,7 +52,7 @@ whole = pytest.mark.usefixtures("text_that_repeats_itself_stays")
 
 @whole
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_row_is_the_librarys(family, monkeypatch):
+def test_every_row_equals_transformers(family, monkeypatch):
     monkeypatch.setattr(row_cache, "ZONE", 2)
     monkeypatch.setattr(continuous_batching, "ZONE", 2)
     monkeypatch.setattr(row_cache, "BLOCK", 16)
@@ -70,7 +70,7 @@ def test_every_row_is_the_librarys(family, monkeypatch):
 
 @whole
 @pytest.mark.parametrize("model_type", WORKING)
-def test_every_family_of_the_library_can_write(model_type):
+def test_continuous_batching_equals_transformers_for_every_family(model_type):
     model = tiny_of(model_type)
     if model is None:
         pytest.skip("the library has no such family yet")
@@ -80,7 +80,7 @@ def test_every_family_of_the_library_can_write(model_type):
 
 
 @whole
-def test_a_script_goes_on_from_what_its_row_holds(monkeypatch):
+def test_follow_up_request_reuses_the_rows_cache(monkeypatch):
     model = tiny_model("llama")
     read = []
     forward = row_cache.RowsPass.__init__
@@ -107,7 +107,7 @@ def test_a_script_goes_on_from_what_its_row_holds(monkeypatch):
 
 
 @whole
-def test_a_request_ends_at_an_end_token_and_scripts_may_ask_for_nothing():
+def test_requests_end_at_eos_and_scripts_may_be_empty():
     model = tiny_model("llama")
     text = library_greedy(model, random_prompt(6, 3), 20)
     end = text[7]
@@ -124,7 +124,7 @@ def test_a_request_ends_at_an_end_token_and_scripts_may_ask_for_nothing():
     assert written == text[: text.index(end) + 1]
 
 
-def test_memory_that_does_not_suffice_is_one_line(monkeypatch):
+def test_out_of_memory_is_one_line(monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError
 
@@ -135,7 +135,7 @@ def test_memory_that_does_not_suffice_is_one_line(monkeypatch):
         list(batch.run(iter([one([3, 4], 5)])))
 
 
-def test_rows_of_unlike_lengths_are_sorted_by_zones(monkeypatch):
+def test_rows_of_different_lengths_are_sorted_into_zones(monkeypatch):
     monkeypatch.setattr(continuous_batching, "ZONE", 2)
     batch = batch_of(tiny_model("llama"), rows=6)
     list(batch.run(iter([one(random_prompt(4, i), 5) for i in range(6)])))  # makes the cache
@@ -155,7 +155,7 @@ def test_rows_of_unlike_lengths_are_sorted_by_zones(monkeypatch):
     assert sorted(len(row.held) for row in batch.rows) == [2, 40, 50, 60, 70]
 
 
-def test_loops_are_cut_behind_the_second_time_around():
+def test_repetition_loops_are_cut_after_the_second_repeat():
     text = list(range(100, 120))
     for period in ([7], [7, 8, 9], list(range(30))):
         ids = text + period * 60

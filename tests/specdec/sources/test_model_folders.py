@@ -22,7 +22,7 @@ def refused(folder):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3", "tied"])
-def test_whole_models_are_loaded(tmp_path, family):
+def test_model_folders_load_bit_identically(tmp_path, family):
     made = tiny_model("llama" if family == "tied" else family, dtype=torch.float32)
     if family == "tied":
         made = type(made)(type(made.config)(**SHAPE, tie_word_embeddings=True))
@@ -50,7 +50,7 @@ def test_whole_models_are_loaded(tmp_path, family):
         ({"model_type": "magic"}, "model type `magic`"),
     ],
 )  # fmt: skip
-def test_weights_that_a_config_does_not_describe_are_refused(folder, change, reason):
+def test_weights_that_contradict_the_config_are_rejected(folder, change, reason):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert reason in refused(folder)
@@ -78,7 +78,7 @@ def damage_code(weights):
         (lambda weights: weights.with_name("config.json").write_text("[" * 9999), "RecursionError"),
     ],
 )
-def test_damaged_folders_are_refused_in_one_line(folder, monkeypatch, damage, reason):
+def test_damaged_folders_are_rejected_in_one_line(folder, monkeypatch, damage, reason):
     monkeypatch.chdir(folder)
     damage(folder / "model.safetensors")
     assert reason in refused(folder)
@@ -86,7 +86,7 @@ def test_damaged_folders_are_refused_in_one_line(folder, monkeypatch, damage, re
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
-def test_a_folder_without_a_tokenizer_is_named_where_one_is_needed(tmp_path, family):
+def test_folder_without_a_tokenizer_is_rejected_only_if_one_is_needed(tmp_path, family):
     tiny_model(family, dtype=torch.float32).save_pretrained(tmp_path)
     assert str(tmp_path) in refused(tmp_path)
     models.load_weights(str(tmp_path))
@@ -95,11 +95,11 @@ def test_a_folder_without_a_tokenizer_is_named_where_one_is_needed(tmp_path, fam
 @pytest.mark.parametrize(
     "name", ["", "a b", "a/b/c", "x" * 300, "a\0b", "~/nowhere", "/dev/null", "."]
 )
-def test_names_of_nothing_are_refused_in_one_line(name):
+def test_invalid_model_names_are_rejected_in_one_line(name):
     refused(name)
 
 
-def test_a_second_head_does_no_harm(folder):
+def test_extra_value_head_is_ignored(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(
         weights | {"v_head.weight": torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"}
@@ -108,7 +108,7 @@ def test_a_second_head_does_no_harm(folder):
 
 
 @pytest.mark.parametrize("load", [models.load_model, models.load_weights, load_target])
-def test_revisions_and_code_are_for_models_from_elsewhere(folder, monkeypatch, load):
+def test_revision_and_trust_remote_code_apply_only_to_external_models(folder, monkeypatch, load):
     for options in ({"revision": "v1"}, {"trust_remote_code": True}):
         (name,) = options
         with pytest.raises(ValueError, match=f"{name}: expected .* for the embedded smollm2"):
@@ -129,7 +129,7 @@ def test_revisions_and_code_are_for_models_from_elsewhere(folder, monkeypatch, l
     assert set(seen) == {("v1", True)}
 
 
-def test_code_that_a_folder_brings_runs_only_if_it_is_trusted(folder, monkeypatch, tmp_path):
+def test_code_in_a_model_folder_runs_only_with_trust_remote_code(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
     )
@@ -148,7 +148,7 @@ def test_code_that_a_folder_brings_runs_only_if_it_is_trusted(folder, monkeypatc
     assert type(model).__name__ == "OwnForCausalLM"
 
 
-def test_an_unknown_model_is_named(tmp_path):
+def test_error_names_the_unknown_model(tmp_path):
     for name in ("no/such-model", str(tmp_path)):
         with pytest.raises(ValueError, match=f"a hub id or a local folder, got '{name}'"):
             models.load_model(name)

@@ -15,7 +15,7 @@ def not_warned_yet():
 
 
 @pytest.mark.parametrize("release", ["5.24.1", "5.25.0.dev0", "6.0.0"])
-def test_a_newer_release_is_named_once_per_process(release, monkeypatch, recwarn):
+def test_untested_transformers_release_warns_once_per_process(release, monkeypatch, recwarn):
     monkeypatch.setattr(releases, "NEWEST_TESTED", "5.24.0")
     # By its name in that module: the library replaces itself in sys.modules.
     monkeypatch.setattr(releases.transformers, "__version__", release)
@@ -30,7 +30,7 @@ def test_a_newer_release_is_named_once_per_process(release, monkeypatch, recwarn
 
 
 @pytest.mark.parametrize("release", ["5.17.0", "5.23.0", "5.24.0"])
-def test_nothing_is_said_of_a_release_that_was_tested(release, monkeypatch, recwarn):
+def test_tested_transformers_release_does_not_warn(release, monkeypatch, recwarn):
     monkeypatch.setattr(releases, "NEWEST_TESTED", "5.24.0")
     monkeypatch.setattr(releases.transformers, "__version__", release)
     specdec.load_target(tiny_model("llama"))

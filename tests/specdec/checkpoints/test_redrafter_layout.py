@@ -1,8 +1,6 @@
-"""Checkpoints of other code: their layouts, there and back, and files that are not to be trusted."""
+"""ReDrafter's checkpoints in the layout of Apple's code, there and back."""
 
 import json
-import os
-import shutil
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint_parts import (
     APPLE,
-    DATA,
     DRAFTERS,
     KANGAROO,
     OWN_FILES,
@@ -18,7 +15,6 @@ from checkpoint_parts import (
     apple_tensors,
     assert_same,
     folder_of,
-    kangaroo,
     target_of,
     tiny_target,
 )
@@ -29,11 +25,8 @@ from specdec.checkpoints import (
     load_drafter_checkpoint,
     save_drafter,
 )
-from specdec.drafters.kangaroo import KangarooConfig
 from specdec.session import Session
 from tiny import library_greedy, random_prompt
-
-# Apple's layout
 
 SHAPES = {
     "authors": {},
@@ -47,7 +40,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_apples_layout_goes_to_ours_and_back_to_the_bit(shape, tmp_path):
+def test_redrafter_layout_round_trip_is_bit_identical(shape, tmp_path):
     tensors = apple_tensors(**SHAPES[shape])
     source = folder_of(tmp_path / "theirs", tensors, {"num_draft_layers": 99, "rnn": "no"})
     target = target_of()
@@ -62,7 +55,7 @@ def test_apples_layout_goes_to_ours_and_back_to_the_bit(shape, tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_converted_weights_compute_what_the_authors_code_computes(shape, tmp_path):
+def test_converted_redrafter_logits_equal_the_authors_formula(shape, tmp_path):
     tensors = apple_tensors(**SHAPES[shape])
     target = target_of(dtype=torch.float64)
     import_drafter(folder_of(tmp_path / "theirs", tensors), target).write(tmp_path / "ours")
@@ -75,7 +68,7 @@ def test_converted_weights_compute_what_the_authors_code_computes(shape, tmp_pat
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_authors_own_file_drafts_as_the_authors_do(tmp_path):
+def test_authors_redrafter_file_converts_and_drafts(tmp_path):
     target = target_of()
     import_drafter(APPLE, target).write(tmp_path / "ours")
     drafter = load_drafter_checkpoint(tmp_path / "ours", target)
@@ -108,7 +101,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("shape", ["authors", "projected"])
-def test_other_spellings_are_the_same_drafter(spelling, shape, tmp_path):
+def test_alternative_tensor_names_give_the_same_drafter(spelling, shape, tmp_path):
     target, tensors = target_of(), apple_tensors(**SHAPES[shape])
     import_drafter(folder_of(tmp_path / "apple", tensors), target).write(tmp_path / "a")
     spelled = {SPELLINGS[spelling](name): x for name, x in tensors.items()}
@@ -117,7 +110,7 @@ def test_other_spellings_are_the_same_drafter(spelling, shape, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_drafter_is_taken_out_of_a_sharded_model(tmp_path):
+def test_redrafter_is_extracted_from_a_sharded_model(tmp_path):
     target, tensors = target_of(), apple_tensors()
     shards = {
         "model-00001-of-00002.safetensors": {"model.embed_tokens.weight": torch.ones(97, 32)},
@@ -145,7 +138,7 @@ def test_a_drafter_is_taken_out_of_a_sharded_model(tmp_path):
         import_drafter(tmp_path, target)
 
 
-def test_padding_of_the_vocabulary_is_cut_and_the_mapping_says_so(tmp_path):
+def test_vocabulary_padding_is_cut_and_reported_in_the_mapping(tmp_path):
     target, tensors = (
         target_of(),
         apple_tensors(vocabulary=128) | {"emb_norm.weight": torch.ones(32)},
@@ -178,7 +171,7 @@ def test_padding_of_the_vocabulary_is_cut_and_the_mapping_says_so(tmp_path):
         (lambda t: t.update({"rnn_u.bias": torch.ones(32, dtype=torch.int64)}), "floating point tensor step.recurrent_state.bias"),
     ],
 )  # fmt: skip
-def test_tensors_that_do_not_fit_apples_layout_are_named(change, message, tmp_path):
+def test_error_names_tensors_that_do_not_fit_the_redrafter_layout(change, message, tmp_path):
     tensors = apple_tensors()
     change(tensors)
     with pytest.raises(ValueError, match=message):
@@ -186,7 +179,7 @@ def test_tensors_that_do_not_fit_apples_layout_are_named(change, message, tmp_pa
     assert not (tmp_path / "b" / "config.json").exists()
 
 
-def test_a_drafter_of_another_width_is_refused():
+def test_drafter_of_another_hidden_size_is_rejected():
     with pytest.raises(ValueError, match="hidden_size: expected the target's 48, got 32"):
         import_drafter(APPLE, tiny_target())
     with pytest.raises(ValueError, match="hidden_size: expected the target's 32, got 64"):
@@ -201,125 +194,7 @@ def test_a_drafter_of_another_width_is_refused():
         ("kangaroo", "to: expected a layout for kangaroo, got apple"),
     ],
 )
-def test_what_apples_layout_cannot_hold_is_refused(kind, message, tmp_path):
+def test_export_rejects_what_the_redrafter_layout_cannot_store(kind, message, tmp_path):
     save_drafter(tmp_path, DRAFTERS[kind](tiny_target()))
     with pytest.raises(ValueError, match=message):
         export_drafter(tmp_path, Layout.apple)
-
-
-# Kangaroo's layout
-
-
-def read_bin(folder):
-    return torch.load(folder / "pytorch_model.bin", weights_only=True)
-
-
-def test_kangaroos_layout_goes_to_ours_and_back_to_the_bit(tmp_path):
-    target = target_of(64)
-    import_drafter(KANGAROO, target, exit_layer=2).write(tmp_path / "ours")
-    drafter = load_drafter_checkpoint(tmp_path / "ours", target)
-    assert drafter.config == KangarooConfig(
-        hidden_size=64, heads=8, kv_heads=2, head_dim=8, exit_layer=2, rms_norm_eps=1e-6
-    )
-    same = load_file(DATA / "kangaroo" / "gqa.safetensors")
-    adapter = "adapter."
-    own = {name.removeprefix(adapter): x for name, x in same.items() if name.startswith(adapter)}
-    assert_same(load_file(tmp_path / "ours" / "model.safetensors"), own)
-    export_drafter(tmp_path / "ours", Layout.kangaroo).write(tmp_path / "back")
-    assert_same(read_bin(tmp_path / "back"), read_bin(KANGAROO))
-    import_drafter(tmp_path / "back", target, exit_layer=2).write(tmp_path / "again")
-    for name in OWN_FILES:
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
-    prompt = random_prompt(8, seed=1)
-    written = Session(target, drafter).generate([prompt], max_new_tokens=10).tokens[0]
-    assert written == library_greedy(target.model, prompt, 10, eos=[1000])
-
-
-def test_safetensors_and_old_rotary_frequencies_are_read(tmp_path):
-    tensors = read_bin(KANGAROO)
-    extra = {"layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    config = json.loads((KANGAROO / "config.json").read_text())
-    source = folder_of(tmp_path / "theirs", tensors | extra, config)
-    conversion = import_drafter(source, target_of(64), exit_layer=1)
-    assert [move.source for move in conversion.moves if move.name is None] == list(extra)
-
-
-@pytest.mark.parametrize(
-    ("change", "config", "message"),
-    [
-        ({"norm.weight": None}, {}, "expected tensor norm.weight, got none"),
-        ({"norm.bias": torch.ones(64)}, {}, "expected no tensor norm.bias, got one"),
-        ({"layers.1.input_layernorm.weight": torch.ones(64)}, {}, "an adapter of one layer, got 2"),
-        ({}, {"num_key_value_heads": 4}, r"k_proj.weight of shape \[32, 64\], got \[16, 64\]"),
-        ({}, {"num_key_value_heads": None}, r"k_proj.weight of shape \[64, 64\], got \[16, 64\]"),
-        ({}, {"head_dim": 4}, r"q_proj.weight of shape \[32, 64\], got \[64, 64\]"),
-        ({}, {"num_attention_heads": None}, "expected a Llama configuration with hidden_size and"),
-        ({}, {"num_attention_heads": 0}, "expected a Llama configuration with hidden_size and"),
-    ],
-)
-def test_tensors_that_do_not_fit_kangaroos_layout_are_named(change, config, message, tmp_path):
-    tensors = {name: x for name, x in (read_bin(KANGAROO) | change).items() if x is not None}
-    config = json.loads((KANGAROO / "config.json").read_text()) | config
-    with pytest.raises(ValueError, match=message):
-        import_drafter(folder_of(tmp_path / "a", tensors, config), target_of(64), exit_layer=1)
-
-
-@pytest.mark.parametrize("exit_layer", [None, 0, 3])
-def test_kangaroo_needs_an_exit_layer(exit_layer):
-    with pytest.raises(ValueError, match=f"exit_layer: expected 1 to 2.*got {exit_layer}"):
-        import_drafter(KANGAROO, target_of(64), exit_layer=exit_layer)
-    with pytest.raises(ValueError, match="exit_layer: expected none for a ReDrafter, got 1"):
-        import_drafter(APPLE, target_of(), exit_layer=1)
-
-
-def test_what_kangaroos_code_would_compute_otherwise_is_refused(tmp_path):
-    target = tiny_target()
-    for name, shape in (("rope_theta", {"rope_theta": 5e5}), ("head_dim", {"head_dim": 6})):
-        save_drafter(tmp_path, kangaroo(target, **shape))
-        with pytest.raises(ValueError, match=f"{name}: expected"):
-            export_drafter(tmp_path, Layout.kangaroo)
-    save_drafter(tmp_path, DRAFTERS["lean_kangaroo"](target))
-    left_out = [m.source for m in export_drafter(tmp_path, Layout.kangaroo).moves if not m.name]
-    assert left_out == ["draft_vocabulary"]
-
-
-# Files that are not what they should be
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_wants_to_run_code_is_refused_and_not_run(zipped, tmp_path):
-    source = tmp_path / "theirs"
-    shutil.copytree(KANGAROO, source)
-    tensors = read_bin(KANGAROO) | {"norm.weight": Malicious(str(tmp_path / "ran"))}
-    torch.save(tensors, source / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match="tensors alone, got a file that wants code to be run"):
-        import_drafter(source, target_of(64), exit_layer=1)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("kept", [0, 7, 100, 30000, -60])
-def test_a_damaged_file_of_torchs_is_named(kept, tmp_path):
-    source = tmp_path / "theirs"
-    shutil.copytree(KANGAROO, source)
-    path = source / "pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="pytorch_model.bin: expected"):
-        import_drafter(source, target_of(64), exit_layer=1)
-
-
-def test_a_file_of_something_else_than_tensors_by_name_is_refused(tmp_path):
-    for content in ([torch.ones(2)], {"epoch": 3}, {1: torch.ones(2)}):
-        torch.save(content, tmp_path / "pytorch_model.bin")
-        with pytest.raises(ValueError, match="expected tensors by name"):
-            import_drafter(tmp_path, target_of())
-    (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(ValueError, match="expected model.safetensors or pytorch_model.bin"):
-        import_drafter(tmp_path, target_of())

@@ -1,0 +1,180 @@
+"""What is trained on and what is minimised: features, draft vocabulary and losses."""
+
+import copy
+
+import pytest
+import torch
+
+from specdec.drafters.kangaroo import KangarooDrafter
+from specdec.model.cache import Rows
+from specdec.model.target import Target
+from specdec.train import features as features_module
+from specdec.train.features import Features, collect_features
+from specdec.train.loss import chunked_cross_entropy
+from specdec.train.redrafter import frequent_tokens
+from specdec.tree import TokenTree
+from specdec_kernels import LMHeadTopK, tree_attention
+from tiny import tiny_model
+from training_tasks import EXIT, kangaroo_config, kangaroo_task, redrafter_task
+
+
+def test_draft_vocabulary_holds_the_most_probable_tokens():
+    none = torch.zeros(0)
+    ids = torch.tensor([[1, 9], [1, 4], [1, 4]], dtype=torch.int32)
+    probs = torch.tensor([[0.6, 0.4], [0.9, 0.05], [0.8, 0.2]])
+    features = Features(none, none, none, none, none, ids, probs, {})
+    # 4 is there twice, but with less in all.
+    assert frequent_tokens(features, 2, 12).tolist() == [1, 9]
+
+
+def test_features_equal_the_targets_hidden_states_and_top_tokens(target, conversations, features):
+    assert len(features) == len(conversations)
+    texts = {tuple(c.prompt_ids + c.answer_ids): c for c in conversations}
+    for start, answer, end in zip(
+        features.starts.tolist(), features.answers.tolist(), features.ends.tolist(), strict=True
+    ):
+        ids = features.tokens[start:end]
+        conversation = texts[tuple(ids.tolist())]
+        assert answer - start == len(conversation.prompt_ids)
+        with torch.no_grad():
+            out = target.model(ids[None].long(), output_hidden_states=True)
+        probs, best = out.logits[0].softmax(-1).topk(16)
+        assert torch.equal(features.top_ids[start:end].long(), best)
+        torch.testing.assert_close(features.top_probs[start:end], probs, rtol=1e-3, atol=1e-4)
+        for ours, theirs in (
+            (features.hidden, out.hidden_states[-1]),
+            (features.exits[EXIT], out.hidden_states[EXIT]),
+        ):
+            torch.testing.assert_close(ours[start:end].float(), theirs[0], rtol=2e-2, atol=2e-2)
+        # The answers were written greedily, so each token is the label of the position before it.
+        written = features.tokens[answer:end]
+        assert torch.equal(written, features.top_ids[answer - 1 : end - 1, 0])
+
+
+def test_feature_collection_resumes_after_a_kill(
+    target, conversations, features, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(features_module, "BATCH_TOKENS", 200)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done):
+        if done > 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        collect_features(target, conversations, tmp_path, exit_layers=[EXIT], progress=kill)
+    with (tmp_path / "hidden").open("ab") as file:
+        file.write(b"half a batch")
+    again = collect_features(target, conversations, tmp_path, exit_layers=[EXIT])
+    assert torch.equal(again.starts, features.starts)
+    assert torch.equal(again.tokens, features.tokens)
+    torch.testing.assert_close(again.hidden, features.hidden, rtol=2e-2, atol=2e-2)
+    # Layers that nobody asks for do no harm; missing ones, other texts and other targets are refused.
+    assert torch.equal(collect_features(target, conversations, tmp_path).tokens, again.tokens)
+    other = Target(tiny_model("llama", 8, torch.float32))
+    for who, what, layers in (
+        (target, conversations[:-1], [EXIT]), (target, conversations, [1]), (other, conversations, [EXIT])
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="features: expected those of"):
+            collect_features(who, what, tmp_path, exit_layers=layers)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_chunked_cross_entropy_equals_cross_entropy(softcap, monkeypatch):
+    monkeypatch.setattr("specdec.train.loss.ROWS", 3)
+    torch.manual_seed(0)
+    head = LMHeadTopK(torch.nn.Linear(6, 11, dtype=torch.float64), softcap=softcap, logit_scale=1.5)
+    hidden = torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
+    taught = torch.randn(8, 11, dtype=torch.float64).softmax(-1)
+
+    def compare(predicted, here):
+        loss = -(taught[here] * predicted.log()).sum()
+        predicted -= taught[here]
+        return loss
+
+    learned = list(head.parameters())
+    wanted = [hidden, *learned]
+    ours = chunked_cross_entropy(head, hidden, compare, learned)
+    theirs = torch.nn.functional.cross_entropy(head.logits(hidden), taught, reduction="sum")
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-6)
+    ours_grads = torch.autograd.grad(ours, wanted)
+    for a, b in zip(ours_grads, torch.autograd.grad(theirs, wanted), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("labels", ["distribution", "greedy"])
+def test_redrafter_loss_equals_the_papers_formula(target, features, labels):
+    """Written again, slowly: one position and one step at a time."""
+    task = redrafter_task(target, features, labels=labels)
+    units = task.units[5:25:3]
+    with torch.no_grad():
+        loss, _ = task.loss(units)
+    ids = task.model.draft_vocabulary.tolist()
+    weight = target.draft_head(task.model.draft_vocabulary).linear.weight
+    losses = []
+    for position in units.tolist():
+        end = int(features.ends[features.ends > position].min())
+        for length in range(1, 4):
+            last = position + length
+            if last >= end - 1:
+                continue
+            path = range(position + 1, last)
+            if labels == "greedy" and any(
+                features.tokens[t + 1] != features.top_ids[t, 0] for t in path
+            ):
+                continue
+            tokens = features.tokens[position + 1 : last + 1].long()
+            with torch.no_grad():
+                hidden = features.hidden[position][None].float()
+                out = task.model(target.embed(tokens[:, None]), hidden)[-1, 0]
+                log_probs = (weight @ out).log_softmax(-1)
+            kept = 1 if labels == "greedy" else 16
+            known = [
+                (ids.index(i), p)
+                for i, p in zip(
+                    features.top_ids[last, :kept].tolist(),
+                    features.top_probs[last, :kept].tolist(),
+                    strict=True,
+                )
+                if i in ids
+            ]
+            total = sum(p for _, p in known)
+            losses.append(-sum(p / total * float(log_probs[i]) for i, p in known) if known else 0.0)
+    assert float(loss) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_kangaroo_loss_equals_drafting_one_token_at_a_time(target, features):
+    """The loss over a text is that of drafting: one token at a time, on a cache."""
+    task = kangaroo_task(target, features)
+    drafter = KangarooDrafter(target, kangaroo_config(), copy.deepcopy(task.model))
+    unit = task.units[3:4]
+    start, end = int(features.starts[3]), int(features.ends[3])
+    first = int(features.begins[3])
+    cache = target.new_cache(rows=1, capacity=end - start, tree_capacity=2)
+    rows = Rows.first(1, target.device)
+    losses = {}
+    with torch.no_grad():
+        loss, _ = task.loss(unit)
+        for position in range(start, end):
+            token = TokenTree.chain(features.tokens[position].long()[None, None])
+            cache.set_lengths([position - start])
+            now = cache.open(token.ancestors, token.depth, rows)
+            hidden = features.exits[EXIT][position].float()[None, None]
+            q, keys, values = drafter.adapter.project(hidden, now.positions)
+            attended = tree_attention(
+                q,
+                *cache.update(keys, values, drafter._layer),
+                prefix_lens=now.prefix_lens,
+                ancestors=now.ancestors,
+                depth=now.depth,
+            )
+            read = drafter.adapter.finish(hidden, attended)[:, 0]
+            taught = task.head.logits(features.hidden[position][None].float()).softmax(-1)
+            losses[position] = float(-(taught * task.head.logits(read).log_softmax(-1)).sum())
+    learned = [losses[position] for position in range(first, end - 1)]
+    assert float(loss) == pytest.approx(sum(learned) / len(learned), rel=1e-4)
+    # One position more or less would show.
+    assert losses[end - 1] != pytest.approx(float(loss), rel=1e-2)
+    assert losses[first] != pytest.approx(float(loss), rel=1e-2)

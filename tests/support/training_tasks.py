@@ -1,0 +1,31 @@
+"""Tasks of training tiny drafters."""
+
+import torch
+
+from specdec.drafters.kangaroo import KangarooConfig
+from specdec.drafters.redrafter import ReDrafterConfig, ReDrafterModel
+from specdec.train.kangaroo import KangarooTask
+from specdec.train.redrafter import ReDrafterTask, frequent_tokens
+from tiny import VOCABULARY
+
+EXIT = 2
+
+
+def redrafter_task(target, features, **options):
+    torch.manual_seed(0)
+    config = ReDrafterConfig(
+        hidden_size=48, exit_dim=96, tied_head=True, trained_length=3, draft_length=3
+    )
+    ids = frequent_tokens(features, 30, VOCABULARY)
+    return ReDrafterTask(target, ReDrafterModel(config, VOCABULARY, ids), features, **options)
+
+
+def kangaroo_config():
+    return KangarooConfig(hidden_size=48, heads=6, kv_heads=2, head_dim=8, exit_layer=EXIT)
+
+
+def kangaroo_task(target, features, **options):
+    torch.manual_seed(0)
+    return KangarooTask(
+        target, kangaroo_config().new_adapter(), features, exit_layer=EXIT, **options
+    )
