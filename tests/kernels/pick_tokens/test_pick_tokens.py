@@ -118,7 +118,7 @@ def test_top_p_without_a_full_sort_picks_the_same_tokens(monkeypatch):
     picked = []
     for look in (True, False):
         if not look:
-            monkeypatch.setattr(reference, "_may_look", lambda x: False)
+            monkeypatch.setattr(reference, "host_may_look", lambda x: False)
         rows = make_logits(50, 5000, 3)
         options = {"seed": 3, "streams": rows[1], "positions": rows[2]}
         picked.append(
