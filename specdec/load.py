@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .host.locks import lock_of
 from .model.certificate import certify, certify_exact, own_logits
 from .model.cpu_linear import prepack_again
 from .model.independence import certify_independence, refuse_known
+from .model.lean_layers import LeanLayers, lean_layers
 from .model.memory import Needs, enough_memory, gigabytes
 from .model.model_state import ModelState, check_mode
 from .model.target import Target
 from .sources.embedded import DEFAULT_MODEL
 from .sources.models import load_model
 from .sources.releases import warn_of_newer_release
+
+Layers = Literal["auto", "library"]
 
 
 def load_target(
@@ -27,6 +32,7 @@ def load_target(
     device: str | torch.device = "cpu",
     exact: bool = False,
     prepack: bool | None = None,
+    layers: Layers = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
     pack: bool | None = None,
@@ -42,6 +48,8 @@ def load_target(
             four times the cache in bf16; refused where this machine's arithmetic does not allow it.
         prepack: prepack the linear layers of a CPU model, in place; faster, and as much memory again for them. None packs
             models given by name only.
+        layers: "auto" runs layers that are known in few operators on a CPU, where they agree with the library's;
+            "library" runs the library's.
         revision: branch, tag or commit of a hub id; None for its main branch.
         trust_remote_code: run the Python code that a hub id or a folder brings along, for a model that is none of
             the library's own.
@@ -54,6 +62,8 @@ def load_target(
         MemoryError: if there is not enough of it.
         ValueError: if the model is unknown, damaged or not supported, or `exact` is not possible here.
     """
+    if layers not in get_args(Layers):
+        raise ValueError(f"layers: expected 'auto' or 'library', got {layers!r}")
     warn_of_newer_release()
     if pack is not None:
         warnings.warn(
@@ -79,10 +89,7 @@ def load_target(
         with enough_memory(
             lambda: _needed(target), "load it with prepack=False or in a smaller dtype"
         ):
-            if prepack:
-                target.prepare()
-            certify(target, own)
-            certify_independence(target)
+            _make_ready(target, own, bool(prepack), _why_library(target, layers))
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error)
         if not isinstance(error, NotImplementedError):
@@ -90,9 +97,32 @@ def load_target(
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
             reason = f"expected layers that can be run one by one, got a failure ({failure})"
         raise ValueError(f"model: {type(model).__name__} is not supported: {reason}") from error
-    if exact:
-        certify_exact(target)
     return target
+
+
+def _make_ready(target: Target, own: list[Tensor], prepack: bool, why_library: str | None) -> None:
+    """Certify a target, with lean layers where they pass, else with the library's."""
+    if why_library is None:
+        lean_layers(target, prepack=prepack)
+    else:
+        target.lean = LeanLayers(len(target.parts.layers), reason=why_library)
+    if prepack:
+        target.prepare()
+    try:
+        certify(target, own)
+        certify_independence(target)
+        if target.exact:
+            certify_exact(target)
+    except ValueError as reason:
+        if why_library is not None:
+            raise
+        _make_ready(target, own, prepack, str(reason))
+
+
+def _why_library(target: Target, layers: Layers) -> str | None:
+    if layers == "library":
+        return "asked for"
+    return None if target.device.type == "cpu" else f"they lie on {target.device.type}"
 
 
 def _needed(target: Target) -> str:
@@ -112,11 +142,16 @@ def follow_changes(target: Target) -> None:
     with lock_of(target.model):
         check_mode(target.model)
         now = ModelState.of(target.model)
-        if now == target.state:
+        copied = target.lean is not None and target.lean.stale
+        if now == target.state and not copied:
             return
         target.state.check(now, target.model)
         if now.weights != target.state.weights:
             prepack_again(target.model)
+        if target.lean is not None and target.lean.takes_changes:
+            lean_layers(target, prepack=target.lean.prepacks)
+            if target.lean.prepacks:
+                target.prepare()  # of those that are the library's now
         if target.exact:
             certify_exact(target)
         # Last: what was refused is refused again.

@@ -129,11 +129,12 @@ class TreeCache(AttendingCache):
         """The latest that writes into it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TreeCache:
-        """Copy keys, values and texts; the target and the drafter are the same."""
+        """Copy keys, values and texts, between passes; the target and the drafter are the same."""
         copied = copy.copy(self)
+        copied.current = None
         memo[id(self)] = copied
         shared = {id(x): x for x in (*self.made_for[:2], self.stream)}
-        for name, value in vars(self).items():
+        for name, value in vars(copied).items():
             setattr(copied, name, copy.deepcopy(value, shared))
         return copied
 
@@ -209,13 +210,10 @@ class TreeCache(AttendingCache):
         now = self.current
         assert now is not None, "a pass must be opened before the layers run"
         batch, heads, _, size = key_states.shape
-        layers, *shape = self.shape
-        own = layer_idx < layers
-        kv = self.kv if own else self.drafter_kv
+        own = layer_idx < self.shape[0]
+        kv = self.reserve(heads, size) if own else self.drafter_kv
         if kv is None:
-            shape = [layers if own else 1, *shape, heads, self.slots, size]
-            kv = torch.zeros(shape, dtype=self.dtype, device=self.device)
-            self.kv, self.drafter_kv = (kv, self.drafter_kv) if own else (self.kv, kv)
+            kv = self.drafter_kv = self._zeros(1, heads, size)
         self.check_heads(key_states, value_states, heads=kv.shape[3], size=kv.shape[5])
         keys, values = kv[layer_idx if own else 0]  # [rows, G, slots, D]
         if now.start is not None:
@@ -226,6 +224,16 @@ class TreeCache(AttendingCache):
             keys[rows, :, slots] = key_states.transpose(1, 2).to(self.dtype)
             values[rows, :, slots] = value_states.transpose(1, 2).to(self.dtype)
         return keys[:, :, : now.columns], values[:, :, : now.columns]
+
+    def reserve(self, heads: int, size: int) -> Tensor:
+        """Return the keys and values of all layers, `[layers, 2, rows, G, slots, D]`, zeros at first."""
+        if self.kv is None:
+            self.kv = self._zeros(self.shape[0], heads, size)
+        return self.kv
+
+    def _zeros(self, layers: int, heads: int, size: int) -> Tensor:
+        shape = [layers, *self.shape[1:], heads, self.slots, size]
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def drafter_layer(self) -> tuple[Tensor, Tensor]:
         """Return the drafter's keys and values `[rows, G', columns, D']` as far as the current pass reaches."""

@@ -8,6 +8,7 @@ decides whether they are used.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -153,19 +154,21 @@ def can_prepack(dtype: torch.dtype) -> bool:
 
 
 @torch.no_grad()
-def prepack_linears(model: nn.Module) -> int:
+def prepack_linears(model: nn.Module, *, apart: Iterable[nn.Module] = ()) -> int:
     """Pack every plain linear layer of a CPU model in place.
 
     Args:
         model: float32 or bfloat16; layers of other dtypes or classes, with weights of other classes, on other devices,
             with hooks before them or a `forward` of their own stay as they are.
+        apart: parts of the model that stay as they are.
 
     Returns:
         The number of layers packed, 0 where torch has no such operators.
     """
     dtypes = {dtype for dtype in DTYPES if can_prepack(dtype)}
     packed = 0
-    for module in list(model.modules()):
+    left = {module for part in apart for module in part.modules()}
+    for module in [module for module in model.modules() if module not in left]:
         children = {name: x for name, x in module.named_children() if isinstance(x, nn.Linear)}
         groups = [group for group in SIBLINGS if set(group) <= set(children)]
         grouped = {name for group in groups for name in group}

@@ -29,7 +29,7 @@ class ModelState(NamedTuple):
     weights: tuple[object, ...]
     """Where they lie, how often they were written to, some of their values and of the buffers'."""
     around: tuple[object, ...]
-    """Adapters, and the number of threads."""
+    """Adapters, the number of threads, and modules with hooks or a `forward` of their own."""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelState:
@@ -44,6 +44,7 @@ class ModelState(NamedTuple):
             (
                 [_adapter(m) for m in modules if hasattr(m, "merged_adapters")],
                 torch.get_num_threads(),
+                [id(m) for m in modules if is_touched(m)],
             ),
         )
 
@@ -112,6 +113,11 @@ def check_plain(name: str, layer: Any, known: bool) -> None:
             f"target: expected a plain {name} for a drafter with weights, got {type(layer).__name__} with "
             f"{type(weight).__name__}; draft with lookup"
         )
+
+
+def is_touched(module: nn.Module) -> bool:
+    """Tell whether calling a module does more than its class says."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _written(parameter: Tensor) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from .cache import CACHE_NAME, CACHE_NAMES, AttendingCache, Rows, TreeCache
 from .cpu_linear import PrepackedLinear, prepack_linears
 from .full_precision import full_precision_sums
 from .head import draft_head
+from .lean_layers import LeanLayers
 from .model_state import ModelState, check_mode, check_placement
 from .parts import find_parts, position_limit
 from .passed import Shallow, Tap, Verified
@@ -65,6 +66,8 @@ class Target:
         """How often its weights, adapters or threads have changed since; keys of another count are stale."""
         self.config: Any = parts.decoder.config
         self.exact = exact
+        self.lean: LeanLayers | None = None
+        """Layers that run in few operators, from `lean_layers`; None where all are the library's."""
         self.drafters: dict[str, Any] = {}
         """Loaded by name, for those who ask again."""
         self.device, self.dtype = model.device, model.dtype
@@ -95,7 +98,18 @@ class Target:
         Returns:
             The number of layers prepacked.
         """
-        return prepack_linears(self.model) if self.device.type == "cpu" else 0
+        if self.device.type != "cpu":
+            return 0
+        lean = (
+            []
+            if self.lean is None
+            else [
+                layer
+                for at, layer in enumerate(self.parts.layers)
+                if self.lean.layers[at] is not None
+            ]
+        )
+        return prepack_linears(self.model, apart=lean)
 
     def new_cache(self, *, rows: int, capacity: int, tree_capacity: int) -> TreeCache:
         """Make an empty cache for this model; arguments as in `TreeCache`."""
@@ -116,7 +130,13 @@ class Target:
         return hidden if factor is None else hidden * factor
 
     def run_layers(
-        self, hidden: Tensor, cache: AttendingCache, first: int = 0, end: int | None = None
+        self,
+        hidden: Tensor,
+        cache: AttendingCache,
+        first: int = 0,
+        end: int | None = None,
+        *,
+        lean: LeanLayers | None = None,
     ) -> Tensor:
         """Run layers `first` to `end - 1` on the nodes of the cache's current pass.
 
@@ -127,6 +147,7 @@ class Target:
             cache: with an open pass.
             first: index of the first layer.
             end: index after the last one; None for all.
+            lean: what runs in place of the library's layers; None for the target's own.
 
         Returns:
             `[B, N, E]`, before the final norm.
@@ -135,21 +156,29 @@ class Target:
         assert now is not None
         if self.model.training:  # a text that was begun before
             check_mode(self.model)
+        lean = lean or self.lean
         layers, types = self.parts.layers[first:end], self.layer_types[first:end]
         if first == 0:
             hidden = self._place(hidden, now.positions)
-        rotations = self._rotations(hidden, now.positions, types)
+        hidden, now.cache = hidden.contiguous(), cache
+        shape = hidden.shape
+        rotations = self._rotations(hidden, now, types)
         with self._tree_attention():
             for at in range(first, first + len(layers)):
                 now.windows.pop(at, None)  # of an earlier run of this pass
-            for layer, kind in zip(layers, types, strict=True):
+            for at, (layer, kind) in enumerate(zip(layers, types, strict=True), first):
+                kind = kind if self._rotary_by_type else None
+                if lean is not None and lean.runs(at):
+                    flat = hidden if hidden.ndim == 2 else hidden.view(-1, shape[-1])
+                    hidden = lean.run(at, flat, now, rotations[kind], kind)
+                    continue
                 hidden = layer(
-                    hidden,
+                    hidden.view(shape),
                     attention_mask=None,
                     position_ids=now.positions,
                     **{self._cache_option: cache},
                     use_cache=True,
-                    position_embeddings=rotations[kind if self._rotary_by_type else None],
+                    position_embeddings=rotations[kind],
                     tree_pass=now,
                 )
                 if not isinstance(hidden, Tensor):
@@ -161,7 +190,7 @@ class Target:
                 f"pass: expected every layer to attend through specdec, got another attention in layer {min(missed)}; "
                 "something changed the model's attention meanwhile"
             )
-        return hidden
+        return hidden.view(shape)
 
     def head(self, hidden: Tensor) -> Verified:
         """Apply the final norm and the head to `[..., E]`."""
@@ -184,6 +213,8 @@ class Target:
     @property
     def prepacked(self) -> bool:
         """Whether linear layers were prepacked, so that drafters prepack theirs as well."""
+        if self.lean is not None and self.lean.prepacked:
+            return True
         return any(isinstance(module, PrepackedLinear) for module in self.model.modules())
 
     def extend(
@@ -282,15 +313,15 @@ class Target:
         cache.set_lengths([start + read.get(row, 0) for row in range(held)])
         return self.head(last)
 
-    def _rotations(
-        self, hidden: Tensor, positions: Tensor, types: list[str | None]
-    ) -> dict[Any, Any]:
-        rotary = self.parts.rotary
-        if rotary is None:
-            return {None: None}
-        if self._rotary_by_type:
-            return {kind: rotary(hidden, positions, kind) for kind in set(types)}
-        return {None: rotary(hidden, positions)}
+    def _rotations(self, hidden: Tensor, now: Pass, types: list[str | None]) -> dict[Any, Any]:
+        """Return the pass's cosines and sines, per kind of layer; made once."""
+        rotary, positions = self.parts.rotary, now.positions
+        made: dict[Any, Any] = now.angles.setdefault("library", {})
+        for kind in set(types) if self._rotary_by_type else {None}:
+            if kind not in made:
+                by_type = (kind,) if self._rotary_by_type else ()
+                made[kind] = None if rotary is None else rotary(hidden, positions, *by_type)
+        return made
 
     def _place(self, embedded: Tensor, positions: Tensor) -> Tensor:
         """Turn embeddings into what the first layer reads."""

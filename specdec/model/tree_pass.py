@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from specdec_kernels import tree_attention, tree_mask
+from specdec_kernels.decoder_layer.cpu import attend_rows
 from specdec_kernels.dispatch import Impl, chooses_kernel
 
 
@@ -27,6 +29,10 @@ class Pass(Protocol):
     """`[B, N]` int64."""
     windows: dict[int, int | None]
     """Per layer that has attended so far its sliding window; None is none."""
+    angles: dict[Any, Any]
+    """Rotations of the pass, in whatever form layers want them; made once."""
+    cache: Any = None
+    """The cache that layers write into, while they run."""
 
     def attend(
         self,
@@ -52,6 +58,65 @@ class Pass(Protocol):
             `[B, N, H, D]`.
         """
         ...
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write `[B, N, G, D]` keys and values behind those of a layer, and return all that it has."""
+        both: tuple[Tensor, Tensor] = self.cache.update(k.transpose(1, 2), v.transpose(1, 2), layer)
+        return both
+
+    def attend_rows(
+        self,
+        rows: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Attend with `[B, G, N H / G, D]` queries, the heads of a group folded into rows; returns the same shape."""
+        query = rearrange(rows, "b g (n h) d -> b n (g h) d", n=self.positions.shape[1])
+        out = self.attend(query, keys, values, scale=scale, softcap=softcap, window=window)
+        return rearrange(out, "b n (g h) d -> b g (n h) d", g=rows.shape[1])
+
+
+class Attending(NamedTuple):
+    """What a layer asks the attention interface for."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float | None
+    window: int | None
+
+
+class Observed:
+    """A pass that notes what a layer asks of it."""
+
+    def __init__(self, inner: Pass) -> None:
+        """Watch a pass."""
+        self._inner = inner
+        self.asked: Attending | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the pass in everything else."""
+        return getattr(self._inner, name)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Note, and attend."""
+        heads, size = query.shape[2:]
+        self.asked = Attending(heads, key.shape[1], size, scale, softcap, window)
+        return self._inner.attend(query, key, value, scale=scale, softcap=softcap, window=window)
 
 
 class TreePass(Pass):
@@ -98,11 +163,12 @@ class TreePass(Pass):
             rows = torch.arange(batch, device=depth.device) if cache_rows is None else cache_rows
             slots = prefix_lens[:, None] + torch.arange(nodes, device=depth.device)
             self.write_index = rows[:, None], slots
-        self.windows = {}
+        self.windows, self.angles = {}, {}
         self._masks: dict[tuple[int | None, int], Tensor] = {}
+        self._slots: _Slots | None = None
 
     def mask(self, *, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Return `tree_mask` of this pass, written at the first call for a window."""
+        """Return `tree_mask` of this pass as `[B, 1, N * group, columns]`, written at the first call for a window."""
         if (window, group) not in self._masks:
             self._masks[window, group] = tree_mask(
                 self.prefix_lens,
@@ -112,7 +178,7 @@ class TreePass(Pass):
                 group=group,
                 window=window,
                 dtype=dtype,
-            )
+            )[:, None]
         return self._masks[window, group]
 
     def attend(
@@ -133,7 +199,7 @@ class TreePass(Pass):
             )  # a rotation may have widened it; the reference widens keys instead
         else:
             group = query.shape[2] // key.shape[1]
-            mask = self.mask(group=group, window=window, dtype=key.dtype)
+            mask = self.mask(group=group, window=window, dtype=key.dtype)[:, 0]
         return tree_attention(
             query,
             key,
@@ -150,3 +216,56 @@ class TreePass(Pass):
             mask=mask,
             impl=self.impl,
         )
+
+    def _sees_all(self, window: int | None) -> bool:
+        """Tell whether each row has one node that sees all slots there are."""
+        one = self.start is not None and self.positions.shape[1] == 1
+        return one and (window is None or window >= self.columns)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write into slots; where rows are in order and alike, by views that are made once for all layers."""
+        if self.start is None:
+            return super().append(layer, k, v)
+        if self._slots is None:
+            kv = self.cache.reserve(k.shape[2], k.shape[3])[:, :, : len(self.depth)]
+            new = kv[..., self.start : self.columns, :].transpose(-2, -3)
+            all_of = kv[..., : self.columns, :]
+            self._slots = _Slots(*(x[:, at].unbind(0) for x in (new, all_of) for at in (0, 1)))
+        new_keys, new_values, keys, values = self._slots
+        new_keys[layer].copy_(k)
+        new_values[layer].copy_(v)
+        return keys[layer], values[layer]
+
+    def attend_rows(
+        self,
+        rows: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Attend right away where each row's own slots are all that it sees, and no kernel does it."""
+        how: Any = {"scale": scale, "softcap": softcap}
+        apart = self.cache_rows is not None or self.shared.rows is not None
+        if apart or chooses_kernel(self.impl, rows):
+            return super().attend_rows(rows, keys, values, window=window, **how)
+        mask = None
+        if not self._sees_all(window):
+            group = rows.shape[2] // self.positions.shape[1]
+            mask = self.mask(group=group, window=window, dtype=keys.dtype)
+        if rows.dtype == keys.dtype:
+            return attend_rows(rows, keys, values, mask, **how)
+        return attend_rows(rows.to(keys.dtype), keys, values, mask, **how).to(rows.dtype)
+
+
+class _Slots(NamedTuple):
+    """Per layer of the model views of its slots."""
+
+    new_keys: tuple[Tensor, ...]
+    """Each `[B, N, G, D]`."""
+    new_values: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    """Each `[B, G, columns, D]`."""
+    values: tuple[Tensor, ...]

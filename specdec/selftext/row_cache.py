@@ -67,7 +67,7 @@ class RowsPass(Pass):
             for row, (new, end) in enumerate(zip(counts, ends, strict=True))
             if new > 1
         ]
-        self.windows = {}
+        self.windows, self.angles = {}, {}
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def attend(

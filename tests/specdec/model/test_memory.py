@@ -29,6 +29,8 @@ def test_estimated_memory_equals_allocated_memory(family, exact):
     assert needs.weights == sum(p.nbytes for p in model.parameters())
     packed = {m.product for m in model.modules() if isinstance(m, PrepackedLinear)}
     sizes = [sum(layer.weight.nbytes for layer in product.layers) for product in packed]
+    products = ("qkv", "output", "gate", "up", "down")
+    sizes += [getattr(x, name).weight.numel() * 4 for x in target.lean.layers for name in products]
     assert needs.prepacked == sum(sizes)
     session = Session(target, "plain")
     session.generate([random_prompt(9, 1)], max_new_tokens=4)

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,9 +184,9 @@ def test_positions_taken_from_cache_slots_fail_certification(monkeypatch):
     own, target = own_logits(model), Target(model)
     rotations = target._rotations
 
-    def wrong(hidden, positions, types):
-        slots = positions[:, :1] + torch.arange(positions.shape[1])
-        return rotations(hidden, slots, types)
+    def wrong(hidden, now, types):
+        slots = now.positions[:, :1] + torch.arange(now.positions.shape[1])
+        return rotations(hidden, SimpleNamespace(positions=slots, angles=now.angles), types)
 
     monkeypatch.setattr(target, "_rotations", wrong)
     with pytest.raises(ValueError, match="expected tree verification to agree"):

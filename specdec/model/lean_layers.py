@@ -1,0 +1,185 @@
+"""Decoder layers in few operators in place of the library's, where both were compared and agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from specdec_kernels import ancestor_matrix, pack_bits
+from specdec_kernels.decoder_layer import (
+    Angles,
+    Buffers,
+    CpuDecoderLayer,
+    LayerWeights,
+    PlainProduct,
+    PrepackedProduct,
+    can_prepack,
+)
+from specdec_kernels.decoder_layer.weights import Rotation
+
+from .cache import Rows
+from .layer_parts import NotTakenApart, take_apart
+from .tree_pass import Attending, Observed, Pass
+
+if TYPE_CHECKING:
+    from .target import Target
+
+# How far a layer's addition to the residual stream may be from the library's, relatively: less than any other function
+# would be, more than roundings in another order are.
+TOLERANCE = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
+ROTATIONS: tuple[Rotation | None, ...] = ("half", "interleaved", None)
+# A prompt, then a tree of two branches.
+PROMPT, PARENTS = 6, (-1, 0, 0, 1)
+COPIED = "copied, and not used since"
+SHAPES = 32
+"""Of passes for which buffers are kept."""
+
+
+class LeanLayers:
+    """The layers of one target that run in few operators."""
+
+    def __init__(self, count: int, *, prepacked: bool = False, reason: str | None = None) -> None:
+        """Begin with the library's layers.
+
+        Args:
+            count: of the model.
+            prepacked: whether ours get copies of their weights.
+            reason: why all stay the library's; None if they are to be tried.
+        """
+        self.layers: list[CpuDecoderLayer | None] = [None] * count
+        self.reasons = [reason] * count
+        """Why a layer is the library's; None where it is not."""
+        self.prepacks, self.takes_changes = prepacked, reason is None
+        """Whether products are to be prepacked, and whether layers are tried anew when the model has changed."""
+        self._buffers: dict[tuple[Any, ...], Buffers] = {}
+
+    @property
+    def prepacked(self) -> bool:
+        """Whether layers that run here have copies of their weights."""
+        return self.prepacks and any(layer is not None for layer in self.layers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the layers out of copies, which make their own before the next text: weights are theirs."""
+        return {
+            "layers": [None] * len(self.layers),
+            "reasons": [COPIED] * len(self.layers),
+            "prepacks": self.prepacks,
+            "takes_changes": self.takes_changes,
+            "_buffers": {},
+        }
+
+    @property
+    def stale(self) -> bool:
+        """Whether this is a copy whose layers are still to be made."""
+        return self.takes_changes and self.reasons[0] == COPIED
+
+    def runs(self, at: int) -> bool:
+        """Tell whether a layer runs here: some are the library's, and all are where gradients are recorded."""
+        return self.layers[at] is not None and not torch.is_grad_enabled()
+
+    def run(self, at: int, hidden: Tensor, now: Pass, angles: Any, kind: Any) -> Tensor:
+        """Run one layer on `[B N, E]`; `angles` are the model's cosines and sines, or None."""
+        lean = self.layers[at]
+        assert lean is not None
+        layer = lean.layer
+        turned = None
+        if layer.rotation is not None:
+            key = kind, layer.rotation
+            if key not in now.angles:
+                cos, sin = angles
+                now.angles[key] = Angles.of(cos, sin, layer.rotation)
+            turned = now.angles[key]
+        now.windows[at] = layer.window
+        return lean(hidden, at, turned, self._buffers_for(layer, hidden, now, turned), now)
+
+    def _buffers_for(
+        self, layer: LayerWeights, hidden: Tensor, now: Pass, angles: Angles | None
+    ) -> Buffers:
+        rotary = layer.head_dim if angles is None else angles.cos.shape[-1]
+        shape = *now.positions.shape, hidden.shape[-1]
+        key = *shape[:2], rotary, layer.rotation, layer.heads, layer.kv_heads
+        found = self._buffers.get(key)
+        if found is None:
+            if len(self._buffers) == SHAPES:
+                self._buffers.clear()
+            # Written in passes with and without inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                like = torch.empty(shape, dtype=hidden.dtype)
+                found = self._buffers[key] = Buffers(layer, like, rotary)
+        return found
+
+
+@torch.inference_mode()
+def lean_layers(target: Target, *, prepack: bool) -> None:
+    """Take a target's layers apart, compare each with the library's on the same inputs, and set `target.lean`.
+
+    Args:
+        target: on a CPU.
+        prepack: whether products get copies of their weights in oneDNN's layout.
+    """
+    target.lean = None
+    prepack = prepack and can_prepack(target.dtype)
+    found = LeanLayers(len(target.parts.layers), prepacked=prepack)
+    probe = _Probe(target)
+    for at in range(len(found.layers)):
+        asked = probe.run_library(at)
+        for rotation in ROTATIONS:
+            try:
+                if asked is None:
+                    raise NotTakenApart("it does not attend by the attention interface")
+                weights = take_apart(target.parts.layers[at], asked, rotation)
+            except NotTakenApart as reason:
+                found.reasons[at] = str(reason)
+                break
+            found.layers[at] = CpuDecoderLayer(
+                weights, PrepackedProduct if prepack else PlainProduct
+            )
+            distance = probe.distance(at, found)
+            if distance <= TOLERANCE[target.dtype]:
+                found.reasons[at] = None
+                break
+            found.layers[at] = None
+            found.reasons[at] = f"it differs from the library's by {distance:.0e}"
+        probe.go_on()
+    target.lean = found
+
+
+class _Probe:
+    """Hidden states on their way through the library's layers, and what each layer makes of them."""
+
+    def __init__(self, target: Target) -> None:
+        """Read two prompts, and begin with trees behind them."""
+        self.target, self.rows = target, Rows.first(2, target.device)
+        generator = torch.Generator().manual_seed(2)
+        ids = torch.randint(0, target.config.vocab_size, (2, PROMPT), generator=generator)
+        self.cache: Any = target.new_cache(rows=2, capacity=PROMPT, tree_capacity=len(PARENTS))
+        target.prefill(ids, [PROMPT, PROMPT - 2], self.cache)
+        ancestors = ancestor_matrix(torch.tensor([PARENTS])).expand(2, -1, -1)
+        self.tree = pack_bits(ancestors), ancestors.sum(-1) - 1
+        self.hidden = target.embed(ids[:, : len(PARENTS)])
+
+    def run_library(self, at: int) -> Attending | None:
+        """Run a layer, and tell how it attended."""
+        seen = Observed(self.cache.open(*self.tree, self.rows))
+        self.cache.current = seen
+        self.own = self.target.run_layers(self.hidden, self.cache, at, at + 1)
+        self.kv = self.cache.kv[at].clone()
+        return seen.asked
+
+    def distance(self, at: int, lean: LeanLayers) -> float:
+        """Run ours on the same, and tell how far what it adds, its keys and its values are from the library's."""
+        self.cache.open(*self.tree, self.rows)
+        ours = self.target.run_layers(self.hidden, self.cache, at, at + 1, lean=lean)
+        pairs = [(ours - self.hidden, self.own - self.hidden), (self.cache.kv[at], self.kv)]
+        return max(float((a - b).double().norm() / b.double().norm()) for a, b in pairs)
+
+    def go_on(self) -> None:
+        """Hand what the library's layer gave to the next one."""
+        self.hidden = self.own
