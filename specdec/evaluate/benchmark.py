@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
+from ..host.processor import processor
 from ..metrics import CTAR_WIDTHS, Metrics
 from ..model.target import Target
 from ..sources.tokenizing import chat_ids, check_chat_template
@@ -220,13 +220,4 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     capability = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
-    return f"{device.type} ({_processor()}{capability})"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return f"{device.type} ({processor()}{capability})"

@@ -13,12 +13,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from specdec_kernels.decoder_layer import LinearWeights, PrepackedProduct, can_prepack
+from specdec_kernels.decoder_layer.products import DTYPES
 from specdec_kernels.dispatch import is_plain
 
-DTYPES = (torch.float32, torch.bfloat16)
-# Rows that the layout is made for: the width of a typical tree.
-ROWS = 16
-
+from .product_times import is_faster_prepacked
 
 # Layers that a decoder block applies to one and the same input, by the names the library gives them.
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -51,8 +50,7 @@ class SharedProduct:
 
     def __setstate__(self, layers: list[nn.Linear]) -> None:
         self.layers = layers
-        self.prepacked: Tensor | None = None
-        self.bias: Tensor | None = None
+        self.prepacked: PrepackedProduct | None = None
         self.prepacked_from: object = None
         self.held = _Held()
 
@@ -63,8 +61,8 @@ class SharedProduct:
         self.sizes = [layer.out_features for layer in self.layers]
         if all(_plain(layer) for layer in self.layers) and _alike(self.layers):
             biases = [layer.bias.detach() for layer in self.layers if layer.bias is not None]
-            self.prepacked = _prepack(torch.cat([layer.weight.detach() for layer in self.layers]))
-            self.bias = torch.cat(biases) if biases else None
+            weights = tuple(layer.weight for layer in self.layers)
+            self.prepacked = PrepackedProduct(LinearWeights(weights, tuple(biases)))
 
     def take(self, x: Tensor, place: int) -> Tensor:
         """Return the product of `x [..., in_features]` with the layer at `place`."""
@@ -75,9 +73,7 @@ class SharedProduct:
             if self.prepacked is None:
                 layer = self.layers[place]
                 return nn.functional.linear(x, layer.weight, layer.bias)
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self.prepacked, self.bias, "none", [], ""
-            )
+            product = self.prepacked(x)
             held.input, held.parts = x, dict(enumerate(product.split(self.sizes, -1)))
         part = held.parts.pop(place)
         if not held.parts:
@@ -118,11 +114,6 @@ def prepack_again(model: nn.Module) -> None:
         product.prepack()
 
 
-def _prepack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-    return packed
-
-
 def _plain(layer: nn.Linear) -> bool:
     """Tell whether a layer is a product with its own plain weight on the CPU, and nothing else.
 
@@ -137,20 +128,6 @@ def _plain(layer: nn.Linear) -> bool:
         and layer.weight.device.type == "cpu"
         and layer.weight.dtype in DTYPES
     )
-
-
-@torch.no_grad()
-def can_prepack(dtype: torch.dtype) -> bool:
-    """Try the operators on a small product: are they there, and do they agree with `F.linear`?"""
-    generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(32, 48, bias=False, dtype=dtype)
-    layer.weight.copy_(torch.randn(48, 32, generator=generator))
-    x = torch.randn(3, 32, generator=generator).to(dtype)
-    try:
-        out = SharedProduct([layer]).take(x, 0)
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    return torch.allclose(out.double(), layer(x).double(), rtol=1e-2, atol=1e-2)
 
 
 @torch.no_grad()
@@ -178,6 +155,9 @@ def prepack_linears(model: nn.Module, *, apart: Iterable[nn.Module] = ()) -> int
                 type(x) is nn.Linear and _plain(x) and x.weight.dtype in dtypes for x in layers
             )
             if not all(packable) or not _alike(layers):
+                continue
+            shape = sum(x.out_features for x in layers), layers[0].in_features
+            if not is_faster_prepacked(shape, layers[0].weight.dtype):
                 continue
             product = SharedProduct(layers)
             for place, layer in enumerate(layers):

@@ -13,14 +13,17 @@ from specdec_kernels.decoder_layer import (
     Buffers,
     CpuDecoderLayer,
     LayerWeights,
+    LinearWeights,
     PlainProduct,
     PrepackedProduct,
     can_prepack,
 )
+from specdec_kernels.decoder_layer.products import Product
 from specdec_kernels.decoder_layer.weights import Rotation
 
 from .cache import Rows
 from .layer_parts import NotTakenApart, take_apart
+from .product_times import is_faster_prepacked
 from .tree_pass import Attending, Observed, Pass
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ class LeanLayers:
     @property
     def prepacked(self) -> bool:
         """Whether layers that run here have copies of their weights."""
-        return self.prepacks and any(layer is not None for layer in self.layers)
+        return any(layer is not None and layer.prepacked for layer in self.layers)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the layers out of copies, which make their own before the next text: weights are theirs."""
@@ -138,9 +141,7 @@ def lean_layers(target: Target, *, prepack: bool) -> None:
             except NotTakenApart as reason:
                 found.reasons[at] = str(reason)
                 break
-            found.layers[at] = CpuDecoderLayer(
-                weights, PrepackedProduct if prepack else PlainProduct
-            )
+            found.layers[at] = CpuDecoderLayer(weights, prepacked if prepack else PlainProduct)
             distance = probe.distance(at, found)
             if distance <= TOLERANCE[target.dtype]:
                 found.reasons[at] = None
@@ -149,6 +150,14 @@ def lean_layers(target: Target, *, prepack: bool) -> None:
             found.reasons[at] = f"it differs from the library's by {distance:.0e}"
         probe.go_on()
     target.lean = found
+
+
+def prepacked(weights: LinearWeights) -> Product:
+    """Prepack a product's weights, if this machine is faster with them."""
+    parts = weights.weights
+    shape = sum(len(part) for part in parts), parts[0].shape[1]
+    faster = is_faster_prepacked(shape, parts[0].dtype)
+    return PrepackedProduct(weights) if faster else PlainProduct(weights)
 
 
 class _Probe:

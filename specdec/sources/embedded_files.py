@@ -44,7 +44,7 @@ def embedded_model_path(name: str = DEFAULT_MODEL) -> Path:
     Raises:
         ValueError: if the fetch fails or gives other bytes, or the cached files were damaged since.
     """
-    folder = _cache() / name
+    folder = cache_folder() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
@@ -59,10 +59,12 @@ def embedded_model_path(name: str = DEFAULT_MODEL) -> Path:
     return folder
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of this user for what can be made again."""
     from platformdirs import user_cache_path  # who brings a model of their own does without
 
-    return user_cache_path("specdec")
+    folder: Path = user_cache_path("specdec")
+    return folder
 
 
 def _fetch(name: str, scratch: Path) -> Path:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .products import Product
+from .products import PrepackedProduct, Product
 from .weights import LayerWeights, LinearWeights, NormWeights, Rotation
 
 
@@ -172,6 +172,12 @@ class CpuDecoderLayer:
         )
         self.q_norm, self.k_norm, self.qk_norm = self._head_norms()
         self.norms_heads = layer.q_norm is not None or layer.k_norm is not None
+
+    @property
+    def prepacked(self) -> int:
+        """How many of the products have copies of their weights."""
+        products = (self.qkv, self.output, self.gate, self.up, self.down)
+        return sum(isinstance(product, PrepackedProduct) for product in products)
 
     def _head_norms(self) -> tuple[CpuNorm | None, CpuNorm | None, CpuNorm | None]:
         """Make norms of queries and keys, one for both where they are of single heads."""

@@ -24,7 +24,7 @@ from tiny import tiny_model
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded_files, "_cache", lambda: tmp_path / "specdec")
+    monkeypatch.setattr(embedded_files, "cache_folder", lambda: tmp_path / "specdec")
     return tmp_path / "specdec"
 
 
@@ -86,7 +86,7 @@ def test_leftovers_of_a_killed_process_are_removed(cache, monkeypatch):
 
 
 def _child(folder: str, log: str, together) -> None:
-    embedded_files._cache = lambda: Path(folder) / "specdec"
+    embedded_files.cache_folder = lambda: Path(folder) / "specdec"
 
     def slow_fetch(name, scratch):
         with Path(log).open("a") as file:
