@@ -17,8 +17,15 @@ def snippets(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.model
+def test_watching_example_of_the_flow_page_runs(capsys):
+    code, _ = snippets("docs/flow.md")
+    exec(code, {})
+    assert "0 [' four', ',']" in capsys.readouterr().out
+
+
 def test_drafter_example_of_the_flow_page_runs():
-    (code,) = snippets("docs/flow.md")
+    _, code = snippets("docs/flow.md")
     names = {}
     exec(code, names)
     model, prompt = tiny_model("llama"), random_prompt(6, 1)

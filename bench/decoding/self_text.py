@@ -3,7 +3,7 @@
     python -m bench.decoding.self_text --json bench/results/self_text.json
 
 User turns are answered by both, a third of them sampled, in one process on one thread, in turn; the library has the
-same packed layers. It answers the first of the turns, as its rate does not depend on their number; ours has a rate
+same prepacked layers. It answers the first of the turns, as its rate does not depend on their number; ours has a rate
 while rows are refilled, from when as many conversations have ended as half the rows until the last one begins, and one
 with the beginning and the end. Then what a second token per row would cost, which is what speculation would have to earn.
 """

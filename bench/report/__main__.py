@@ -30,6 +30,7 @@ from bench.report.compat import compat_table
 from bench.report.dedup import dedup_table, draw_dedup
 from bench.report.gpu.page import gpu_page
 from bench.report.launches import launches_tables
+from bench.report.lean_layers import bound_table, passes_table, texts_table
 from bench.report.ops import ops_page
 from bench.report.pages import DOCS, README, fill, machine_line
 from bench.report.sampling import batches_table, coupled_table, equality_table, speed_table
@@ -50,6 +51,7 @@ def main() -> None:
     report_training()
     report_self_text()
     report_dedup()
+    report_lean_layers()
     report_architectures()
     report_second_model()
     report_bytes()
@@ -81,6 +83,12 @@ def report_comparison() -> None:
             "stages": stages_table(spec_bench),
         },
     )
+
+
+def report_lean_layers() -> None:
+    result = load(RESULTS / "lean_layers.json")
+    parts = {"lean-passes": passes_table, "lean-texts": texts_table, "lean-bound": bound_table}
+    fill(DOCS / "decoder_layer.md", {mark: make(result) for mark, make in parts.items()})
 
 
 def report_training() -> None:

@@ -17,7 +17,7 @@ def writing_table(result: dict[str, Any]) -> str:
         [
             table(["batch", "answer tokens per second and thread", "x padded"], rows),
             f"Answers of at most {result['answer_tokens']} tokens to {result['turns']} user turns. `padded`: the library's "
-            "`generate` on batches of 64, with the same packed layers. `continuous`: ours, by rows; `refilled` without "
+            "`generate` on batches of 64, with the same prepacked layers. `continuous`: ours, by rows; `refilled` without "
             "the beginning and the end of a run, which count less the longer it is.",
             f"With a second token per row a pass takes at least {second['64']:.2f} times as long for 64 rows and "
             f"{second['128']:.2f} times for 128, if reading keys and values again costs nothing.",

@@ -9,8 +9,8 @@ from specdec.load import load_target
 from specdec.session import Session
 from tiny import random_prompt, tiny_model
 
-# As counted before padding rows, equal siblings and changes of a model were looked at.
-MOST = {"plain": 365, "lookup": 424, "redrafter": 699, "kangaroo": 1516}
+# As counted with three layers in few operators; with the library's a plain round took 371.
+MOST = {"plain": 246, "lookup": 305, "redrafter": 617, "kangaroo": 1271}
 
 
 class Counted(TorchDispatchMode):
@@ -27,7 +27,8 @@ class Counted(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", MOST)
 def test_operators_per_round_do_not_exceed_the_recorded_maximum(name):
-    target = load_target(tiny_model("llama", dtype=torch.float32))
+    target = load_target(tiny_model.__wrapped__("llama", dtype=torch.float32))
+    assert all(target.lean.layers)
     session = Session(target, getattr(every_drafter, name)(target), max_nodes=8)
     stream = session.stream([random_prompt(9, 1)], max_new_tokens=30)
     next(stream), next(stream)

@@ -6,8 +6,9 @@ from torch import nn
 
 import every_drafter
 from specdec.load import load_target
-from specdec.model.cpu_linear import PrepackedLinear, can_prepack, prepack_linears
+from specdec.model.cpu_linear import PrepackedLinear, prepack_linears
 from specdec.session import Session
+from specdec_kernels.decoder_layer import PrepackedProduct, can_prepack
 from tiny import library_greedy, random_prompt, tiny_model
 
 pytestmark = pytest.mark.skipif(
@@ -120,12 +121,18 @@ def test_target_with_subclassed_weights_decodes_unpacked():
 
 
 def test_packing_is_skipped_without_the_packed_operators(monkeypatch):
-    def missing(weight):
+    def missing(self, weights):
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("specdec.model.cpu_linear._prepack", missing)
-    assert not can_prepack(torch.float32)
-    assert prepack_linears(nn.Sequential(nn.Linear(4, 4))) == 0
+    monkeypatch.setattr(PrepackedProduct, "__init__", missing)
+    can_prepack.cache_clear()
+    try:
+        assert not can_prepack(torch.float32)
+        assert prepack_linears(nn.Sequential(nn.Linear(4, 4))) == 0
+        target = load_target(copy.deepcopy(tiny_model("llama", dtype=torch.float32)), prepack=True)
+        assert all(target.lean.layers) and not target.prepacked
+    finally:
+        can_prepack.cache_clear()
 
 
 def test_gradients_flow_through_packed_layers():
