@@ -72,6 +72,8 @@ def take_apart(layer: Any, asked: Attending, rotation: Rotation | None) -> Layer
     norms: list[NormWeights | None] = [None] * 4
     for place, module in zip(places, children.values(), strict=True):
         norms[place] = _norm(module)
+    if getattr(getattr(attention, "config", None), "clip_qkv", None) is not None:
+        raise NotTakenApart("it clips queries, keys and values")
     heads, kv_heads, head_dim = asked.heads, asked.kv_heads, asked.head_dim
     parts = _known(
         attention,
@@ -116,7 +118,9 @@ def check_untouched(layer: nn.Module) -> None:
     """Raise NotTakenApart where something was put on a layer: hooks, another `forward`, quantised or wrapped weights."""
     for name, module in layer.named_modules():
         here = name or type(layer).__name__
-        if not type(module).__module__.startswith(("torch.nn.", "transformers.", "specdec.")):
+        if not type(module).__module__.startswith(
+            ("torch.nn.modules.", "transformers.", "specdec.")
+        ):
             raise NotTakenApart(f"{here} is a {type(module).__name__}")
         if is_touched(module):
             raise NotTakenApart(f"{here} has a hook or a forward of its own")

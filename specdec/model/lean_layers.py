@@ -23,8 +23,9 @@ from specdec_kernels.decoder_layer.weights import Rotation
 
 from .cache import Rows
 from .layer_parts import NotTakenApart, take_apart
+from .memory import SIGNS
 from .product_times import is_faster_prepacked
-from .tree_pass import Attending, Observed, Pass
+from .tree_pass import Attending, Observed, Pass, TreePass
 
 if TYPE_CHECKING:
     from .target import Target
@@ -41,8 +42,8 @@ ROTATIONS: tuple[Rotation | None, ...] = ("half", "interleaved", None)
 # A prompt, then a tree of two branches.
 PROMPT, PARENTS = 6, (-1, 0, 0, 1)
 COPIED = "copied, and not used since"
-SHAPES = 32
-"""Of passes for which buffers are kept."""
+TOKENS = 4096
+"""Of all passes for which buffers are kept; those of one that has more are made for it alone."""
 
 
 class LeanLayers:
@@ -110,7 +111,10 @@ class LeanLayers:
         key = *shape[:2], rotary, layer.rotation, layer.heads, layer.kv_heads
         found = self._buffers.get(key)
         if found is None:
-            if len(self._buffers) == SHAPES:
+            if (
+                sum(rows * nodes for rows, nodes, *_ in self._buffers) + shape[0] * shape[1]
+                > TOKENS
+            ):
                 self._buffers.clear()
             # Written in passes with and without inference mode.
             with torch.inference_mode(False), torch.no_grad():
@@ -142,7 +146,14 @@ def lean_layers(target: Target, *, prepack: bool) -> None:
                 found.reasons[at] = str(reason)
                 break
             found.layers[at] = CpuDecoderLayer(weights, prepacked if prepack else PlainProduct)
-            distance = probe.distance(at, found)
+            try:
+                distance = probe.distance(at, found)
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:
+                if any(sign in str(error) for sign in SIGNS):  # of too little memory
+                    raise
+                found.layers[at] = None
+                found.reasons[at] = f"ours fails: {error}".splitlines()[0]
+                break
             if distance <= TOLERANCE[target.dtype]:
                 found.reasons[at] = None
                 break
@@ -165,6 +176,8 @@ class _Probe:
 
     def __init__(self, target: Target) -> None:
         """Read two prompts, and begin with trees behind them."""
+        # Some layers do something else far behind the beginning, such as scaling queries by their positions.
+        self.moves = (0, max(0, target.position_limit - PROMPT - len(PARENTS)))
         self.target, self.rows = target, Rows.first(2, target.device)
         generator = torch.Generator().manual_seed(2)
         ids = torch.randint(0, target.config.vocab_size, (2, PROMPT), generator=generator)
@@ -175,20 +188,30 @@ class _Probe:
         self.hidden = target.embed(ids[:, : len(PARENTS)])
 
     def run_library(self, at: int) -> Attending | None:
-        """Run a layer, and tell how it attended."""
-        seen = Observed(self.cache.open(*self.tree, self.rows))
-        self.cache.current = seen
-        self.own = self.target.run_layers(self.hidden, self.cache, at, at + 1)
-        self.kv = self.cache.kv[at].clone()
+        """Run a layer where the prompts end and far behind, and tell how it attended."""
+        self.own: list[tuple[Tensor, Tensor]] = []
+        for move in self.moves[::-1]:
+            seen = Observed(self._open(move))
+            self.cache.current = seen
+            out = self.target.run_layers(self.hidden, self.cache, at, at + 1)
+            self.own.insert(0, (out, self.cache.kv[at].clone()))
         return seen.asked
+
+    def _open(self, move: int) -> TreePass:
+        """Open a pass over the trees, at positions that are moved on."""
+        now: TreePass = self.cache.open(*self.tree, self.rows)
+        now.positions = now.positions + move
+        return now
 
     def distance(self, at: int, lean: LeanLayers) -> float:
         """Run ours on the same, and tell how far what it adds, its keys and its values are from the library's."""
-        self.cache.open(*self.tree, self.rows)
-        ours = self.target.run_layers(self.hidden, self.cache, at, at + 1, lean=lean)
-        pairs = [(ours - self.hidden, self.own - self.hidden), (self.cache.kv[at], self.kv)]
+        pairs = []
+        for move, (own, kv) in zip(self.moves, self.own, strict=True):
+            self._open(move)
+            ours = self.target.run_layers(self.hidden, self.cache, at, at + 1, lean=lean)
+            pairs += [(ours - self.hidden, own - self.hidden), (self.cache.kv[at].clone(), kv)]
         return max(float((a - b).double().norm() / b.double().norm()) for a, b in pairs)
 
     def go_on(self) -> None:
         """Hand what the library's layer gave to the next one."""
-        self.hidden = self.own
+        self.hidden = self.own[0][0]
