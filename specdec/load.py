@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from .host.locks import lock_of
 from .model.certificate import certify, certify_exact, own_logits
-from .model.cpu_linear import prepack_again
+from .model.cpu_linear import prepack_again, undo
 from .model.independence import certify_independence, refuse_known
 from .model.lean_layers import LeanLayers, lean_layers
 from .model.memory import Needs, enough_memory, gigabytes
@@ -46,7 +46,8 @@ def load_target(
         device: for a model given by name.
         exact: make every logit independent of what is verified beside it, to the bit, at some cost in time and
             four times the cache in bf16; refused where this machine's arithmetic does not allow it.
-        prepack: prepack the linear layers of a CPU model, in place; faster, and as much memory again for them. None packs
+        prepack: prepack the linear layers of a CPU model: faster, and as much memory again for them; in place, but for
+            layers that run in few operators. None packs
             models given by name only.
         layers: "auto" runs layers that are known in few operators on a CPU, where they agree with the library's;
             "library" runs the library's.
@@ -149,7 +150,11 @@ def follow_changes(target: Target) -> None:
         if now.weights != target.state.weights:
             prepack_again(target.model)
         if target.lean is not None and target.lean.takes_changes:
-            lean_layers(target, prepack=target.lean.prepacks)
+            with enough_memory(lambda: _needed(target), "load it again with prepack=False"):
+                lean_layers(target, prepack=target.lean.prepacks)
+            for at, layer in enumerate(target.parts.layers):
+                if target.lean.runs_prepacked(at):
+                    undo(layer)
             if target.lean.prepacks:
                 target.prepare()  # of those that are the library's now
         if target.exact:

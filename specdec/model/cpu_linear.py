@@ -114,6 +114,14 @@ def prepack_again(model: nn.Module) -> None:
         product.prepack()
 
 
+def undo(part: nn.Module) -> None:
+    """Make prepacked layers of a part plain ones again, and let their copies go."""
+    for module in part.modules():
+        if isinstance(module, PrepackedLinear):
+            del module.product, module.place
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+
+
 def _plain(layer: nn.Linear) -> bool:
     """Tell whether a layer is a product with its own plain weight on the CPU, and nothing else.
 

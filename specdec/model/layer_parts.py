@@ -63,7 +63,6 @@ def take_apart(layer: Any, asked: Attending, rotation: Rotation | None) -> Layer
     Raises:
         NotTakenApart: if it has parts that are not known, or some that do more than their weights say.
     """
-    check_untouched(layer)
     children = {name: x for name, x in layer.named_children() if any(True for _ in _weights(x))}
     attention, mlp = children.pop("self_attn", None), children.pop("mlp", None)
     places = NORMS.get(tuple(children))
@@ -72,8 +71,7 @@ def take_apart(layer: Any, asked: Attending, rotation: Rotation | None) -> Layer
     norms: list[NormWeights | None] = [None] * 4
     for place, module in zip(places, children.values(), strict=True):
         norms[place] = _norm(module)
-    if getattr(getattr(attention, "config", None), "clip_qkv", None) is not None:
-        raise NotTakenApart("it clips queries, keys and values")
+    _check_config(getattr(attention, "config", None))
     heads, kv_heads, head_dim = asked.heads, asked.kv_heads, asked.head_dim
     parts = _known(
         attention,
@@ -112,6 +110,15 @@ def take_apart(layer: Any, asked: Attending, rotation: Rotation | None) -> Layer
         window=asked.window,
         residual_scale=getattr(layer, "residual_multiplier", None),
     )
+
+
+def _check_config(config: Any) -> None:
+    """Raise NotTakenApart for settings that show only with some numbers or far behind the beginning."""
+    if getattr(config, "clip_qkv", None) is not None:
+        raise NotTakenApart("it clips queries, keys and values")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "llama_4_scaling_beta" in rope or getattr(config, "attn_temperature_tuning", None):
+        raise NotTakenApart("it scales queries by their positions")
 
 
 def check_untouched(layer: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specdec_kernels import ancestor_matrix, pack_bits
 from specdec_kernels.decoder_layer import (
@@ -22,7 +22,7 @@ from specdec_kernels.decoder_layer.products import Product
 from specdec_kernels.decoder_layer.weights import Rotation
 
 from .cache import Rows
-from .layer_parts import NotTakenApart, take_apart
+from .layer_parts import NotTakenApart, check_untouched, take_apart
 from .memory import SIGNS
 from .product_times import is_faster_prepacked
 from .tree_pass import Attending, Observed, Pass, TreePass
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 TOLERANCE = {
     torch.float64: 1e-6,
     torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
 }
 ROTATIONS: tuple[Rotation | None, ...] = ("half", "interleaved", None)
 # A prompt, then a tree of two branches.
 PROMPT, PARENTS = 6, (-1, 0, 0, 1)
-COPIED = "copied, and not used since"
+NOT_TRIED = "not tried since it was changed or copied"
 TOKENS = 4096
 """Of all passes for which buffers are kept; those of one that has more are made for it alone."""
 
@@ -60,7 +60,7 @@ class LeanLayers:
         self.layers: list[CpuDecoderLayer | None] = [None] * count
         self.reasons = [reason] * count
         """Why a layer is the library's; None where it is not."""
-        self.prepacks, self.takes_changes = prepacked, reason is None
+        self.prepacks, self.takes_changes = prepacked, reason in (None, NOT_TRIED)
         """Whether products are to be prepacked, and whether layers are tried anew when the model has changed."""
         self._buffers: dict[tuple[Any, ...], Buffers] = {}
 
@@ -69,11 +69,16 @@ class LeanLayers:
         """Whether layers that run here have copies of their weights."""
         return any(layer is not None and layer.prepacked for layer in self.layers)
 
+    def runs_prepacked(self, at: int) -> bool:
+        """Tell whether a layer runs here with copies of its weights."""
+        layer = self.layers[at]
+        return layer is not None and layer.prepacked > 0
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the layers out of copies, which make their own before the next text: weights are theirs."""
         return {
             "layers": [None] * len(self.layers),
-            "reasons": [COPIED] * len(self.layers),
+            "reasons": [NOT_TRIED] * len(self.layers) if self.takes_changes else self.reasons,
             "prepacks": self.prepacks,
             "takes_changes": self.takes_changes,
             "_buffers": {},
@@ -81,8 +86,8 @@ class LeanLayers:
 
     @property
     def stale(self) -> bool:
-        """Whether this is a copy whose layers are still to be made."""
-        return self.takes_changes and self.reasons[0] == COPIED
+        """Whether layers are still to be tried: in a copy, and where the last try failed."""
+        return self.reasons[0] == NOT_TRIED
 
     def runs(self, at: int) -> bool:
         """Tell whether a layer runs here: some are the library's, and all are where gradients are recorded."""
@@ -131,12 +136,19 @@ def lean_layers(target: Target, *, prepack: bool) -> None:
         target: on a CPU.
         prepack: whether products get copies of their weights in oneDNN's layout.
     """
-    target.lean = None
+    # The library's run meanwhile, and for good if this fails: the next text tries again.
+    target.lean = LeanLayers(len(target.parts.layers), prepacked=prepack, reason=NOT_TRIED)
     prepack = prepack and can_prepack(target.dtype)
     found = LeanLayers(len(target.parts.layers), prepacked=prepack)
-    probe = _Probe(target)
-    for at in range(len(found.layers)):
+    touched = [_touched(layer) for layer in target.parts.layers]
+    # Hooks are not to see tokens that nobody gave.
+    probe = _Probe(target, alone=any(touched))
+    for at, reason in enumerate(touched):
+        if reason is not None:
+            found.reasons[at] = reason
+            continue
         asked = probe.run_library(at)
+        nearest = torch.inf
         for rotation in ROTATIONS:
             try:
                 if asked is None:
@@ -157,8 +169,9 @@ def lean_layers(target: Target, *, prepack: bool) -> None:
             if distance <= TOLERANCE[target.dtype]:
                 found.reasons[at] = None
                 break
+            nearest = min(nearest, distance)
             found.layers[at] = None
-            found.reasons[at] = f"it differs from the library's by {distance:.0e}"
+            found.reasons[at] = f"it differs from the library's by {nearest:.0e}"
         probe.go_on()
     target.lean = found
 
@@ -171,18 +184,27 @@ def prepacked(weights: LinearWeights) -> Product:
     return PrepackedProduct(weights) if faster else PlainProduct(weights)
 
 
+def _touched(layer: nn.Module) -> str | None:
+    try:
+        check_untouched(layer)
+    except NotTakenApart as reason:
+        return str(reason)
+    return None
+
+
 class _Probe:
     """Hidden states on their way through the library's layers, and what each layer makes of them."""
 
-    def __init__(self, target: Target) -> None:
-        """Read two prompts, and begin with trees behind them."""
+    def __init__(self, target: Target, *, alone: bool) -> None:
+        """Read two prompts and begin with trees behind them, or with nothing before the trees if they are `alone`."""
         # Some layers do something else far behind the beginning, such as scaling queries by their positions.
         self.moves = (0, max(0, target.position_limit - PROMPT - len(PARENTS)))
         self.target, self.rows = target, Rows.first(2, target.device)
         generator = torch.Generator().manual_seed(2)
         ids = torch.randint(0, target.config.vocab_size, (2, PROMPT), generator=generator)
         self.cache: Any = target.new_cache(rows=2, capacity=PROMPT, tree_capacity=len(PARENTS))
-        target.prefill(ids, [PROMPT, PROMPT - 2], self.cache)
+        if not alone:
+            target.prefill(ids, [PROMPT, PROMPT - 2], self.cache)
         ancestors = ancestor_matrix(torch.tensor([PARENTS])).expand(2, -1, -1)
         self.tree = pack_bits(ancestors), ancestors.sum(-1) - 1
         self.hidden = target.embed(ids[:, : len(PARENTS)])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as everywhere
 
 from specdec_kernels.dispatch import is_plain
 
@@ -117,7 +118,15 @@ def check_plain(name: str, layer: Any, known: bool) -> None:
 
 def is_touched(module: nn.Module) -> bool:
     """Tell whether calling a module does more than its class says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    of_all = (everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks)
+    hooks = [
+        h
+        for found in (*of_all, module._forward_hooks, module._forward_pre_hooks)
+        for h in found.values()
+    ]
+    # Those of the library note what a caller asks for, and do nothing otherwise.
+    others = [hook for hook in hooks if not str(hook.__module__).startswith("transformers.")]
+    return bool(others) or "forward" in vars(module)
 
 
 def _written(parameter: Tensor) -> tuple[int, int]:

@@ -26,12 +26,12 @@ from ..sources.embedded_files import cache_folder
 
 Shape = tuple[int, int]
 # Of passes: a plain step, and trees.
-ROWS = (1, 4, 16)
+ROWS = (1, 8)
 # Smaller weights are prepacked unasked: what is gained or lost with them is little.
 MIN_BYTES = 1 << 19
-# So many different weights take turns that no cache holds them.
-TURNS_BYTES = 48 << 20
-REPEATS = 5
+# So many different weights take turns that no near cache holds them; of larger ones so many rows stand for all.
+TURNS_BYTES = 24 << 20
+REPEATS = 3
 # Copies are made unless the weights as they are take clearly less time: a busy machine measures badly.
 CLEARLY = 0.9
 
@@ -44,7 +44,7 @@ def is_faster_prepacked(shape: Shape, dtype: torch.dtype) -> bool:
         dtype: of the weight.
 
     Returns:
-        False where passes of 1, 4 and 16 rows, one each, take clearly less time without, and where torch has no such
+        False where passes of 1 and 8 rows, one each, take clearly less time without, and where torch has no such
         operators.
     """
     return can_prepack(dtype) and _is_faster(shape, dtype, torch.get_num_threads())
@@ -95,9 +95,15 @@ def read_times(file: Path) -> dict[str, list[float]]:
 @torch.inference_mode()
 def measure(shape: Shape, dtype: torch.dtype) -> list[float]:
     """Time a shape: least milliseconds of products with plain and with prepacked weights, summed over `ROWS`."""
-    size = shape[0] * shape[1] * dtype.itemsize
-    weights = [torch.rand(shape).to(dtype) for _ in range(min(64, max(2, TURNS_BYTES // size)))]
-    xs = [torch.rand(rows, shape[1]).to(dtype) for rows in ROWS]
+    size = shape[1] * dtype.itemsize
+    rows = min(shape[0], max(1, TURNS_BYTES // size))
+    generator = torch.Generator().manual_seed(0)  # one of its own: a caller's goes on as it was
+
+    def numbers(count: int) -> Tensor:
+        return torch.rand(count, shape[1], generator=generator).to(dtype)
+
+    weights = [numbers(rows) for _ in range(min(64, max(1, TURNS_BYTES // (rows * size))))]
+    xs = [numbers(count) for count in ROWS]
     kinds: list[Callable[[LinearWeights], Product]] = [PlainProduct, PrepackedProduct]
     products = [[kind(LinearWeights((weight,))) for weight in weights] for kind in kinds]
     times = [[[_time(of, x) for x in xs] for of in products] for _ in range(REPEATS)]

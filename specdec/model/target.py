@@ -93,7 +93,7 @@ class Target:
         return weight
 
     def prepare(self) -> int:
-        """Prepack the linear layers of a CPU model; the plain loop and every drafter gain alike.
+        """Prepack the linear layers of a CPU model that the library runs; the plain loop and every drafter gain alike.
 
         Returns:
             The number of layers prepacked.
@@ -162,29 +162,32 @@ class Target:
             hidden = self._place(hidden, now.positions)
         hidden, now.cache = hidden.contiguous(), cache
         shape = hidden.shape
-        rotations = self._rotations(hidden, now, types)
-        with self._tree_attention():
-            for at in range(first, first + len(layers)):
-                now.windows.pop(at, None)  # of an earlier run of this pass
-            for at, (layer, kind) in enumerate(zip(layers, types, strict=True), first):
-                kind = kind if self._rotary_by_type else None
-                if lean is not None and lean.runs(at):
-                    flat = hidden if hidden.ndim == 2 else hidden.view(-1, shape[-1])
-                    hidden = lean.run(at, flat, now, rotations[kind], kind)
-                    continue
-                hidden = layer(
-                    hidden.view(shape),
-                    attention_mask=None,
-                    position_ids=now.positions,
-                    **{self._cache_option: cache},
-                    use_cache=True,
-                    position_embeddings=rotations[kind],
-                    tree_pass=now,
-                )
-                if not isinstance(hidden, Tensor):
-                    raise NotImplementedError(
-                        f"layers: expected each to return its hidden states alone, got a {type(hidden).__name__}"
+        try:
+            rotations = self._rotations(hidden, now, types)
+            with self._tree_attention():
+                for at in range(first, first + len(layers)):
+                    now.windows.pop(at, None)  # of an earlier run of this pass
+                for at, (layer, kind) in enumerate(zip(layers, types, strict=True), first):
+                    kind = kind if self._rotary_by_type else None
+                    if lean is not None and lean.runs(at):
+                        flat = hidden if hidden.ndim == 2 else hidden.view(-1, shape[-1])
+                        hidden = lean.run(at, flat, now, rotations[kind], kind)
+                        continue
+                    hidden = layer(
+                        hidden.view(shape),
+                        attention_mask=None,
+                        position_ids=now.positions,
+                        **{self._cache_option: cache},
+                        use_cache=True,
+                        position_embeddings=rotations[kind],
+                        tree_pass=now,
                     )
+                    if not isinstance(hidden, Tensor):
+                        raise NotImplementedError(
+                            f"layers: expected each to return its hidden states alone, got a {type(hidden).__name__}"
+                        )
+        finally:
+            now.cache = None  # they would hold each other in memory
         if missed := set(range(first, first + len(layers))) - now.windows.keys():
             raise RuntimeError(
                 f"pass: expected every layer to attend through specdec, got another attention in layer {min(missed)}; "
@@ -334,7 +337,7 @@ class Target:
     @contextmanager
     def _tree_attention(self) -> Iterator[None]:
         """Let the layers attend through us for the length of a pass; passes of other threads wait."""
-        with full_precision_sums(self.device), lock_of(self.model):
+        with lock_of(self.model), full_precision_sums(self.device):
             before = self.config._attn_implementation
             try:
                 self.config._attn_implementation = ATTENTION

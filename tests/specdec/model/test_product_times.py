@@ -109,3 +109,11 @@ def test_layers_take_the_decision_per_shape(monkeypatch):
     prompt = random_prompt(9, 2)
     written = Session(target, "lookup").generate([prompt], max_new_tokens=12).tokens[0]
     assert written == library_greedy(model, prompt, 12)
+
+
+def test_measuring_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    measure((96, 64), torch.float32)
+    assert torch.equal(torch.rand(3), expected)
