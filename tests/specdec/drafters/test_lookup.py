@@ -90,7 +90,7 @@ def test_error_names_the_out_of_range_setting(change):
 
 
 def test_drafter_names_load_and_unknown_names_are_rejected():
-    assert isinstance(load_drafter("lookup+none", Target(tiny_model("llama"))), MixedDrafter)
+    assert isinstance(load_drafter("lookup+plain", Target(tiny_model("llama"))), MixedDrafter)
     with pytest.raises(ValueError, match="drafter: expected one of plain, lookup"):
         load_drafter("nothing", Target(tiny_model("llama")))
     with pytest.raises(ValueError, match="at least one"):
