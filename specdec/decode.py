@@ -69,7 +69,9 @@ def decode(
         with metrics.stage("pack"):
             tree = pack(state.roots, proposals, budget)
         with metrics.stage("verify"):
-            verified = target.verify(tree, state.cache, state.rows, proposals.shallow)
+            verified = target.verify(
+                tree, state.cache, state.rows, proposals.shallow, proposals.side
+            )
         with metrics.stage("pick"):
             picked = picker.pick(state, tree, verified.logits)
         with metrics.stage("accept"):
@@ -78,7 +80,7 @@ def decode(
             written = state.write(tree, accepted, verified.hidden, proposals.valid.sum(1))
             state.cache.commit(accepted, state.rows)
         with metrics.stage("observe"):
-            drafter.observe(state, tree, accepted, verified.hidden)
+            drafter.observe(state, tree, accepted, verified)
         with metrics.stage("emit"):
             emitted = state.advance(written)
         metrics.count(emitted)

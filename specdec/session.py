@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from .decode import decode
 from .drafters import Drafter, load_drafter
 from .host.locks import lock_of
-from .limits import DEFAULT_NODES, check_max_nodes
+from .limits import DEFAULT_NODES, MAX_NODES, check_max_nodes
 from .load import follow_changes
 from .metrics import Metrics
 from .model.cache import Rows, TreeCache
@@ -73,7 +73,17 @@ class Session:
         self.target = target
         self.drafter: Drafter = drafter
         self.max_nodes = max_nodes or DEFAULT_NODES
+        # Drafters of callers need not inherit from ours.
+        self.pass_nodes = self.max_nodes + getattr(drafter, "side_nodes", 0)
+        """Most nodes per row in one pass, those that never enter the cache included."""
+        if self.pass_nodes > MAX_NODES:
+            raise ValueError(
+                f"max_nodes: expected at most {MAX_NODES - self.pass_nodes + self.max_nodes} beside the "
+                f"{self.pass_nodes - self.max_nodes} side nodes of {type(drafter).__name__}, got {self.max_nodes}"
+            )
         self.cache = cache
+        self.memory: dict[object, Any] = {}
+        """What each drafter keeps from one text to the next, by the drafter itself."""
         self._latest: object = None
 
     def generate(
@@ -192,7 +202,7 @@ class Session:
             if copies > 1:
                 cache.share_prompts(copies)
                 prefilled = prefilled.repeat(copies)
-            state = State(cache, text, sampling=picker.sampling, **ends)
+            state = State(cache, text, sampling=picker.sampling, memory=self.memory, **ends)
             cache.texts = text.host
         rounds = decode(
             self.target,
@@ -260,8 +270,8 @@ class Session:
             ),
             default=0,
         )
-        if capacity > cache.capacity or self.max_nodes > cache.tree_capacity:
-            cache.grow(self._roomy(texts, capacity), self.max_nodes)
+        if capacity > cache.capacity or self.pass_nodes > cache.tree_capacity:
+            cache.grow(self._roomy(texts, capacity), self.pass_nodes)
         cache.set_lengths([shared] * len(texts))
         # All that still holds should prefill be interrupted.
         cache.texts = [known[:shared] for known in cache.texts]
@@ -271,7 +281,7 @@ class Session:
         self.cache = self.target.new_cache(
             rows=len(texts),
             capacity=self._roomy(texts, capacity),
-            tree_capacity=self.max_nodes,
+            tree_capacity=self.pass_nodes,
         )
         self.cache.made_for = (self.target, self.drafter, self.target.changes)
         return self.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class State:
         eos_token_ids: frozenset[int],
         stops: Stops | None = None,
         sampling: Sampling | None = None,
+        memory: dict[object, Any] | None = None,
     ) -> None:
         """Take prompts whose prefill is done.
 
@@ -56,6 +57,7 @@ class State:
             eos_token_ids: tokens after which a row ends.
             stops: tells after which further tokens a row ends.
             sampling: how the target draws tokens; None where it takes the best.
+            memory: what drafters keep from one text of a session to the next.
         """
         self.cache, self.text = cache, text
         self.hidden: Tensor = torch.empty(0)
@@ -65,6 +67,8 @@ class State:
         self.eos_token_ids, self.stops = eos_token_ids, stops
         self.sampling = sampling
         """For drafters: what is known of the target's choices before it makes them."""
+        self.memory: dict[object, Any] = {} if memory is None else memory
+        """What each drafter keeps about these rows and earlier texts of the session, by the drafter itself."""
         self._roots = 0
         """Certain tokens behind the cache, per row: one, once prefill has given the first."""
 

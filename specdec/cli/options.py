@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..drafters.names import KNOWN
+from ..drafters.names import SHOWN
 from ..limits import MAX_NODES, MAX_SEED
 from ..sources.embedded import EMBEDDED
 
@@ -77,7 +77,7 @@ TrustOption = Annotated[
 DrafterOption = Annotated[
     str,
     typer.Option(
-        help=f"{', '.join(KNOWN)}, a folder, or several joined by +.",
+        help=f"{', '.join(SHOWN)}, a folder, or several joined by +.",
         callback=home,
     ),
 ]

@@ -2,7 +2,7 @@
 
 What an entry needs besides lies in files that have its name. Of a method that needs no training, one:
 
-    drafters/NAME.py   new_drafter(target, **settings)
+    drafters/NAME.py   new_drafter(target, **settings), or new_drafter(target, argument, **settings)
 
 Of a trained method, two:
 
@@ -32,6 +32,8 @@ class Method:
     """What it drafts with, in one line; of a trained one the end of a sentence that begins with "Train"."""
     settings: tuple[str, ...] = ()
     """Fields of the configuration that say how to draft, and may be chosen anew every time."""
+    argument: str = ""
+    """What follows the name and a colon, as help calls it; in brackets where it may be left out."""
     trained: bool = False
     """Whether it needs a checkpoint."""
     alone: bool = False
@@ -44,17 +46,26 @@ METHODS = {
     "plain": Method("nothing, so that each pass writes one token: the baseline"),
     "lookup": Method(
         "what followed the last tokens earlier in the text",
-        ("places", "length", "discount", "min_prob"),
+        settings=("places", "length", "discount", "min_prob"),
+    ),
+    "lookahead": Method(
+        "n-grams that the target itself has written beside the text, by Lookahead decoding",
+        argument="[W/N/G]",
+        settings=("window", "ngram", "guesses", "text_ngrams", "min_prob"),
+    ),
+    "recycling": Method(
+        "what the target ranked highest after the same token before, by token recycling",
+        settings=("ranks", "length", "min_prob"),
     ),
     "redrafter": Method(
         "a ReDrafter, a recurrent model that drafts beams, by local distillation",
-        ("beam_width", "draft_length", "keep", "min_prob", "min_step_prob", "top_rule"),
+        settings=("beam_width", "draft_length", "keep", "min_prob", "min_step_prob", "top_rule"),
         trained=True,
         renamed={"least": "min_prob", "least_step": "min_step_prob"},
     ),
     "kangaroo": Method(
         "a Kangaroo, an adapter behind the target's first layers, by self-distillation",
-        ("eta", "gamma"),
+        settings=("eta", "gamma"),
         trained=True,
         alone=True,
     ),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
+from ..model.passed import Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
 from .protocol import Budget, Drafter, Proposals
@@ -19,8 +19,8 @@ class MixedDrafter(Drafter):
         """Combine drafters, the most trusted first.
 
         Raises:
-            ValueError: if there is none, or one of them drafts with the target's own layers: what those have seen
-                is a chain of its own, which no other proposal may join.
+            ValueError: if there is none, two of them ask for side nodes, or one drafts with the target's own layers:
+                what those have seen is a chain of its own, which no other proposal may join.
         """
         if not drafters:
             raise ValueError("drafters: expected at least one, got none")
@@ -30,7 +30,12 @@ class MixedDrafter(Drafter):
                     f"drafters: expected ones that can share a tree, got {type(drafter).__name__}, "
                     "which drafts alone"
                 )
+        asking = [drafter for drafter in drafters if drafter.side_nodes]
+        if len(asking) > 1:
+            names = ", ".join(type(drafter).__name__ for drafter in asking)
+            raise ValueError(f"drafters: expected one that asks for side nodes, got {names}")
         self.drafters = list(drafters)
+        self.side_nodes = sum(drafter.side_nodes for drafter in drafters)
 
     def start(self, state: State) -> None:
         """Start each."""
@@ -52,9 +57,12 @@ class MixedDrafter(Drafter):
             source=torch.cat(
                 [torch.full_like(part.source, at) for at, part in enumerate(parts)], 1
             ),
+            side=next((part.side for part in parts if part.side is not None), None),
         )
 
-    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
+    def observe(
+        self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
+    ) -> None:
         """Show each what became of the tree."""
         for drafter in self.drafters:
-            drafter.observe(state, tree, accepted, hidden)
+            drafter.observe(state, tree, accepted, verified)

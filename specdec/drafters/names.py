@@ -27,15 +27,29 @@ UNIONS = {"mixed": "redrafter+lookup"}
 # The best there is for a target.
 BEST = "best"
 KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS, BEST)
+"""All names but those of folders."""
+
+
+def _with(argument: str) -> str:
+    """Write how an argument is given: `:NAME`, in brackets where it may be left out."""
+    if argument.startswith("["):
+        return f"[:{argument[1:]}"
+    return f":{argument}" if argument else ""
+
+
+SHOWN = tuple(
+    f"{name}{_with(METHODS[name].argument)}" if name in METHODS else name for name in KNOWN
+)
+"""The same with the arguments that they take, for help and errors."""
 
 
 def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) -> Drafter:
     """Make a drafter from its name.
 
     Args:
-        name: `plain`, `lookup`; `redrafter` or `kangaroo`, shipped for the default model; a checkpoint's folder;
-            `a+b` for the union of several, of which `mixed` is redrafter+lookup; `best` for what
-            `best_drafter` chooses.
+        name: a method that needs no training, by its name, or `name:argument` where it takes one; `redrafter` or
+            `kangaroo`, shipped for the default model; a checkpoint's folder; `a+b` for the union of several, of which
+            `mixed` is redrafter+lookup; `best` for what `best_drafter` chooses.
         target: whose text is drafted.
         settings: how the method drafts, where it shall differ from its defaults or from what was saved; of a union,
             its trained part.
@@ -50,11 +64,11 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
     check_drafter_name(name)
     parts = _parts(best_drafter(target) if name == BEST else name)
     alone = len(parts) == 1
-    if settings and not alone and all(part in DRAFTERS for part in parts):
+    if settings and not alone and all(_method(part) in DRAFTERS for part in parts):
         raise ValueError(f"{next(iter(settings))}: expected no settings for {name}, got one")
     drafters = [
         _new(part, target, settings if alone else {})
-        if part in DRAFTERS
+        if _method(part) in DRAFTERS
         else _load(part, target, settings)
         for part in parts
     ]
@@ -84,13 +98,14 @@ def check_drafter_name(name: str) -> None:
     parts = _parts(name)
     for part in parts:
         folder = _folder(part)
-        if part in DRAFTERS:
+        if (method := _method(part)) in DRAFTERS:
+            _check_argument(method, part)
             continue
         if part in SHIPPED and not folder.is_dir():
             raise ValueError(f"drafter: expected {part} in {folder}, got none; {_advice(part)}")
         if not part or not folder.is_dir():
             raise ValueError(
-                f"drafter: expected one of {', '.join(KNOWN)}, a checkpoint's folder, or several joined by '+', "
+                f"drafter: expected one of {', '.join(SHOWN)}, a checkpoint's folder, or several joined by '+', "
                 f"got {name!r}"
             )
         from ..checkpoints import read_description  # needs torch, unlike a name
@@ -104,7 +119,8 @@ def check_drafter_name(name: str) -> None:
 
 def _parts(name: str) -> list[str]:
     """Split a union; a folder's name may hold a `+` itself."""
-    if name not in KNOWN and Path(name).is_dir():
+    argument = name.partition(":")[2]
+    if name not in KNOWN and any(path and Path(path).is_dir() for path in (name, argument)):
         return [name]
     parts = [p for part in name.split("+") for p in UNIONS.get(part, part).split("+")]
     for old in RENAMED.keys() & parts:
@@ -116,17 +132,33 @@ def _parts(name: str) -> list[str]:
     return [RENAMED.get(part, part) for part in parts]
 
 
+def _method(part: str) -> str:
+    """Name the method of a part that is no folder."""
+    return part.partition(":")[0]
+
+
+def _check_argument(method: str, part: str) -> None:
+    """Raise ValueError unless an argument is there where a method wants one, and only there."""
+    wanted, given = METHODS[method].argument, part.partition(":")[2]
+    if ":" in part and not (wanted and given):
+        raise ValueError(f"drafter: expected {method}{_with(wanted)}, got {part!r}")
+    if wanted and not wanted.startswith("[") and not given:
+        raise ValueError(f"drafter: expected {method}{_with(wanted)}, got {part!r}")
+
+
 def _folder(part: str) -> Path:
     return SHIPPED_FOLDER / part if part in SHIPPED else Path(part)
 
 
 def _new(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
-    if unknown := settings.keys() - METHODS[part].settings:
-        known = ", ".join(METHODS[part].settings) or "none"
+    method, _, argument = part.partition(":")
+    if unknown := settings.keys() - METHODS[method].settings:
+        known = ", ".join(METHODS[method].settings) or "none"
         raise ValueError(
-            f"{min(unknown)}: expected one of the settings of {part} ({known}), got another"
+            f"{min(unknown)}: expected one of the settings of {method} ({known}), got another"
         )
-    drafter: Drafter = drafter_file(part).new_drafter(target, **settings)
+    arguments = (argument,) if argument else ()
+    drafter: Drafter = drafter_file(method).new_drafter(target, *arguments, **settings)
     return drafter
 
 

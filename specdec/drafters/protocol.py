@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..model.passed import Shallow, Tap
+from ..model.passed import Shallow, SideNodes, Tap, Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
 
@@ -38,6 +38,8 @@ class Proposals(NamedTuple):
     """`[B, K]` int64, which beam or which drafter proposed it."""
     shallow: Shallow | None = None
     """Set by a drafter that has run the target's first layers on the root and its proposals, which form a chain."""
+    side: SideNodes | None = None
+    """What the drafter wants to hear from the same pass beside the tree."""
 
     @classmethod
     def none(cls, batch: int, device: torch.device) -> Proposals:
@@ -54,6 +56,8 @@ class Drafter(Protocol):
 
     tap: Tap | None = None
     """Reads prompts along with the target."""
+    side_nodes: int = 0
+    """Most side nodes per row that a draft asks for."""
 
     def start(self, state: State) -> None:
         """Begin with the prompts of `state`, after prefill; for a drafter that keeps something about them."""
@@ -63,13 +67,15 @@ class Drafter(Protocol):
         """Propose continuations of each row's root."""
         ...
 
-    def observe(self, state: State, tree: TokenTree, accepted: Accepted, hidden: Tensor) -> None:
+    def observe(
+        self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
+    ) -> None:
         """Learn what became of a draft.
 
         Args:
             state: rows as they were drafted for; `text` already holds the accepted tokens and the next root.
             tree: what was verified.
             accepted: what the target agreed with.
-            hidden: `[B, N, E]`, the target's hidden states at the tree's nodes.
+            verified: what the target said at the tree's nodes and at side nodes.
         """
         return None

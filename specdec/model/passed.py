@@ -28,6 +28,22 @@ class Shallow(NamedTuple):
     """`[B, >= N, E]`, their output at the nodes of a chain."""
 
 
+class SideNodes(NamedTuple):
+    """Tokens run beside a tree for what the target says after them; they never enter the cache.
+
+    Each sees the prefix, the root and earlier side nodes. No node of the tree sees them.
+    """
+
+    tokens: Tensor
+    """`[B, S]` int64."""
+    depth: Tensor
+    """`[B, S]` int64; a side node sits at position `prefix + depth`."""
+    sees: Tensor
+    """`[S, S]` bool, lower triangular: which side nodes each one sees, itself included; alike in all rows."""
+    wanted: int
+    """So many of the last ones get logits."""
+
+
 class Verified(NamedTuple):
     """What one pass of the target says."""
 
@@ -35,7 +51,9 @@ class Verified(NamedTuple):
     """`[B, N, V]`, or `[B, V]` after prefill."""
     hidden: Tensor
     """`[B, N, E]`, or `[B, E]`: the input of the head, after the final norm."""
+    side_logits: Tensor | None = None
+    """`[B, wanted, V]`, after the last side nodes, where there were any."""
 
     def repeat(self, copies: int) -> Verified:
-        """Return `copies` rows for each row, one after another."""
-        return Verified(*(x.repeat_interleave(copies, 0) for x in self))
+        """Return `copies` rows for each row of a prefill, one after another."""
+        return Verified(*(x.repeat_interleave(copies, 0) for x in self[:2]))

@@ -28,7 +28,8 @@ from .head import draft_head
 from .lean_layers import LeanLayers
 from .model_state import ModelState, check_mode, check_placement
 from .parts import find_parts, position_limit
-from .passed import Shallow, Tap, Verified
+from .passed import Shallow, SideNodes, Tap, Verified
+from .side_nodes import pass_nodes
 from .tree_pass import Pass
 
 PREFILL_CHUNK = 256
@@ -245,7 +246,12 @@ class Target:
         return self.run_layers(self.embed(chain.tokens), cache, 0, layers)
 
     def verify(
-        self, tree: TokenTree, cache: TreeCache, rows: Rows, shallow: Shallow | None = None
+        self,
+        tree: TokenTree,
+        cache: TreeCache,
+        rows: Rows,
+        shallow: Shallow | None = None,
+        side: SideNodes | None = None,
     ) -> Verified:
         """Run the whole tree in one pass; its keys and values lie behind the prefix afterwards.
 
@@ -254,22 +260,30 @@ class Target:
             cache: holds the prefixes.
             rows: the B cache rows that the trees belong to.
             shallow: where the trees are chains that the first layers have already seen.
+            side: nodes run beside the trees, and forgotten.
 
         Returns:
-            Logits `[B, N, V]` and hidden states `[B, N, E]` after each node.
+            Logits `[B, N, V]` and hidden states `[B, N, E]` after each node, and what side nodes asked for.
         """
-        alone = self.exact and tree.tokens.numel() == 1
-        if alone:  # never one row: beside its own copy, which nothing reads
+        nodes = tree.tokens.shape[1]
+        if self.exact and tree.tokens.numel() == 1:
+            # Never one row: beside its own copy, which nothing reads.
             tree = TokenTree.chain(tree.tokens.expand(1, 2))
-        cache.open(tree.ancestors, tree.depth, rows)
+        all_nodes = pass_nodes(tree, side)
+        cache.open(all_nodes.ancestors, all_nodes.depth, rows)
         if shallow is None:
-            hidden = self.run_layers(self.embed(tree.tokens), cache)
+            hidden = self.run_layers(self.embed(all_nodes.tokens), cache)
         else:
-            hidden = shallow.hidden[:, :1].expand(-1, 2, -1) if alone else shallow.hidden
-            hidden = hidden[:, : tree.tokens.shape[1]]
+            hidden = shallow.hidden[:, : tree.tokens.shape[1]]
+            hidden = hidden.expand(-1, tree.tokens.shape[1], -1)
             hidden = self.run_layers(hidden, cache, shallow.layers)
-        verified = self.head(hidden)
-        return Verified(verified.logits[:, :1], verified.hidden[:, :1]) if alone else verified
+        if side is None:
+            logits, hidden, _ = self.head(hidden)
+            return Verified(logits[:, :nodes], hidden[:, :nodes])
+        logits, hidden, _ = self.head(
+            torch.cat([hidden[:, :nodes], hidden[:, hidden.shape[1] - side.wanted :]], 1)
+        )
+        return Verified(logits[:, :nodes], hidden[:, :nodes], logits[:, nodes:])
 
     def prefill(
         self,

@@ -20,7 +20,7 @@ class ScriptedDrafter(Drafter):
         self.most_proposals = most_proposals
         self.sizes, self.accepted = [], []
 
-    def observe(self, state, tree, accepted, hidden):
+    def observe(self, state, tree, accepted, verified):
         check_tree(tree)
         self.sizes += tree.sizes.tolist()
         self.accepted += accepted.lengths.tolist()

@@ -1,0 +1,168 @@
+"""Token recycling: what the target ranked highest after a token before may follow that token again.
+
+A pass of the target ranks the vocabulary at every node it verifies, and all but one rank is thrown away. Here the best
+ones are kept in a table of successors, `[V, k]`, with one row per token of the vocabulary. A draft is a breadth-first
+tree read from the table. Its shape is the same every time: the paths of ranks that were right most often.
+
+Source: arXiv 2408.08696.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..limits import MAX_NODES
+from ..model.passed import Verified
+from ..model.target import Target
+from ..state import State
+from ..tree import Accepted, TokenTree
+from .protocol import Budget, Drafter, Proposals
+
+# How often the successor of each rank came next, the best first.
+RIGHT = (0.4, 0.12, 0.07, 0.05, 0.035, 0.03, 0.02, 0.02)
+Path = tuple[int, ...]
+"""Ranks from the root down."""
+UNKNOWN = -1
+"""Stands in the table where no successor is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecyclingConfig:
+    """How much to keep, and how much of it to propose."""
+
+    ranks: int = 8
+    """Successors kept per token, k, 1 to 8."""
+    length: int = 6
+    """Depth of the tree, 1 to 16."""
+    min_prob: float = 0.03
+    """Probability under which a node is not worth verifying, above 0 to 1."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        for name, most in (("ranks", len(RIGHT)), ("length", 16)):
+            if not 1 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name}: expected 1 to {most}, got {value}")
+        if not 0 < self.min_prob <= 1:
+            raise ValueError(f"min_prob: expected above 0 to 1, got {self.min_prob}")
+
+
+class Template(NamedTuple):
+    """The shape of all drafts, level by level."""
+
+    above: list[Tensor]
+    """Per level `[n]` int64, each node's parent by its place in the level before."""
+    ranks: list[Tensor]
+    """Per level `[n]` int64, which successor of its parent each node is."""
+    parents: Tensor
+    """`[K]` int64, each node's parent among all nodes; -1 for the root."""
+    scores: Tensor
+    """`[K]` float32, cumulative log-probabilities."""
+
+    def to(self, device: torch.device) -> Template:
+        """Copy to a device."""
+        above, ranks = ([x.to(device) for x in level] for level in (self.above, self.ranks))
+        return Template(above, ranks, self.parents.to(device), self.scores.to(device))
+
+
+def template(config: RecyclingConfig, nodes: int) -> Template:
+    """Choose the likeliest paths of ranks: at most `nodes`, none below `min_prob`."""
+    costs = [-math.log(rate) for rate in RIGHT[: config.ranks]]
+    waiting: list[tuple[float, Path]] = [(costs[0], (0,))]
+    chosen: dict[Path, float] = {}
+    while waiting and len(chosen) < nodes:
+        # The cheapest that is left. Its next rank and its first child, pushed now, cost at least as much.
+        cost, path = heapq.heappop(waiting)
+        if cost > -math.log(config.min_prob):
+            break
+        chosen[path] = cost
+        above, rank = path[:-1], path[-1]
+        if rank + 1 < config.ranks:
+            heapq.heappush(waiting, (cost - costs[rank] + costs[rank + 1], (*above, rank + 1)))
+        if len(path) < config.length:
+            heapq.heappush(waiting, (cost + costs[0], (*path, 0)))
+    paths = sorted(chosen, key=len)  # stable, so each level is in order of cost
+    levels: list[list[Path]] = [list(level) for _, level in groupby(paths, key=len)]
+    places: dict[Path, int] = {(): 0}
+    places |= {path: at for level in levels for at, path in enumerate(level)}
+    index: dict[Path, int] = {path: at for at, path in enumerate(paths)}
+    return Template(
+        [torch.tensor([places[path[:-1]] for path in level]) for level in levels],
+        [torch.tensor([path[-1] for path in level]) for level in levels],
+        torch.tensor([index.get(path[:-1], -1) for path in paths], dtype=torch.int64),
+        torch.tensor([-chosen[path] for path in paths]),
+    )
+
+
+class RecyclingDrafter(Drafter):
+    """Drafts from a table of successors that all texts of a session fill."""
+
+    def __init__(self, config: RecyclingConfig | None = None, *, vocabulary_size: int) -> None:
+        """Take the defaults or a configuration.
+
+        Args:
+            config: how much to keep and to propose.
+            vocabulary_size: of the target, V.
+        """
+        self.config = config or RecyclingConfig()
+        self.ranks = min(self.config.ranks, vocabulary_size)
+        self.vocabulary_size = vocabulary_size
+        self._template = template(self.config, MAX_NODES - 1)
+
+    def start(self, state: State) -> None:
+        """Begin a table, unless an earlier text of the session has left one."""
+        self._template = self._template.to(state.text.ids.device)
+        if self not in state.memory:
+            state.memory[self] = torch.full(
+                (self.vocabulary_size, self.ranks),
+                UNKNOWN,
+                dtype=torch.int32,
+                device=state.text.ids.device,
+            )
+
+    def draft(self, state: State, budget: Budget) -> Proposals:
+        """Read the tree from the table, level by level."""
+        table, shape = state.memory[self], self._template
+        levels = min(len(shape.ranks), budget.depth)
+        if levels == 0:
+            return Proposals.none(len(state.rows.host), state.text.ids.device)
+        level, tokens = state.roots[:, None], []
+        for above, rank in zip(shape.above[:levels], shape.ranks[:levels], strict=True):
+            # What follows no token is a guess that hangs on an invalid proposal: nobody looks at it.
+            level = table[level[:, above].clamp(min=0), rank].long()  # [B, n]
+            tokens.append(level)
+        drafted = torch.cat(tokens, 1)  # [B, K]
+        known = slice(drafted.shape[1])
+        return Proposals(
+            tokens=drafted.clamp(min=0),
+            parents=shape.parents[known].expand_as(drafted),
+            scores=shape.scores[known].expand_as(drafted),
+            valid=drafted >= 0,
+            source=torch.zeros_like(drafted),
+        )
+
+    def observe(
+        self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
+    ) -> None:
+        """Keep what the target ranked highest at every node; of nodes with one token the last counts."""
+        table = state.memory[self]
+        best = verified.logits.topk(self.ranks, -1).indices.flatten(0, 1)  # [B N, k]
+        tokens = tree.tokens.flatten()  # padding repeats the root's
+        nodes = torch.arange(tree.tokens.shape[1], device=table.device)
+        place = torch.arange(len(tokens), device=table.device)
+        place = place.masked_fill((nodes >= tree.sizes[:, None]).flatten(), -1)
+        # Which of several writes to one place would win is not defined on a GPU, so it is decided before.
+        last = torch.full((len(table),), -1, device=table.device)
+        last.scatter_reduce_(0, tokens, place, "amax")
+        table[tokens] = best[last[tokens]].int()
+
+
+def new_drafter(target: Target, **settings: Any) -> RecyclingDrafter:
+    """Make the drafter; `settings` are fields of `RecyclingConfig`."""
+    return RecyclingDrafter(RecyclingConfig(**settings), vocabulary_size=target.config.vocab_size)
