@@ -4,6 +4,8 @@ import torch
 
 from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
+from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter
+from specdec.drafters.recycling import RecyclingConfig, RecyclingDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from tiny import VOCABULARY
 
@@ -48,4 +50,19 @@ def mixed(target):
     return MixedDrafter([redrafter(target), LookupDrafter()])
 
 
-DRAFTERS = [plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed]
+def lookahead(target):
+    return LookaheadDrafter(LookaheadConfig(window=3, ngram=4, guesses=3, min_prob=1e-9))
+
+
+def recycling(target):
+    config = RecyclingConfig(ranks=3, length=3, min_prob=0.001)
+    return RecyclingDrafter(config, vocabulary_size=VOCABULARY)
+
+
+def training_free(target):
+    return MixedDrafter([LookupDrafter(), recycling(target), lookahead(target)])
+
+
+DRAFTERS = [
+    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, lookahead, recycling, training_free
+]  # fmt: skip
