@@ -62,13 +62,15 @@ class Template(NamedTuple):
     """Per level `[n]` int64, which successor of its parent each node is."""
     parents: Tensor
     """`[K]` int64, each node's parent among all nodes; -1 for the root."""
+    rank_of: Tensor
+    """`[K]` int64, all levels' ranks."""
     scores: Tensor
     """`[K]` float32, cumulative log-probabilities."""
 
     def to(self, device: torch.device) -> Template:
         """Copy to a device."""
         above, ranks = ([x.to(device) for x in level] for level in (self.above, self.ranks))
-        return Template(above, ranks, self.parents.to(device), self.scores.to(device))
+        return Template(above, ranks, *(x.to(device) for x in self[2:]))
 
 
 def template(config: RecyclingConfig, nodes: int) -> Template:
@@ -96,6 +98,7 @@ def template(config: RecyclingConfig, nodes: int) -> Template:
         [torch.tensor([places[path[:-1]] for path in level]) for level in levels],
         [torch.tensor([path[-1] for path in level]) for level in levels],
         torch.tensor([index.get(path[:-1], -1) for path in paths], dtype=torch.int64),
+        torch.tensor([path[-1] for path in paths], dtype=torch.int64),
         torch.tensor([-chosen[path] for path in paths]),
     )
 
@@ -144,7 +147,7 @@ class RecyclingDrafter(Drafter):
             parents=shape.parents[known].expand_as(drafted),
             scores=shape.scores[known].expand_as(drafted),
             valid=drafted >= 0,
-            source=torch.zeros_like(drafted),
+            source=shape.rank_of[known].expand_as(drafted),
         )
 
     def observe(

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from specdec.drafters import load_drafter
-from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter, Row, level_sizes, window
+from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter
+from specdec.drafters.lookahead_window import Row, level_sizes, window
 from specdec.model.target import Target
 from specdec.session import Session
 from tiny import tiny_model
@@ -121,9 +122,10 @@ def test_ngrams_of_the_window_are_what_the_target_would_write():
     session = Session(target, drafter)
     stream = session.stream([prompt], max_new_tokens=20)
     text = prompt + next(stream)[0].tokens
-    row = session.memory[drafter][0]
+    row = session.memory[drafter].rows[0]
     row.levels = [[1, 2, 4, 6]]
     next(stream)
+    session.memory[drafter].advance()
     for column, token in enumerate(row.levels[-1]):
         logits = target.model(torch.tensor([text + [1, 2, 4, 6][: column + 1]])).logits
         assert token == int(logits[0, -1].argmax())

@@ -87,7 +87,7 @@ def test_window_guesses_pool_and_acceptance_equal_the_authors_in_every_step(name
             continue  # theirs runs in the prompt's pass, ours in the first round
         state, drafter = case.state_before(step)
         assert state.roots.tolist() == step["input_tokens"]
-        row = state.memory[drafter][0]
+        row = state.memory[drafter].rows[0]
         row.levels = [level for level in step["window"] if level is not None]
         row.pool = {key: OrderedDict.fromkeys(ngrams) for key, ngrams in pool.items()}
 
@@ -129,6 +129,7 @@ def test_window_guesses_pool_and_acceptance_equal_the_authors_in_every_step(name
         assert len(tokens) - len(written) == whole or ended
 
         drafter.observe(state, tree, accepted, verified)
+        state.memory[drafter].advance()
         # Nothing goes into the pool while the window fills.
         recorded = step.get("pool_after_window")
         assert listed(row.pool) == (pool_of(recorded) if recorded else pool)
@@ -140,6 +141,6 @@ def test_window_guesses_pool_and_acceptance_equal_the_authors_in_every_step(name
 def test_prompt_pool_equals_the_authors():
     case = Case("w4n3g3_eos")
     state, drafter = case.state_before(case.steps[0] | {"input_len": len(case.golden["prompt"])})
-    row = state.memory[drafter][0]
+    row = state.memory[drafter].rows[0]
     row.read(case.golden["prompt"])
     assert listed(row.pool) == pool_of(case.golden["initial_pool"])
