@@ -64,7 +64,9 @@ class RightShare:
             grid.add_row(str(source), *cells, self.share([(d, source) for d in depths]))
         every = [self.share([w for w in self.tried if w[0] == depth]) for depth in depths]
         grid.add_row("all", *every, self.share(list(self.tried)))
-        held = Table("claimed", "came true", "nodes", title=f"{name}: scores against what came true")
+        held = Table(
+            "claimed", "came true", "nodes", title=f"{name}: scores against what came true"
+        )
         for tenth in sorted(self.claimed):
             nodes = self.claimed[tenth]
             held.add_row(f"{tenth / 10:.1f}", f"{self.came_true[tenth] / nodes:.3f}", str(nodes))
