@@ -13,8 +13,8 @@ from specdec_kernels.testing.accuracy import assert_no_worse
 from specdec_kernels.testing.poison import poisoned_empty
 
 NAMES = ("input_norm", "q_proj", "k_proj", "v_proj", "o_proj", "output_norm")
-# As counted with the copies that a test makes; in 32 bits 62, and the reference takes 154.
-MOST = 65
+# As counted with the copies that a test makes; in 32 bits 61, and the reference takes 154.
+MOST = 64
 
 
 def modules_of(step):
