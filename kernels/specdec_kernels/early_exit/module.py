@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..dispatch import Impl
 from ..lm_head import LMHeadTopK
 from ..lm_head.reference import sure_token, top_tokens
+from .cpu import CpuSteps, early_exit_step_on_cpu, runs_here
 from .ops import check_early_exit_step, run_early_exit_step
 from .reference import (
     AdapterWeights,
@@ -75,6 +76,7 @@ class EarlyExitAdapter(nn.Module):
         self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
         self.output_norm = _RMSNorm(hidden_size, eps=rms_norm_eps)
+        self._cpu_steps = CpuSteps()
 
     def project(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values of some tokens.
@@ -127,7 +129,7 @@ class EarlyExitAdapter(nn.Module):
     ) -> None:
         """Draft one token per row that has not stopped, and stop those that are not sure.
 
-        Where no kernel runs, the module's own layers do, which may be packed.
+        Where no kernel runs, the module's own layers do, which may be packed; on a CPU "auto" runs them in few operators.
 
         Args:
             hidden: `[B, E]`, after the exit layer; this and the others as in `early_exit_step`.
@@ -155,6 +157,12 @@ class EarlyExitAdapter(nn.Module):
         }  # fmt: skip
         if check_early_exit_step(*model, rows, impl):
             run_early_exit_step(*model, rows, eta)
+            return
+        if impl == "auto" and runs_here(
+            hidden, k_cache, v_cache, *self.parameters(), head.linear.weight
+        ):
+            buffers = self._cpu_steps.buffers(self, hidden)
+            early_exit_step_on_cpu(self, buffers, hidden, k_cache, v_cache, head, **rows, eta=eta)
             return
         early_exit_step_reference(
             hidden,

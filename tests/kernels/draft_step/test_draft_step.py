@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import linear, silu
 
+from counted_operators import Counted
 from specdec_kernels import RecurrentDraftStep
 
 E = 12
@@ -58,3 +59,14 @@ def test_step_equals_the_papers_formula(rnn, blocks, exit_dim, rows):
 def test_out_of_range_sizes_are_rejected(sizes, message):
     with pytest.raises(ValueError, match=message):
         RecurrentDraftStep(**{"hidden_size": 4, **sizes})
+
+
+@torch.inference_mode()
+def test_operators_per_step_do_not_exceed_the_recorded_maximum():
+    module = RecurrentDraftStep(E)
+    tokens = torch.tensor([[3, 1, 2]])
+    states, context, embedding = torch.randn(1, 4, E), torch.randn(1, E), torch.randn(9, E)
+    part = module.context_part(context)
+    with Counted() as counted:
+        module.draft(tokens, tokens, states, context, part, embedding)
+    assert counted.count <= 21

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import every_drafter
+from counted_operators import Counted
 from specdec.load import load_target
 from specdec.model.cpu_linear import PrepackedLinear, prepack_linears
 from specdec.session import Session
@@ -64,6 +65,15 @@ def test_sibling_layers_share_one_product_in_any_call_order():
     x.zero_()  # the same object with other values, asked for a part that was handed out
     torch.testing.assert_close(module.q_proj(x), plain.q_proj(x), rtol=1e-5, atol=1e-5)
     assert kept.abs().sum() > 0
+
+
+@torch.inference_mode()
+def test_layer_without_siblings_is_one_operator():
+    module = nn.Sequential(nn.Linear(8, 4))
+    assert prepack_linears(module) == 1
+    with Counted() as counted:
+        module[0](torch.ones(1, 8))
+    assert counted.count == 2  # of which one makes the input
 
 
 def test_unsupported_layers_are_not_packed():
