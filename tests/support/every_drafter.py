@@ -4,8 +4,10 @@ import torch
 
 from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
+from specdec.drafters.model import ModelConfig, ModelDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
-from tiny import VOCABULARY
+from specdec.model.target import Target
+from tiny import VOCABULARY, tiny_model
 
 
 def plain(target):
@@ -48,4 +50,17 @@ def mixed(target):
     return MixedDrafter([redrafter(target), LookupDrafter()])
 
 
-DRAFTERS = [plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed]
+def small_model(target):
+    """A chain of a model that knows nothing of the target."""
+    model = tiny_model.__wrapped__("llama-16", 3, target.dtype).to(target.device)
+    return ModelDrafter(target, Target(model), ModelConfig(length=3, min_prob=0, min_step_prob=0))
+
+
+def own_model(target):
+    """Beams of the target itself, most of them right."""
+    return ModelDrafter(target, target, ModelConfig(length=3, width=3, min_prob=0, min_step_prob=0))
+
+
+DRAFTERS = [
+    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, small_model, own_model,
+]  # fmt: skip
