@@ -71,10 +71,13 @@ def main() -> None:
 
     plain, _ = write(PlainDrafter())
     runs = []
+    small: Target | None = None
     for layers, width in product(options.layers, options.widths):
+        if small is None or len(small.layer_types) != layers:
+            small = cut(layers)
         # All steps, so that the figure is the model's and not of a setting.
         config = ModelConfig(width=width, min_prob=0, min_step_prob=0)
-        texts, metrics = write(ModelDrafter(target, cut(layers), config))
+        texts, metrics = write(ModelDrafter(target, small, config))
         run = {
             "layers": layers,
             "width": width,

@@ -240,7 +240,8 @@ def new_drafter(target: Target, name: str, **settings: Any) -> ModelDrafter:
             name, dtype=target.dtype, device=target.device, prepack=target.prepacked
         )
         return ModelDrafter(target, small, config)
-    except ValueError as error:
-        raise ValueError(
+    except (MemoryError, ValueError) as error:
+        kind = MemoryError if isinstance(error, MemoryError) else ValueError
+        raise kind(
             f"drafter: expected a model that can draft in 'model:{name}', got another ({error})"
         ) from error

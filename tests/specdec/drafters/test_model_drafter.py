@@ -1,5 +1,7 @@
 """A second model drafts: with any pair the text is the target's, and a model agrees with itself on everything."""
 
+from itertools import islice
+
 import pytest
 import torch
 from cut_models import cut_model, save_with_letters
@@ -87,9 +89,8 @@ def test_rows_that_end_early_leave_the_others_as_they_are(width):
         for _ in range(2):
             written = session.generate(prompts, max_new_tokens=NEW, eos_token_ids=eos)
             assert written.tokens == expected
-    ends = [p[-1:] for p in prompts]  # all rows end before anything is drafted
-    first = session.generate(prompts, max_new_tokens=1).tokens
-    assert first == [library_greedy(model, p, 1) for p in prompts] and len(ends) == 4
+    first = session.generate(prompts, max_new_tokens=1).tokens  # ends before anything is drafted
+    assert first == [library_greedy(model, p, 1) for p in prompts]
 
 
 def test_unions_write_the_same_text():
@@ -261,6 +262,23 @@ def test_text_beyond_the_small_models_positions_is_not_drafted_for(width):
     assert not any(proposals.tokens.shape[1] for _, proposals, *_ in alone.rounds)
     session.generate(prompts[1:2], max_new_tokens=5)
     assert any(proposals.valid.any() for _, proposals, *_ in alone.rounds)
+
+
+def test_sessions_share_a_drafter():
+    model = tiny_model("llama")
+    target = Target(model)
+    drafter = drafter_of(target, Target(cut_model(model, 2)))
+    prompts = [random_prompt(length, length) for length in (5, 12)]
+    streams = [
+        Session(target, drafter, max_nodes=8).stream([prompt], max_new_tokens=NEW)
+        for prompt in prompts
+    ]
+    written = [[], []]
+    for _ in range(NEW):
+        for text, stream in zip(written, streams, strict=True):
+            for (emitted,) in [*islice(stream, 1)]:
+                text += emitted.tokens
+    assert written == [library_greedy(model, prompt, NEW) for prompt in prompts]
 
 
 def test_changed_weights_of_the_small_model_are_read_anew():
