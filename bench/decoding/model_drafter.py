@@ -1,6 +1,6 @@
 """What a smaller model drafts: the default model cut after some layers, and whole, drafts for itself.
 
-    python -m bench.decoding.model_drafter --json bench/results/model_drafter.json
+    python -m bench.decoding.model_drafter --questions 4 --tokens 20 --threads 1 --json bench/results/model_drafter.json
 
 No two models of one vocabulary are at hand, so the small one is the first layers of the target with the target's own norm
 and head. Nothing was trained to end there: it drafts badly. All layers together show the most that any model can reach.
