@@ -57,6 +57,11 @@ METHODS = {
         "what the target ranked highest after the same token before, by token recycling",
         settings=("ranks", "length", "min_prob"),
     ),
+    "model": Method(
+        "a smaller model with the same vocabulary",
+        settings=("length", "width", "min_prob", "min_step_prob"),
+        argument="NAME",
+    ),
     "redrafter": Method(
         "a ReDrafter, a recurrent model that drafts beams, by local distillation",
         settings=("beam_width", "draft_length", "keep", "min_prob", "min_step_prob", "top_rule"),

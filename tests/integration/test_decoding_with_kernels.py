@@ -8,6 +8,7 @@ from every_drafter import (
     lean_kangaroo,
     lookup,
     mixed,
+    own_model,
     plain,
     projected_redrafter,
     redrafter,
@@ -28,6 +29,7 @@ OPS = {
     projected_redrafter: {"draft_step", "lm_head_topk", "beam_step", "pack_tree", "commit_kv"},
     kangaroo: {"early_exit_step", "pack_tree", "commit_kv"},
     lean_kangaroo: {"early_exit_step", "pack_tree", "commit_kv"},
+    own_model: {"beam_step", "pack_tree", "commit_kv"},
     mixed: {"draft_step", "lm_head_beams", "pack_tree", "commit_kv"},
 }
 

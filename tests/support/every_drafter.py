@@ -5,9 +5,11 @@ import torch
 from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter
+from specdec.drafters.model import ModelConfig, ModelDrafter
 from specdec.drafters.recycling import RecyclingConfig, RecyclingDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
-from tiny import VOCABULARY
+from specdec.model.target import Target
+from tiny import VOCABULARY, tiny_model
 
 
 def plain(target):
@@ -63,6 +65,18 @@ def training_free(target):
     return MixedDrafter([LookupDrafter(), recycling(target), lookahead(target)])
 
 
+def small_model(target):
+    """A chain of a model that knows nothing of the target."""
+    model = tiny_model.__wrapped__("llama-16", 3, target.dtype).to(target.device)
+    return ModelDrafter(target, Target(model), ModelConfig(length=3, min_prob=0, min_step_prob=0))
+
+
+def own_model(target):
+    """Beams of the target itself, most of them right."""
+    return ModelDrafter(target, target, ModelConfig(length=3, width=3, min_prob=0, min_step_prob=0))
+
+
 DRAFTERS = [
-    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, lookahead, recycling, training_free
+    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, lookahead, recycling, training_free,
+    small_model, own_model,
 ]  # fmt: skip

@@ -140,6 +140,7 @@ DRAFTERS = (
     every_drafter.lookup,
     every_drafter.redrafter,
     every_drafter.kangaroo,
+    every_drafter.own_model,
 )
 
 
