@@ -38,6 +38,7 @@ from bench.report.second import second_model_page
 from bench.report.self_text import value_table, writing_table
 from bench.report.steps import kinds_table, steps_table
 from bench.report.training import PICTURE, draw_training, sizes_table, training_table
+from bench.report.training_free import equal_nodes_table, free_categories, free_table
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.train.run import REPORT
 
@@ -52,6 +53,7 @@ def main() -> None:
     report_self_text()
     report_dedup()
     report_lean_layers()
+    report_training_free()
     report_architectures()
     report_second_model()
     report_bytes()
@@ -89,6 +91,18 @@ def report_lean_layers() -> None:
     result = load(RESULTS / "lean_layers.json")
     parts = {"lean-passes": passes_table, "lean-texts": texts_table, "lean-bound": bound_table}
     fill(DOCS / "decoder_layer.md", {mark: make(result) for mark, make in parts.items()})
+
+
+def report_training_free() -> None:
+    files = {dtype: RESULTS / f"training_free_cpu_{dtype}.json" for dtype in DTYPES}
+    results = {dtype: load(path) for dtype, path in files.items() if path.exists()}
+    page, nodes = DOCS / "training_free.md", RESULTS / "equal_nodes.json"
+    if results:
+        categories = [free_categories(dtype, result) for dtype, result in results.items()]
+        tables = {"free": free_table(results), "free-categories": "\n\n".join(categories)}
+        fill(page, tables)
+    if nodes.exists():
+        fill(page, {"equal-nodes": equal_nodes_table(load(nodes))})
 
 
 def report_training() -> None:
