@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class State:
         self.eos_token_ids, self.stops = eos_token_ids, stops
         self.sampling = sampling
         """For drafters: what is known of the target's choices before it makes them."""
+        self.memory: dict[object, Any] = {}
+        """What a drafter, the key, keeps from one stream of a session to the next."""
         self._roots = 0
         """Certain tokens behind the cache, per row: one, once prefill has given the first."""
 
