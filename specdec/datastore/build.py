@@ -23,7 +23,7 @@ LOCK = ".lock"
 # What files are called until they are whole.
 SCRATCH = ".specdec-"
 Ids = npt.NDArray[np.int64]
-Progress = Callable[[int], None]
+Progress = Callable[[str, int], None]
 
 
 def build_datastore(
@@ -34,7 +34,7 @@ def build_datastore(
     tokenizer: str | None = None,
     add: bool = False,
     shard_tokens: int | None = None,
-    progress: Progress = lambda tokens: None,
+    progress: Progress = lambda what, tokens: None,
 ) -> Manifest:
     """Write texts into a new store, or behind those of one that is there.
 
@@ -49,7 +49,7 @@ def build_datastore(
         tokenizer: `tokenizer_fingerprint` of what made the ids, if it is known.
         add: to a store that is there; one is begun if there is none.
         shard_tokens: most tokens of a shard; of a store that is there, what it was begun with.
-        progress: told the tokens read so far.
+        progress: told what is done, reading or sorting, and the tokens read so far.
 
     Returns:
         What the store holds now.
@@ -106,7 +106,7 @@ class _Writer:
         self.known = {shard.id for shard in self.shards}
         self.pending: list[Tokens] = []
         """Texts of the shard that is being filled, as they are stored."""
-        self.tokens = 0
+        self.tokens = self.read = 0
 
     def run(
         self, texts: Iterable[Sequence[int]], tokenizer: str | None, progress: Progress
@@ -114,16 +114,19 @@ class _Writer:
         """Write all texts, then what they are."""
         self._clean()
         try:
-            read = 0
             for text in texts:
                 for part in self._parts(text):
-                    read += len(part)
+                    if self._full(part):
+                        progress("sorting", self.read)
+                        self._flush()
                     self._take(part)
-                progress(read)
-            if not read:
+                progress("reading", self.read)
+            if not self.read:
                 raise ValueError("texts: expected at least one token, got none")
+            progress("sorting", self.read)
             self._flush()
-            tokenizer = tokenizer or (self.old.manifest.tokenizer if self.old else None)
+            if tokenizer is None and self.old is not None:
+                tokenizer = self.old.manifest.tokenizer
             manifest = Manifest(
                 self.vocabulary_size, tokenizer, self.shard_tokens, tuple(self.shards)
             )
@@ -145,21 +148,20 @@ class _Writer:
         for begin in range(0, len(ids), self.shard_tokens):
             yield stored[begin : begin + self.shard_tokens]
 
+    def _full(self, part: Tokens) -> bool:
+        return bool(self.pending) and self.tokens + len(part) > self.shard_tokens
+
     def _take(self, part: Tokens) -> None:
-        last = self.shards[-1] if self.shards else None
-        if not self.pending and last is not None and last.id in self.known:
-            # The first text: the old store's last shard goes on, if it has room.
-            if last.tokens + len(part) <= self.shard_tokens:
-                self.pending, self.tokens = self._texts_of_last(), last.tokens
-                self.shards.pop()
-        elif self.tokens + len(part) > self.shard_tokens:
-            self._flush()
+        if not self.read and self.shards and self.shards[-1].tokens + len(part) <= self.shard_tokens:
+            # The last shard of the store that is there goes on.
+            self.pending, self.tokens = self._texts_of_last(), self.shards.pop().tokens
         self.pending.append(part)
         self.tokens += len(part)
+        self.read += len(part)
 
     def _texts_of_last(self) -> list[Tokens]:
         assert self.old is not None
-        forwards = self.old.shards[-1].tokens[::-1]
+        forwards: Tokens = self.old.shards[-1].tokens[::-1]
         ends = np.flatnonzero(forwards == SEPARATOR)
         return [forwards[begin + 1 : end] for begin, end in zip(ends, ends[1:], strict=False)]
 
@@ -167,7 +169,8 @@ class _Writer:
         """Sort a shard and write its files."""
         zero = np.zeros(1, self.dtype)
         joined = np.concatenate([zero, *(x for text in self.pending for x in (text, zero))])
-        stored: Tokens = np.ascontiguousarray(joined[::-1])
+        # Joining gives the machine's own byte order.
+        stored: Tokens = joined[::-1].astype(self.dtype)
         order = context_order(stored)
         contents = memoryview(stored).cast("B"), memoryview(order.astype("<u4")).cast("B")
         name = uuid.uuid4().hex

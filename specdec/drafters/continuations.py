@@ -35,16 +35,16 @@ class Trie(NamedTuple):
     """`[K]`, cumulative log-probability."""
 
     @classmethod
-    def of(cls, continuations: Ints, weights: Floats, rest: float = 0.0) -> Trie:
+    def of(cls, continuations: Ints, weights: Floats, spread: float = 0.0) -> Trie:
         """Merge continuations.
 
-        What follows a node is likely by the weight of the continuations that go that way, as a share of all that come
-        to the node, and of `rest` for what none of them says.
+        What follows a node is likely by the weight of the continuations that go that way, as a share of all that leave
+        the node and of a rest, for what none of them says: `n ** spread`, where n of them leave it.
 
         Args:
             continuations: `[H, L]` token ids; -1 where there is none, and from there on.
-            weights: `[H, L]`, of each token where all before it were right; above 0.
-            rest: 0 or more.
+            weights: `[H, L]`, odds of each token where it is the only one known and all before it were right.
+            spread: 0 where many continuations are as good as one good one, higher where they may all be wrong.
         """
         hits, length = continuations.shape
         if continuations.size == 0:
@@ -63,11 +63,13 @@ class Trie(NamedTuple):
         count = len(at)
         parents = np.where(column > 0, node[at, column - 1], -1)
         taken = np.bincount(node[there], weights[there], count)
-        ahead = there[:, :-1]
+        # The last entry is the root's, which is every first node's parent, -1.
+        before = node[:, :-1][there[:, 1:]]
         leaving = np.append(
-            np.bincount(node[:, :-1][ahead], weights[:, 1:][ahead], count), weights[:, 0].sum()
+            np.bincount(before, weights[:, 1:][there[:, 1:]], count), weights[there[:, 0], 0].sum()
         )
-        scores = np.log(taken / (leaving[parents] + rest))
+        rest = np.append(np.bincount(before, minlength=count), there[:, 0].sum()) ** spread
+        scores = np.log(taken / (leaving + rest)[parents])
         for deeper in range(1, length):
             here = column == deeper
             scores[here] += scores[parents[here]]

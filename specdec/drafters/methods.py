@@ -46,6 +46,14 @@ METHODS = {
         "what followed the last tokens earlier in the text",
         ("places", "length", "discount", "min_prob"),
     ),
+    "suffix": Method(
+        "what followed the last tokens earlier in any text of the session",
+        ("places", "length", "recency", "min_prob", "memory"),
+    ),
+    "rest": Method(
+        "what followed the last tokens in a store of text, rest:STORE (REST)",
+        ("places", "length", "longest", "shortest", "min_prob"),
+    ),
     "redrafter": Method(
         "a ReDrafter, a recurrent model that drafts beams, by local distillation",
         ("beam_width", "draft_length", "keep", "min_prob", "min_step_prob", "top_rule"),

@@ -18,19 +18,19 @@ from ..state import State
 from .continuations import Trie, proposals_of
 from .protocol import Budget, Drafter, Proposals
 
-# Odds that the next token follows the latest match of 1, 2, … tokens.
-ODDS = np.array([0.30, 1.2, 1.9, 2.6, 3.5, 4.0, 4.9, 13.0])
+# Odds that the next token follows the latest match of 1, 2, … tokens: 33,780 positions of the default model's greedy text.
+ODDS = np.array([0.28, 1.2, 2.0, 3.5, 5.4, 5.6, 6.3, 8.6, 9.0, 11, 13, 30])
 
 
 @dataclass(frozen=True, slots=True)
 class SuffixConfig:
     """How much of the past to follow."""
 
-    places: int = 32
+    places: int = 16
     """Most earlier places followed, 1 to 1024."""
     length: int = 15
     """Most tokens taken from a place, 1 to 64."""
-    recency: float = 0.9
+    recency: float = 0.85
     """Weight of each further place as a share of the one before, above 0 to 1."""
     min_prob: float = 0.05
     """Probability under which a node is not worth verifying, above 0 to 1."""
@@ -111,7 +111,7 @@ class SuffixDrafter(Drafter):
         agreed = matched[order, None] + np.arange(length)  # every token that proves right makes a match longer
         weights = ODDS[np.minimum(agreed, len(ODDS)) - 1]
         weights = weights * config.recency ** np.arange(len(order))[:, None]
-        return Trie.of(each, weights, rest=1.0).best(nodes, float(np.log(config.min_prob)))
+        return Trie.of(each, weights).best(nodes, float(np.log(config.min_prob)))
 
 
 def new_drafter(target: Target, **settings: Any) -> SuffixDrafter:
