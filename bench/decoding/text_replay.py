@@ -99,7 +99,9 @@ def replay(
         nodes_of_rows=lambda rows: nodes, metrics=metrics,
     ):  # fmt: skip
         pass
-    assert all(row == text.prompt + text.answer for row, text in zip(state.text.host, texts, strict=True))
+    assert all(
+        row == text.prompt + text.answer for row, text in zip(state.text.host, texts, strict=True)
+    )
     return metrics
 
 
@@ -140,8 +142,8 @@ def drafters_of(names: Sequence[str], store: Path | None) -> dict[str, Drafter]:
 
     made: dict[str, Drafter] = {"lookup": LookupDrafter(), "suffix": SuffixDrafter()}
     if store is not None:
-        from specdec.drafters.rest import RestDrafter
         from specdec.datastore.store import Datastore
+        from specdec.drafters.rest import RestDrafter
 
         made["rest"] = RestDrafter(Datastore.open(store))
     return {name: made[name] for name in names if name in made}
@@ -166,16 +168,30 @@ def main() -> None:
     for source, texts in sources.items():
         by_category = defaultdict(list)
         for text in texts:
-            if text.development == options.development and len(by_category[text.category]) < options.limit:
+            if (
+                text.development == options.development
+                and len(by_category[text.category]) < options.limit
+            ):
                 by_category[text.category].append(text)
         everything = [text for group in by_category.values() for text in group]
         for category, group in {"all": everything, **by_category}.items():
             for nodes in options.nodes if category == "all" else [16]:
                 for name, drafter in drafters.items():
                     found = figures(drafter, group, nodes)
-                    row = {"source": source, "category": category, "texts": len(group), "limit": nodes, "drafter": name, **found}
+                    row = {
+                        "source": source,
+                        "category": category,
+                        "texts": len(group),
+                        "limit": nodes,
+                        "drafter": name,
+                        **found,
+                    }
                     results.append(row)
-                    print(f"{source:10} {category:16} {len(group):4} {nodes:3} {name:8}", *(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
+                    print(
+                        f"{source:10} {category:16} {len(group):4} {nodes:3} {name:8}",
+                        *(f"{k} {v:.3f}" for k, v in found.items()),
+                        flush=True,
+                    )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,8 +131,8 @@ class _Writer:
             manifest = Manifest(
                 self.vocabulary_size, tokenizer, self.shard_tokens, tuple(self.shards)
             )
-            with whole_file(self.path / MANIFEST) as scratch:
-                scratch.write_text(json.dumps(manifest.as_json(), indent=1) + "\n")
+            with whole_file(self.path / MANIFEST) as scratch, scratch.open("w") as file:
+                file.write(json.dumps(manifest.as_json(), indent=1) + "\n")
             self.known = {shard.id for shard in self.shards}
             return manifest
         finally:
@@ -152,7 +153,11 @@ class _Writer:
         return bool(self.pending) and self.tokens + len(part) > self.shard_tokens
 
     def _take(self, part: Tokens) -> None:
-        if not self.read and self.shards and self.shards[-1].tokens + len(part) <= self.shard_tokens:
+        if (
+            not self.read
+            and self.shards
+            and self.shards[-1].tokens + len(part) <= self.shard_tokens
+        ):
             # The last shard of the store that is there goes on.
             self.pending, self.tokens = self._texts_of_last(), self.shards.pop().tokens
         self.pending.append(part)
@@ -163,7 +168,7 @@ class _Writer:
         assert self.old is not None
         forwards: Tokens = self.old.shards[-1].tokens[::-1]
         ends = np.flatnonzero(forwards == SEPARATOR)
-        return [forwards[begin + 1 : end] for begin, end in zip(ends, ends[1:], strict=False)]
+        return [forwards[begin + 1 : end] for begin, end in pairwise(ends)]
 
     def _flush(self) -> None:
         """Sort a shard and write its files."""
@@ -172,7 +177,7 @@ class _Writer:
         # Joining gives the machine's own byte order.
         stored: Tokens = joined[::-1].astype(self.dtype)
         order = context_order(stored)
-        contents = memoryview(stored).cast("B"), memoryview(order.astype("<u4")).cast("B")
+        contents = stored.data.cast("B"), order.astype("<u4").data.cast("B")
         name = uuid.uuid4().hex
         for suffix, content in zip(SUFFIXES, contents, strict=True):
             with whole_file(self.path / f"{name}{suffix}") as scratch, scratch.open("wb") as file:

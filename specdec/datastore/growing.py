@@ -21,7 +21,7 @@ NOWHERE = 0
 
 
 class Found(NamedTuple):
-    """Earlier places, the latest first."""
+    """Earlier places, those where more tokens agree first, and the latest first among equals."""
 
     matched: Ints
     """`[H]`, how many tokens agree, from 1."""
@@ -80,14 +80,16 @@ class GrowingIndex:
                     there.append(place)
         return first
 
-    def find(self, text: Sequence[int], last: int, *, most: int, length: int, matched: int) -> Found:
+    def find(
+        self, text: Sequence[int], last: int, *, most: int, length: int, matched: int
+    ) -> Found:
         """Find where the last tokens of a text stood before.
 
         Args:
             text: token ids.
             last: the place of its last token; what repeats itself up to there is taken to go on. `NOWHERE` for a text
                 that is not in here.
-            most: places wanted; those where more tokens agree come first, among them the latest.
+            most: places wanted: those listed under the longest end of the text, and of these the latest.
             length: tokens wanted of what followed.
             matched: most tokens that are compared.
         """
@@ -102,7 +104,9 @@ class GrowingIndex:
                 break
             agreed += alive
             cursor = before[cursor]
-        places, agreed = places[agreed > 0], agreed[agreed > 0]
+        order = (-agreed).argsort(kind="stable")
+        order = order[agreed[order] > 0]
+        places, agreed = places[order], agreed[order]
         continuations = np.empty((len(places), length), np.int64)
         cursor, start = behind[places], behind[places]
         for column in range(length):

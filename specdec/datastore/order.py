@@ -7,10 +7,12 @@ with the same last tokens then lie side by side, whatever their number, and one 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Tokens = npt.NDArray[Any]
 
 CONTEXT = 32
 """Tokens that positions are sorted by; a longer match is not told from one of this length."""
@@ -18,7 +20,7 @@ SEPARATOR = 0
 """Stands between texts; a token is stored as its id plus one."""
 
 
-def stored_type(vocabulary_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+def stored_type(vocabulary_size: int) -> np.dtype[Any]:
     """Return the big-endian dtype of stored tokens: compared byte by byte, they are compared token by token."""
     return np.dtype(">u2" if vocabulary_size < 1 << 16 else ">u4")
 

@@ -50,7 +50,7 @@ class Match(NamedTuple):
         return cls(length, ranges)
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """Count the places."""
         return sum(last - first for _, first, last in self.ranges)
 
@@ -62,10 +62,10 @@ class Match(NamedTuple):
             length: tokens to read.
 
         Returns:
-            `[min(most, count), length]` int64 ids, -1 behind the end of a text.
+            `[min(most, total), length]` int64 ids, -1 behind the end of a text.
         """
         parts = []
-        wanted = np.arange(min(most, self.count)) * self.count // max(1, min(most, self.count))
+        wanted = np.arange(min(most, self.total)) * self.total // max(1, min(most, self.total))
         before = 0
         for shard, first, last in self.ranges:
             here = wanted[(wanted >= before) & (wanted < before + last - first)] - before + first
@@ -111,6 +111,10 @@ def _range(shard: Shard, end: bytes, at: int, itemsize: int) -> tuple[int, int]:
 def _shared(one: bytes, other: bytes, itemsize: int) -> int:
     """Count the tokens that two contexts begin with alike."""
     return next(
-        (i // itemsize for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+        (
+            i // itemsize
+            for i, pair in enumerate(zip(one, other, strict=False))
+            if pair[0] != pair[1]
+        ),
         min(len(one), len(other)) // itemsize,
     )

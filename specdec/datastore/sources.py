@@ -17,7 +17,7 @@ LETTERS = 1 << 20
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Return the number that all ids of a tokenizer are below."""
-    return 1 + max(tokenizer.get_vocab().values())
+    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def texts_of_file(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]:

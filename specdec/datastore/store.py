@@ -106,7 +106,9 @@ class Manifest:
             if min(whole) < 1 or any(Path(shard.id).name != shard.id for shard in shards):
                 raise ValueError("a number or a name is out of range")
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise ValueError(f"store: expected a whole {MANIFEST} in {path}, got {error}") from error
+            raise ValueError(
+                f"store: expected a whole {MANIFEST} in {path}, got {error}"
+            ) from error
         return manifest
 
 
@@ -201,7 +203,7 @@ def _open_shards(path: Path, manifest: Manifest) -> list[Shard]:
         )
         places: npt.NDArray[np.uint32] = np.frombuffer(order, "<u4").astype(np.uint32, copy=False)
         stored: Tokens = np.frombuffer(tokens, dtype)
-        shards.append(Shard(tokens, stored, memoryview(places), places))
+        shards.append(Shard(tokens, stored, places.data, places))
     return shards
 
 

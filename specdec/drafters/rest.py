@@ -26,6 +26,7 @@ ODDS = np.array([0.14, 0.22, 0.33, 0.40, 0.46, 0.65, 0.65, 0.65, 0.84, 0.92, 1.2
 # With n places that match, the weight of "none of them" was n to this power (at 0 the text was 7% less likely).
 SPREAD = 0.5
 
+
 @dataclass(frozen=True, slots=True)
 class RestConfig:
     """How much of a store to follow."""
@@ -61,9 +62,7 @@ class RestDrafter(Drafter):
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose what followed the longest match of each row."""
         nodes = budget.nodes - 1
-        tries = [
-            self._trie(state.text.host[row], budget.depth, nodes) for row in state.rows.host
-        ]
+        tries = [self._trie(state.text.host[row], budget.depth, nodes) for row in state.rows.host]
         return proposals_of(tries, state.text.ids, nodes)
 
     def _trie(self, text: list[int], depth: int, nodes: int) -> Trie:

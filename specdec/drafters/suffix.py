@@ -32,7 +32,7 @@ class SuffixConfig:
     """Most tokens taken from a place, 1 to 64."""
     recency: float = 0.85
     """Weight of each further place as a share of the one before, above 0 to 1."""
-    min_prob: float = 0.05
+    min_prob: float = 0.065
     """Probability under which a node is not worth verifying, above 0 to 1."""
     memory: int = 131_072
     """Most tokens of texts of a session that are kept, at least 1; the older half is forgotten at once, between texts."""
@@ -108,7 +108,9 @@ class SuffixDrafter(Drafter):
         matched = np.concatenate([f.matched for f in found])
         order = (-matched).argsort(kind="stable")[: config.places]
         each = np.concatenate([f.continuations for f in found])[order]
-        agreed = matched[order, None] + np.arange(length)  # every token that proves right makes a match longer
+        agreed = matched[order, None] + np.arange(
+            length
+        )  # every token that proves right makes a match longer
         weights = ODDS[np.minimum(agreed, len(ODDS)) - 1]
         weights = weights * config.recency ** np.arange(len(order))[:, None]
         return Trie.of(each, weights).best(nodes, float(np.log(config.min_prob)))
