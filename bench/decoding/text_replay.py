@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,13 @@ import torch
 from torch import Tensor
 
 from bench import ROOT
+from specdec.datastore.build import build_datastore
+from specdec.datastore.store import Datastore
 from specdec.decode import decode
 from specdec.drafters import Drafter
 from specdec.drafters.lookup import LookupDrafter
+from specdec.drafters.rest import RestDrafter
+from specdec.drafters.suffix import SuffixDrafter
 from specdec.evaluate.questions import read_questions
 from specdec.metrics import Metrics
 from specdec.model.passed import Verified
@@ -36,6 +41,7 @@ from specdec.tree import Accepted, TokenTree
 DATA = ROOT / "tests" / "data"
 SELF_TEXT = ROOT / "bench" / "training" / "self_text.db"
 NODES = (4, 8, 16, 32)
+SESSION = "suffix, in one session"  # the texts of a category, one after another
 MARGIN = 65
 
 
@@ -125,10 +131,15 @@ def self_text() -> Iterator[Known]:
             yield Known(record.category, record.ids[:ends], record.ids[ends:])
 
 
-def figures(drafter: Drafter, texts: Sequence[Known], nodes: int) -> dict[str, float]:
-    total = Metrics()
+def measure(drafter: Drafter, texts: Sequence[Known], nodes: int, *, session: bool) -> Metrics:
+    """Decode texts one after another; in one session, or each in its own."""
+    total, memory = Metrics(), {}  # type: ignore[var-annotated]
     for text in texts:
-        total.add(replay(drafter, [text], nodes))
+        total.add(replay(drafter, [text], nodes, memory if session else None))
+    return total
+
+
+def figures(total: Metrics) -> dict[str, float]:
     rounds = len(total.gains)
     return {
         "tokens": sum(total.gains) / rounds,
@@ -137,68 +148,60 @@ def figures(drafter: Drafter, texts: Sequence[Known], nodes: int) -> dict[str, f
     }
 
 
-def drafters_of(names: Sequence[str], store: Path | None) -> dict[str, Drafter]:
-    from specdec.drafters.suffix import SuffixDrafter
-
-    made: dict[str, Drafter] = {"lookup": LookupDrafter(), "suffix": SuffixDrafter()}
+def drafters_of(store: Path | None) -> dict[str, Drafter]:
+    made: dict[str, Drafter] = {
+        "lookup": LookupDrafter(),
+        "suffix": SuffixDrafter(),
+        SESSION: SuffixDrafter(),
+    }
     if store is not None:
-        from specdec.datastore.store import Datastore
-        from specdec.drafters.rest import RestDrafter
-
         made["rest"] = RestDrafter(Datastore.open(store))
-    return {name: made[name] for name in names if name in made}
+    return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("--store", type=Path, help="of `--build`, or of `specdec datastore build`")
     parser.add_argument("--build", action="store_true")
-    parser.add_argument("--drafters", nargs="+", default=["lookup", "suffix", "rest"])
     parser.add_argument("--development", action="store_true", help="report that half instead")
     parser.add_argument("--nodes", nargs="+", type=int, default=NODES)
-    parser.add_argument("--limit", type=int, default=25, help="texts per category of self-text")
+    parser.add_argument("--limit", type=int, default=12, help="texts per category of self-text")
     options = parser.parse_args()
     if options.build:
         build(options.store)
-    sources = {"questions": list(greedy_answers()), "self-text": list(self_text())}
-    drafters = drafters_of(options.drafters, options.store)
-    results = []
     torch.set_num_threads(1)
-    for source, texts in sources.items():
-        by_category = defaultdict(list)
+    results: list[dict[str, Any]] = []
+    for source, texts in {"questions": greedy_answers(), "self-text": self_text()}.items():
+        groups: dict[str, list[Known]] = defaultdict(list)
         for text in texts:
-            if (
-                text.development == options.development
-                and len(by_category[text.category]) < options.limit
-            ):
-                by_category[text.category].append(text)
-        everything = [text for group in by_category.values() for text in group]
-        for category, group in {"all": everything, **by_category}.items():
-            for nodes in options.nodes if category == "all" else [16]:
-                for name, drafter in drafters.items():
-                    found = figures(drafter, group, nodes)
-                    row = {
-                        "source": source,
-                        "category": category,
-                        "texts": len(group),
-                        "limit": nodes,
-                        "drafter": name,
-                        **found,
-                    }
-                    results.append(row)
-                    print(
-                        f"{source:10} {category:16} {len(group):4} {nodes:3} {name:8}",
-                        *(f"{k} {v:.3f}" for k, v in found.items()),
-                        flush=True,
-                    )
+            group = groups[text.category]
+            if text.development == options.development and len(group) < options.limit:
+                group.append(text)
+        for (name, drafter), nodes in itertools.product(
+            drafters_of(options.store).items(), options.nodes
+        ):
+            everything = Metrics()
+            for category, group in groups.items():
+                one = measure(drafter, group, nodes, session=name == SESSION)
+                everything.add(one)
+                if group:
+                    results.append(row(source, category, len(group), nodes, name, one))
+            every = sum(map(len, groups.values()))
+            results.append(row(source, "all", every, nodes, name, everything))
+            print(json.dumps(results[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def build(store: Path) -> None:
-    from specdec.datastore.build import build_datastore
+def row(
+    source: str, category: str, texts: int, nodes: int, name: str, total: Metrics
+) -> dict[str, Any]:
+    found = {key: round(value, 3) for key, value in figures(total).items()}
+    return {"source": source, "category": category, "texts": texts, "limit": nodes, "drafter": name, **found}  # fmt: skip
 
+
+def build(store: Path) -> None:
     texts = (k.prompt + k.answer for k in self_text() if k.development)
     print(build_datastore(store, texts, vocabulary_size=49152))
 

@@ -67,6 +67,8 @@ def _lines(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]:
                 f"files: expected an object with a text {field!r}, or prompt_ids and answer_ids, in {path} line "
                 f"{number}, got {shown(line)}"
             )
+        yield from ids_of_texts(tokenizer, batch, add_special_tokens=False)
+        batch = []
         yield ids
     yield from ids_of_texts(tokenizer, batch, add_special_tokens=False)
 

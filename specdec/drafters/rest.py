@@ -37,9 +37,9 @@ class RestConfig:
     """Most tokens taken from a place, 1 to 64."""
     longest: int = 16
     """Longest match that is looked for, 1 to 32."""
-    shortest: int = 2
+    shortest: int = 1
     """Shortest match that is followed, 1 to `longest`."""
-    min_prob: float = 0.05
+    min_prob: float = 0.065
     """Probability under which a node is not worth verifying, above 0 to 1."""
 
     def __post_init__(self) -> None:

@@ -48,8 +48,8 @@ def test_what_followed_the_longest_match_is_proposed_by_its_share(tmp_path):
 
 def test_matches_below_the_shortest_and_no_matches_propose_nothing(tmp_path):
     texts = [[1, 2, 3]]
-    assert drafted(drafter_of(tmp_path / "a", texts), [5, 2]) == {}
-    assert set(drafted(drafter_of(tmp_path / "b", texts, shortest=1), [5, 2])) == {(3,)}
+    assert drafted(drafter_of(tmp_path / "a", texts, shortest=2), [5, 2]) == {}
+    assert set(drafted(drafter_of(tmp_path / "b", texts), [5, 2])) == {(3,)}
     assert drafted(drafter_of(tmp_path / "c", texts), [4, 4]) == {}
 
 
