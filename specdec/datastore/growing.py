@@ -28,6 +28,13 @@ class Found(NamedTuple):
     continuations: Ints
     """`[H, L]` token ids that followed, -1 behind the end of a text."""
 
+    def joined(self, other: Found, most: int) -> Found:
+        """Return the `most` first of these places and of others, which are older."""
+        matched = np.concatenate([self.matched, other.matched])
+        order = (-matched).argsort(kind="stable")[:most]
+        both = np.concatenate([self.continuations, other.continuations])
+        return Found(matched[order], both[order])
+
 
 class GrowingIndex:
     """Texts of one machine's memory: a few dictionary operations per token, a look-up in a few dozen array operations."""
@@ -106,13 +113,24 @@ class GrowingIndex:
             cursor = before[cursor]
         order = (-agreed).argsort(kind="stable")
         order = order[agreed[order] > 0]
-        places, agreed = places[order], agreed[order]
-        continuations = np.empty((len(places), length), np.int64)
-        cursor, start = behind[places], behind[places]
-        for column in range(length):
-            continuations[:, column] = tokens[cursor]
-            cursor = np.where(cursor == last, start, behind[cursor]) if last else behind[cursor]
-        return Found(agreed, continuations)
+        return Found(agreed[order], self._followed(places[order], last, length))
+
+    def _followed(self, places: Ints, last: int, length: int) -> Ints:
+        """Read what stands behind some places."""
+        tokens, _, behind = self._columns
+        ahead = np.empty((length, len(places)), np.int64)
+        for step in range(length):
+            ahead[step] = behind[places]
+            places = ahead[step]
+        ahead = ahead.T
+        if last != NOWHERE:
+            # Where a text ends in the same way as it did at the place, it goes round between the two.
+            ends = ahead == last
+            round_ = ends.any(1)
+            if round_.any():
+                steps = ends[round_].argmax(1)[:, None] + 1
+                ahead[round_] = np.take_along_axis(ahead[round_], np.arange(length) % steps, axis=1)
+        return tokens[ahead].astype(np.int64)
 
     def _candidates(self, text: Sequence[int], most: int) -> Ints:
         """List places from the longest listed end of the text on; the text's own last place may be one."""

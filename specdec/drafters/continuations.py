@@ -47,7 +47,7 @@ class Trie(NamedTuple):
             spread: 0 where many continuations are as good as one good one, higher where they may all be wrong.
         """
         hits, length = continuations.shape
-        if continuations.size == 0:
+        if not (continuations[:, :1] >= 0).any():
             return cls.empty()
         # As bytes, rows of big-endian numbers sort like their tokens.
         keys = np.ascontiguousarray(continuations + 1, ">u4").view(f"S{4 * length}")[:, 0]
@@ -69,10 +69,8 @@ class Trie(NamedTuple):
             np.bincount(before, weights[:, 1:][there[:, 1:]], count), weights[there[:, 0], 0].sum()
         )
         rest = np.append(np.bincount(before, minlength=count), there[:, 0].sum()) ** spread
-        scores = np.log(taken / (leaving + rest)[parents])
-        for deeper in range(1, length):
-            here = column == deeper
-            scores[here] += scores[parents[here]]
+        steps = np.log(taken / (leaving + rest)[parents])
+        scores = steps[node].cumsum(axis=1)[begins]
         return cls(rows[begins], parents, column + 1, scores)
 
     @classmethod

@@ -7,6 +7,7 @@ earned on other texts, so that one tree holds what is likely, whoever says it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,8 @@ class SuffixDrafter(Drafter):
     def __init__(self, config: SuffixConfig | None = None) -> None:
         """Take the defaults or a configuration."""
         self.config = config or SuffixConfig()
+        self._recency = self.config.recency ** np.arange(self.config.places)[:, None]
+        self._lowest = math.log(self.config.min_prob)
 
     def start(self, state: State) -> None:
         """Read the prompts."""
@@ -102,18 +105,15 @@ class SuffixDrafter(Drafter):
         if length < 1:
             return Trie.empty()
         wanted = {"most": config.places, "length": length, "matched": len(ODDS)}
-        found = [memory.young.find(known.text, known.last, **wanted)]
+        found = memory.young.find(known.text, known.last, **wanted)
         if memory.old.size > 1:
-            found.append(memory.old.find(known.text, 0, **wanted))
-        matched = np.concatenate([f.matched for f in found])
-        order = (-matched).argsort(kind="stable")[: config.places]
-        each = np.concatenate([f.continuations for f in found])[order]
-        agreed = matched[order, None] + np.arange(
-            length
-        )  # every token that proves right makes a match longer
-        weights = ODDS[np.minimum(agreed, len(ODDS)) - 1]
-        weights = weights * config.recency ** np.arange(len(order))[:, None]
-        return Trie.of(each, weights).best(nodes, float(np.log(config.min_prob)))
+            found = found.joined(memory.old.find(known.text, 0, **wanted), config.places)
+        if not len(found.matched):
+            return Trie.empty()
+        # Every token that proves right makes the match one longer.
+        agreed = np.minimum(found.matched[:, None] + np.arange(length), len(ODDS))
+        weights = ODDS[agreed - 1] * self._recency[: len(agreed)]
+        return Trie.of(found.continuations, weights).best(nodes, self._lowest)
 
 
 def new_drafter(target: Target, **settings: Any) -> SuffixDrafter:
