@@ -41,7 +41,7 @@ def build(
         int | None,
         typer.Option(
             help="Most tokens of a shard of a new store; 33,554,432 if not given. Sorting one takes 60 bytes each.",
-            callback=between(1, 2**31),
+            callback=between(1, 2**30),
         ),
     ] = None,
 ) -> None:

@@ -19,7 +19,9 @@ from .order import SEPARATOR, Tokens, context_order, stored_type
 from .store import MANIFEST, SUFFIXES, Datastore, Manifest, ShardFacts, check_tokenizer
 
 SHARD_TOKENS = 1 << 25
-"""Sorting takes 50 bytes a token at its peak; each shard is searched of its own."""
+"""Sorting takes 60 bytes a token at its peak; each shard is searched on its own."""
+MAX_SHARD_TOKENS = 1 << 30
+"""Places are kept in 4 bytes."""
 LOCK = ".lock"
 # What files are called until they are whole.
 SCRATCH = ".specdec-"
@@ -58,8 +60,12 @@ def build_datastore(
     Raises:
         OSError: naming the file that could not be written; the store is what it was.
         ValueError: if the folder is something else, a store that is there is damaged or holds ids of another
-            vocabulary, somebody else writes into it, an id is out of range, or there is no text.
+            vocabulary, somebody else writes into it, a number or an id is out of range, or there is no text.
     """
+    if shard_tokens is not None and not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
+        raise ValueError(f"shard_tokens: expected 1 to {MAX_SHARD_TOKENS}, got {shard_tokens}")
+    if vocabulary_size < 1:
+        raise ValueError(f"vocabulary_size: expected at least 1, got {vocabulary_size}")
     check_place(path, "store", add=add)
     made = not path.exists()
     path.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..host.json_files import read_json
-from .order import Tokens, stored_type
+from .order import CONTEXT, Tokens, stored_type
 from .search import Match, Shard
 
 if TYPE_CHECKING:
@@ -163,7 +163,12 @@ class Datastore:
 
         Returns:
             The match; of length 0 if not even the last token occurs with one behind it.
+
+        Raises:
+            ValueError: if `most` is out of range.
         """
+        if not 1 <= most <= CONTEXT:
+            raise ValueError(f"most: expected 1 to {CONTEXT}, got {most}")
         dtype = stored_type(self.manifest.vocabulary_size)
         last = np.asarray(context[-most:], np.int64)[::-1]
         if len(last) and not 0 <= last.min() <= last.max() < self.manifest.vocabulary_size:

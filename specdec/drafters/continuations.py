@@ -109,6 +109,7 @@ def proposals_of(tries: Sequence[Trie], like: Tensor, width: int) -> Proposals:
         packed[:2, row, :count] = trie.tokens, trie.parents
         packed[2, row, :count] = trie.scores.astype(np.float32).view(np.int32)
         packed[3, row, :count] = 1
+    # So little is copied aside at once: the host does not wait for the device.
     uploaded = torch.from_numpy(packed).to(like.device, non_blocking=True)
     tokens, parents = uploaded[:2].long()
     scores, valid = uploaded[2].view(torch.float32), uploaded[3].bool()

@@ -61,6 +61,13 @@ def test_nothing_to_store_is_an_error_and_leaves_nothing(tmp_path, texts):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("change", [{"shard_tokens": 0}, {"shard_tokens": 2**31}, {"vocabulary_size": 0}], ids=str)  # fmt: skip
+def test_error_names_the_number_out_of_range(tmp_path, change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        build_datastore(tmp_path / "s", TEXTS, **{"vocabulary_size": 8} | change)
+
+
 @pytest.mark.parametrize("ids", [[1, 8], [-1]])
 def test_ids_out_of_range_are_an_error(tmp_path, ids):
     with pytest.raises(ValueError, match="texts: expected ids from 0 to 7, got"):

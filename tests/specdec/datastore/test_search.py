@@ -87,6 +87,14 @@ def test_places_that_are_read_are_evenly_spaced_and_always_the_same(tmp_path):
     assert some == match.continuations(100, 1)[::10, 0].tolist() == store.longest([1], 4).continuations(10, 1)[:, 0].tolist()  # fmt: skip
 
 
+@pytest.mark.parametrize("most", [0, CONTEXT + 1])
+def test_a_match_is_no_longer_than_what_places_are_sorted_by(tmp_path, most):
+    store = store_of(tmp_path / "s", [[1] * 90])
+    assert store.longest([1] * 90, CONTEXT).length == CONTEXT
+    with pytest.raises(ValueError, match=f"most: expected 1 to {CONTEXT}, got {most}"):
+        store.longest([1], most)
+
+
 def test_tokens_outside_the_vocabulary_end_a_match(tmp_path):
     store = store_of(tmp_path / "s", [[1, 2, 3]])
     assert store.longest([9, 1, 2], 8).length == 2
