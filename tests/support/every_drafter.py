@@ -2,7 +2,7 @@
 
 import torch
 
-from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter
+from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter, SuffixDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from tiny import VOCABULARY
@@ -14,6 +14,10 @@ def plain(target):
 
 def lookup(target):
     return LookupDrafter()
+
+
+def suffix(target):
+    return SuffixDrafter()
 
 
 def redrafter(target, **options):
@@ -48,4 +52,4 @@ def mixed(target):
     return MixedDrafter([redrafter(target), LookupDrafter()])
 
 
-DRAFTERS = [plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed]
+DRAFTERS = [plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, suffix]
