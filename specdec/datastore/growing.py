@@ -25,6 +25,8 @@ class Found(NamedTuple):
 
     matched: Ints
     """`[H]`, how many tokens agree, from 1."""
+    own: npt.NDArray[np.bool_]
+    """`[H]`, whether the place lies in the text itself, not in another one."""
     continuations: Ints
     """`[H, L]` token ids that followed, -1 behind the end of a text."""
 
@@ -33,7 +35,8 @@ class Found(NamedTuple):
         matched = np.concatenate([self.matched, other.matched])
         order = (-matched).argsort(kind="stable")[:most]
         both = np.concatenate([self.continuations, other.continuations])
-        return Found(matched[order], both[order])
+        own = np.concatenate([self.own, other.own])
+        return Found(matched[order], own[order], both[order])
 
 
 class GrowingIndex:
@@ -43,19 +46,20 @@ class GrowingIndex:
         """Begin without text."""
         self.size = 1
         """Places in use, `NOWHERE` included."""
-        self._columns = np.full((3, 1024), NOWHERE, np.int32)
-        """Per place its token, the place before it and the one behind it."""
+        self._columns = np.full((4, 1024), NOWHERE, np.int32)
+        """Per place its token, the place before it, the one behind it, and the number of its text."""
         self._columns[0, NOWHERE] = -1
         self._places: dict[int, int | list[int]] = {}
         """By the hash of some last tokens where they stand; what only shares the hash does not match."""
 
-    def extend(self, text: Sequence[int], begin: int, last: int) -> int:
+    def extend(self, text: Sequence[int], begin: int, last: int, number: int) -> int:
         """Add the tokens of a text from `begin` on.
 
         Args:
             text: token ids, at least one behind `begin`.
             begin: how many are known.
             last: the place of the last known one; `NOWHERE` if `begin` is 0.
+            number: of the text.
 
         Returns:
             The place of the first new token; the others lie behind it, side by side.
@@ -69,6 +73,7 @@ class GrowingIndex:
         self._columns[1, places] = places - 1
         self._columns[2, places[:-1]] = places[1:]
         self._columns[1, first] = last
+        self._columns[3, places] = number
         if last != NOWHERE:
             self._columns[2, last] = first
         listed = self._places
@@ -88,7 +93,7 @@ class GrowingIndex:
         return first
 
     def find(
-        self, text: Sequence[int], last: int, *, most: int, length: int, matched: int
+        self, text: Sequence[int], last: int, number: int, *, most: int, length: int, matched: int
     ) -> Found:
         """Find where the last tokens of a text stood before.
 
@@ -96,12 +101,13 @@ class GrowingIndex:
             text: token ids.
             last: the place of its last token; what repeats itself up to there is taken to go on. `NOWHERE` for a text
                 that is not in here.
+            number: of the text.
             most: places wanted: those listed under the longest end of the text, and of these the latest.
             length: tokens wanted of what followed.
             matched: most tokens that are compared.
         """
         places = self._candidates(text, most)
-        tokens, before, behind = self._columns
+        tokens, before, behind, numbers = self._columns
         places = places[behind[places] != NOWHERE][:most]
         agreed = np.zeros(len(places), np.int64)
         cursor, alive = places, np.ones(len(places), bool)
@@ -113,11 +119,12 @@ class GrowingIndex:
             cursor = before[cursor]
         order = (-agreed).argsort(kind="stable")
         order = order[agreed[order] > 0]
-        return Found(agreed[order], self._followed(places[order], last, length))
+        places = places[order]
+        return Found(agreed[order], numbers[places] == number, self._followed(places, last, length))
 
     def _followed(self, places: Ints, last: int, length: int) -> Ints:
         """Read what stands behind some places."""
-        tokens, _, behind = self._columns
+        tokens, _, behind, _ = self._columns
         ahead = np.empty((length, len(places)), np.int64)
         for step in range(length):
             ahead[step] = behind[places]
@@ -149,9 +156,9 @@ class GrowingIndex:
 class KnownText:
     """A text of an index, and where its tokens are."""
 
-    def __init__(self, text: list[int]) -> None:
-        """Take a list that grows; none of it is known yet."""
-        self.text = text
+    def __init__(self, text: list[int], number: int) -> None:
+        """Take a list that grows, none of it known yet, and a number that no other text has."""
+        self.text, self.number = text, number
         self.places: list[int] = []
 
     @property
@@ -162,14 +169,16 @@ class KnownText:
     def follow(self, index: GrowingIndex) -> None:
         """Add what the list has grown by."""
         if (known := len(self.places)) < len(self.text):
-            first = index.extend(self.text, known, self.last)
+            first = index.extend(self.text, known, self.last, self.number)
             self.places += range(first, first + len(self.text) - known)
 
     def part_from(self, other: KnownText) -> None:
-        """Know what another text knows, as far as both begin alike."""
+        """Know what another text knows, as far as both begin alike; with half of it in common, it is the same text."""
         shared = shared_beginning(self.text, other.text[: len(other.places)])
         if shared > len(self.places):
             self.places = other.places[:shared]
+            if 2 * shared >= len(self.text):
+                self.number = other.number
 
 
 def shared_beginning(one: list[int], other: list[int]) -> int:

@@ -48,7 +48,7 @@ METHODS = {
     ),
     "suffix": Method(
         "what followed the last tokens earlier in any text of the session",
-        ("places", "length", "recency", "min_prob", "memory"),
+        ("places", "length", "recency", "others", "min_prob", "memory"),
     ),
     "rest": Method(
         "what followed the last tokens in a store of text, rest:STORE (REST)",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class SuffixConfig:
     """Most tokens taken from a place, 1 to 64."""
     recency: float = 0.85
     """Weight of each further place as a share of the one before, above 0 to 1."""
+    others: float = 0.25
+    """Weight of a place in another text as a share of one in the text itself, above 0 to 1."""
     min_prob: float = 0.065
     """Probability under which a node is not worth verifying, above 0 to 1."""
     memory: int = 131_072
@@ -43,7 +46,7 @@ class SuffixConfig:
         for name, most in (("places", 1024), ("length", 64)):
             if not 1 <= (value := getattr(self, name)) <= most:
                 raise ValueError(f"{name}: expected 1 to {most}, got {value}")
-        for name in ("recency", "min_prob"):
+        for name in ("recency", "others", "min_prob"):
             if not 0 < (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}: expected above 0 to 1, got {value}")
         if self.memory < 1:
@@ -59,6 +62,7 @@ class Memory:
         self.young, self.old = GrowingIndex(), GrowingIndex()
         self.texts: list[KnownText] = []
         """Of the latest stream, per row."""
+        self._numbers = count()
 
     def open(self, texts: list[list[int]]) -> None:
         """Take the rows of a new stream: lists that grow; what they share with each other and the last ones is known."""
@@ -68,7 +72,7 @@ class Memory:
         if self.young.size > self.most // 2:
             self.young, self.old, earlier = GrowingIndex(), self.young, []
         self.texts = []
-        for text in map(KnownText, texts):
+        for text in map(KnownText, texts, self._numbers):
             for other in (*earlier, *self.texts):
                 text.part_from(other)
             text.follow(self.young)
@@ -105,14 +109,17 @@ class SuffixDrafter(Drafter):
         if length < 1:
             return Trie.empty()
         wanted = {"most": config.places, "length": length, "matched": len(ODDS)}
-        found = memory.young.find(known.text, known.last, **wanted)
+        found = memory.young.find(known.text, known.last, known.number, **wanted)
         if memory.old.size > 1:
-            found = found.joined(memory.old.find(known.text, 0, **wanted), config.places)
+            found = found.joined(
+                memory.old.find(known.text, 0, known.number, **wanted), config.places
+            )
         if not len(found.matched):
             return Trie.empty()
         # Every token that proves right makes the match one longer.
         agreed = np.minimum(found.matched[:, None] + np.arange(length), len(ODDS))
         weights = ODDS[agreed - 1] * self._recency[: len(agreed)]
+        weights = np.where(found.own[:, None], weights, config.others * weights)
         return Trie.of(found.continuations, weights).best(nodes, self._lowest)
 
 

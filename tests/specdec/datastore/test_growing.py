@@ -6,13 +6,13 @@ from specdec.datastore.growing import NOWHERE, GrowingIndex, KnownText, shared_b
 
 
 def known(index, text):
-    one = KnownText(list(text))
+    one = KnownText(list(text), 0)
     one.follow(index)
     return one
 
 
 def find(index, text, last=NOWHERE, most=100, length=4, matched=8):
-    found = index.find(text, last, most=most, length=length, matched=matched)
+    found = index.find(text, last, 0, most=most, length=length, matched=matched)
     return [
         (agreed, [token for token in row if token >= 0])
         for agreed, row in zip(found.matched.tolist(), found.continuations.tolist(), strict=True)
@@ -33,7 +33,7 @@ def brute_force(texts, end, length, matched):
 
 def test_places_and_continuations_equal_brute_force_while_texts_grow():
     generator, index = random.Random(0), GrowingIndex()
-    rows = [KnownText([generator.randrange(4)]) for _ in range(3)]
+    rows = [KnownText([generator.randrange(4)], 0) for _ in range(3)]
     for _ in range(60):
         for row in rows:  # in turn, as rows of a batch do
             row.text += [generator.randrange(4) for _ in range(generator.randrange(4))]
@@ -67,7 +67,7 @@ def test_a_text_that_parts_from_another_shares_its_beginning():
     index = GrowingIndex()
     first = known(index, [1, 2, 3, 4, 5])
     size = index.size
-    second = KnownText([1, 2, 3, 9, 9])
+    second = KnownText([1, 2, 3, 9, 9], 1)
     second.part_from(first)
     second.follow(index)
     assert index.size == size + 2
@@ -79,13 +79,26 @@ def test_a_text_that_parts_from_another_shares_its_beginning():
 def test_a_rolled_back_text_is_known_as_far_as_it_goes():
     index = GrowingIndex()
     first = known(index, [1, 2, 3, 4])
-    second = KnownText([1, 2])
+    second = KnownText([1, 2], 1)
     second.part_from(first)
     assert second.places == first.places[:2]
     second.follow(index)
     second.text += [6, 7]
     second.follow(index)
     assert find(index, [2, 6], length=2)[0] == (2, [7])
+
+
+def test_places_in_other_texts_are_told_apart():
+    index = GrowingIndex()
+    first, other, again = (KnownText(text, number) for number, text in enumerate(([1, 2, 3], [7, 2, 4, 2], [1, 2, 3, 5])))  # fmt: skip
+    for text in (first, other):
+        text.follow(index)
+    found = index.find(other.text, other.last, other.number, most=9, length=1, matched=8)
+    assert dict(zip(found.continuations[:, 0].tolist(), found.own.tolist(), strict=True)) == {4: True, 3: False}  # fmt: skip
+    again.part_from(first)
+    assert again.number == first.number  # most of it is
+    other.part_from(first)
+    assert other.number == 1
 
 
 def test_shared_beginning_is_counted():

@@ -91,6 +91,15 @@ def test_a_session_remembers_its_texts():
     assert paths(draft(drafter, elsewhere)) == {}
 
 
+def test_other_texts_weigh_less_than_the_text_itself():
+    memory, drafter = {}, drafter_of(length=1, recency=1.0, others=0.5)
+    drafter.start(state_of([[1, 3, 8]], memory))
+    state = state_of([[2, 3, 7, 3]], memory)
+    drafter.start(state)
+    found = paths(draft(drafter, state))
+    assert found[7,] == pytest.approx(2 * found[8,])
+
+
 def test_a_text_that_goes_on_is_read_from_where_it_is_new():
     memory, drafter = {}, drafter_of()
     for text in ([1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 9, 2]):  # goes on, then rolls back
@@ -134,7 +143,15 @@ def test_copies_of_a_prompt_are_known_once():
 
 
 @pytest.mark.parametrize(
-    "change", [{"places": 0}, {"length": 65}, {"recency": 0.0}, {"min_prob": 1.5}, {"memory": 0}]
+    "change",
+    [
+        {"places": 0},
+        {"length": 65},
+        {"recency": 0.0},
+        {"others": 0.0},
+        {"min_prob": 1.5},
+        {"memory": 0},
+    ],
 )
 def test_error_names_the_out_of_range_setting(change):
     (name,) = change
