@@ -11,6 +11,7 @@ from ..host.reasons import reason
 from .bench import bench
 from .convert import convert
 from .data import data
+from .datastore import app as datastore
 from .info import info
 from .terminal import fail, help_alone
 from .train import app as train
@@ -27,6 +28,7 @@ app = typer.Typer(
 for command in (generate, chat, bench, info, data, convert):
     app.command()(command)
 app.add_typer(train, name="train")
+app.add_typer(datastore, name="datastore")
 app.callback(invoke_without_command=True)(help_alone)
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .names import BEST, DRAFTERS, best_drafter, check_drafter_name, load_drafter
     from .plain import PlainDrafter
     from .protocol import Budget, Drafter, Proposals
+    from .rest import RestConfig, RestDrafter
+    from .suffix import SuffixConfig, SuffixDrafter
 
 __all__ = [
     "BEST",
@@ -23,6 +25,10 @@ __all__ = [
     "MixedDrafter",
     "PlainDrafter",
     "Proposals",
+    "RestConfig",
+    "RestDrafter",
+    "SuffixConfig",
+    "SuffixDrafter",
     "best_drafter",
     "check_drafter_name",
     "load_drafter",
@@ -36,6 +42,8 @@ __getattr__, __dir__ = lazily(
         "names": ["BEST", "DRAFTERS", "best_drafter", "check_drafter_name", "load_drafter"],
         "plain": ["PlainDrafter"],
         "protocol": ["Budget", "Drafter", "Proposals"],
+        "rest": ["RestConfig", "RestDrafter"],
+        "suffix": ["SuffixConfig", "SuffixDrafter"],
     },
     renamed={"NoDrafter": "PlainDrafter"},
 )

@@ -48,14 +48,23 @@ METHODS = {
         "what followed the last tokens earlier in the text",
         settings=("places", "length", "discount", "min_prob"),
     ),
-    "lookahead": Method(
-        "n-grams that the target itself has written beside the text, by Lookahead decoding",
-        argument="[W/N/G]",
-        settings=("window", "ngram", "guesses", "text_ngrams", "min_prob"),
+    "suffix": Method(
+        "what followed the last tokens earlier in any text of the session",
+        settings=("places", "length", "recency", "others", "min_prob", "memory"),
+    ),
+    "rest": Method(
+        "what followed the last tokens in a store of text, by REST",
+        settings=("places", "length", "longest", "shortest", "min_prob"),
+        argument="STORE",
     ),
     "recycling": Method(
         "what the target ranked highest after the same token before, by token recycling",
         settings=("ranks", "length", "min_prob"),
+    ),
+    "lookahead": Method(
+        "n-grams that the target itself has written beside the text, by Lookahead decoding",
+        argument="[W/N/G]",
+        settings=("window", "ngram", "guesses", "text_ngrams", "min_prob"),
     ),
     "model": Method(
         "a smaller model with the same vocabulary",

@@ -2,7 +2,7 @@
 
 import torch
 
-from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter
+from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter, SuffixDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter
 from specdec.drafters.model import ModelConfig, ModelDrafter
@@ -18,6 +18,10 @@ def plain(target):
 
 def lookup(target):
     return LookupDrafter()
+
+
+def suffix(target):
+    return SuffixDrafter()
 
 
 def redrafter(target, **options):
@@ -62,7 +66,7 @@ def recycling(target):
 
 
 def training_free(target):
-    return MixedDrafter([LookupDrafter(), recycling(target), lookahead(target)])
+    return MixedDrafter([suffix(target), recycling(target), lookahead(target)])
 
 
 def small_model(target):
@@ -78,5 +82,5 @@ def own_model(target):
 
 DRAFTERS = [
     plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, lookahead, recycling, training_free,
-    small_model, own_model,
+    small_model, own_model, suffix,
 ]  # fmt: skip

@@ -81,7 +81,7 @@ def test_drafter_name_may_be_a_folder(tmp_path, monkeypatch):
     check_methods(["plain", "lookup", "c+lookup"])
     with pytest.raises(ValueError, match="drafter: expected k alone"):
         check_drafter_name("k+lookup")
-    with pytest.raises(ValueError, match="drafter: expected one of plain, lookup, lookahead"):
+    with pytest.raises(ValueError, match="drafter: expected one of plain, lookup, suffix"):
         check_drafter_name("nowhere")
     with pytest.raises(ValueError, match="specdec's format"):
         check_drafter_name(str(APPLE))

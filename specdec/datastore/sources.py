@@ -1,0 +1,84 @@
+"""Files that a store is built of: text, JSONL with a field of text, and stores of `specdec data`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..host.json_files import is_text, read_json_lines, shown
+from ..host.reasons import reason
+from ..selftext.store import Store, is_store
+from ..sources.tokenizing import ids_of_texts
+
+LETTERS = 1 << 20
+"""Of a batch of texts that is read at once, and of a part of a text file."""
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Return the number that all ids of a tokenizer are below."""
+    return 1 + int(max(tokenizer.get_vocab().values()))
+
+
+def texts_of_file(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]:
+    """Give out the texts of a file, as token ids without special tokens around them.
+
+    Args:
+        path: a store of `specdec data`; JSONL, gzipped or not, where the name says so; else text in UTF-8, which is
+            cut at line ends into texts of a megabyte.
+        tokenizer: reads text. Ids in a store of `specdec data` are taken to be its own.
+        field: of a JSONL line that holds the text; a line with `prompt_ids` and `answer_ids` in its place is those.
+
+    Raises:
+        ValueError: if the file cannot be read, or holds something else or too many different ids.
+    """
+    if is_store(path):
+        yield from _conversations(path, tokenizer)
+    elif ".jsonl" in path.suffixes[-2:]:
+        yield from _lines(path, tokenizer, field)
+    else:
+        for part in _parts(path):
+            yield from ids_of_texts(tokenizer, [part], add_special_tokens=False)
+
+
+def _conversations(path: Path, tokenizer: Any) -> Iterator[list[int]]:
+    store, known = Store.read(path), vocabulary_size(tokenizer)
+    if store.facts["vocab_size"] < known:
+        raise ValueError(
+            f"files: expected text in the {known} ids of the model's tokenizer, got one in {store.facts['vocab_size']} ids in {path}"
+        )
+    for _, record in store.records():
+        yield record.ids
+
+
+def _lines(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]:
+    batch: list[str] = []
+    for number, line, fields in read_json_lines(path, "files"):
+        if is_text(text := fields.get(field)):
+            batch.append(str(text))
+            if sum(map(len, batch)) >= LETTERS:
+                yield from ids_of_texts(tokenizer, batch, add_special_tokens=False)
+                batch = []
+            continue
+        both = fields.get("prompt_ids"), fields.get("answer_ids")
+        ids = [i for part in both if isinstance(part, list) for i in part]
+        if not ids or any(type(i) is not int for i in ids):
+            raise ValueError(
+                f"files: expected an object with a text {field!r}, or prompt_ids and answer_ids, in {path} line "
+                f"{number}, got {shown(line)}"
+            )
+        yield from ids_of_texts(tokenizer, batch, add_special_tokens=False)
+        batch = []
+        yield ids
+    yield from ids_of_texts(tokenizer, batch, add_special_tokens=False)
+
+
+def _parts(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            while lines := file.readlines(LETTERS):
+                yield "".join(lines)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"files: expected text in UTF-8, JSONL, or a store of specdec data, got {path} ({reason(error)})"
+        ) from error

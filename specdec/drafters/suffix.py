@@ -1,0 +1,128 @@
+"""Suffix: what followed the last tokens anywhere in this session's texts, those being written included.
+
+Training-free, after SuffixDecoding (arXiv 2411.04975): the longest end of a text that occurred before is looked up, and
+what followed it becomes a tree. Here places with shorter matches speak too, each with the weight that its length has
+earned on other texts, so that one tree holds what is likely, whoever says it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from ..datastore.growing import GrowingIndex, KnownText
+from ..model.target import Target
+from ..state import State
+from .continuations import Trie, proposals_of
+from .protocol import Budget, Drafter, Proposals
+
+# Odds that the next token follows the latest match of 1, 2, … tokens: 33,780 positions of the default model's greedy text.
+ODDS = np.array([0.28, 1.2, 2.0, 3.5, 5.4, 5.6, 6.3, 8.6, 9.0, 11, 13, 30])
+
+
+@dataclass(frozen=True, slots=True)
+class SuffixConfig:
+    """How much of the past to follow."""
+
+    places: int = 16
+    """Most earlier places followed, 1 to 1024."""
+    length: int = 15
+    """Most tokens taken from a place, 1 to 64."""
+    recency: float = 0.85
+    """Weight of each further place as a share of the one before, above 0 to 1."""
+    others: float = 0.25
+    """Weight of a place in another text as a share of one in the text itself, above 0 to 1."""
+    min_prob: float = 0.065
+    """Probability under which a node is not worth verifying, above 0 to 1."""
+    memory: int = 131_072
+    """Most tokens of texts of a session that are kept, at least 1; the older half is forgotten at once, between texts."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        for name, most in (("places", 1024), ("length", 64)):
+            if not 1 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name}: expected 1 to {most}, got {value}")
+        for name in ("recency", "others", "min_prob"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name}: expected above 0 to 1, got {value}")
+        if self.memory < 1:
+            raise ValueError(f"memory: expected at least 1, got {self.memory}")
+
+
+class Memory:
+    """The texts of a session."""
+
+    def __init__(self, most: int) -> None:
+        """Keep at most so many tokens."""
+        self.most = most
+        self.young, self.old = GrowingIndex(), GrowingIndex()
+        self.texts: list[KnownText] = []
+        """Of the latest stream, per row."""
+        self._numbers = count()
+
+    def open(self, texts: list[list[int]]) -> None:
+        """Take the rows of a new stream: lists that grow; what they share with each other and the last ones is known."""
+        for text in self.texts:
+            text.follow(self.young)
+        earlier = self.texts
+        if self.young.size > self.most // 2:
+            self.young, self.old, earlier = GrowingIndex(), self.young, []
+        self.texts = []
+        for text in map(KnownText, texts, self._numbers):
+            for other in (*earlier, *self.texts):
+                text.part_from(other)
+            text.follow(self.young)
+            self.texts.append(text)
+
+
+class SuffixDrafter(Drafter):
+    """Drafts from the texts of a session."""
+
+    def __init__(self, config: SuffixConfig | None = None) -> None:
+        """Take the defaults or a configuration."""
+        self.config = config or SuffixConfig()
+        self._recency = self.config.recency ** np.arange(self.config.places)[:, None]
+        self._lowest = math.log(self.config.min_prob)
+
+    def start(self, state: State) -> None:
+        """Read the prompts."""
+        if self not in state.memory:
+            state.memory[self] = Memory(self.config.memory)
+        state.memory[self].open(state.text.host)
+
+    def draft(self, state: State, budget: Budget) -> Proposals:
+        """Propose what followed the longest and latest matches."""
+        memory: Memory = state.memory[self]
+        for row in state.rows.host:
+            memory.texts[row].follow(memory.young)
+        nodes = budget.nodes - 1
+        tries = [self._trie(memory, row, budget.depth, nodes) for row in state.rows.host]
+        return proposals_of(tries, state.text.ids, nodes)
+
+    def _trie(self, memory: Memory, row: int, depth: int, nodes: int) -> Trie:
+        config, known = self.config, memory.texts[row]
+        length = min(config.length, depth)
+        if length < 1:
+            return Trie.empty()
+        wanted = {"most": config.places, "length": length, "matched": len(ODDS)}
+        found = memory.young.find(known.text, known.last, known.number, **wanted)
+        if memory.old.size > 1:
+            found = found.joined(
+                memory.old.find(known.text, 0, known.number, **wanted), config.places
+            )
+        if not len(found.matched):
+            return Trie.empty()
+        # Every token that proves right makes the match one longer.
+        agreed = np.minimum(found.matched[:, None] + np.arange(length), len(ODDS))
+        weights = ODDS[agreed - 1] * self._recency[: len(agreed)]
+        weights = np.where(found.own[:, None], weights, config.others * weights)
+        return Trie.of(found.continuations, weights).best(nodes, self._lowest)
+
+
+def new_drafter(target: Target, **settings: Any) -> SuffixDrafter:
+    """Make the drafter; `settings` are fields of `SuffixConfig`."""
+    return SuffixDrafter(SuffixConfig(**settings))
