@@ -28,6 +28,7 @@ from bench.report.comparison import (
 )
 from bench.report.compat import compat_table
 from bench.report.dedup import dedup_table, draw_dedup
+from bench.report.free.methods import equal_nodes_table, free_categories, free_table
 from bench.report.gpu.page import gpu_page
 from bench.report.launches import launches_tables
 from bench.report.lean_layers import bound_table, passes_table, texts_table
@@ -38,7 +39,6 @@ from bench.report.second import second_model_page
 from bench.report.self_text import value_table, writing_table
 from bench.report.steps import kinds_table, steps_table
 from bench.report.training import PICTURE, draw_training, sizes_table, training_table
-from bench.report.training_free import equal_nodes_table, free_categories, free_table
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.train.run import REPORT
 

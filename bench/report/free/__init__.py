@@ -1,0 +1,1 @@
+"""Tables of methods that need no training."""
