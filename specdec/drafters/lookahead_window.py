@@ -19,11 +19,11 @@ Ngram = tuple[int, ...]
 class LookaheadConfig:
     """How wide and how deep the window is. The authors use 7/5/7 for models of 7B."""
 
-    window: int = 5
+    window: int = 2
     """Tokens of a level, W, 1 to 128."""
-    ngram: int = 4
+    ngram: int = 3
     """Tokens of an n-gram, N, 3 to 16; one is the key, so N - 1 are proposed."""
-    guesses: int = 5
+    guesses: int = 3
     """Most n-grams kept per key and proposed at once, G, 1 to 64."""
     text_ngrams: bool = True
     """Whether the n-grams of the text itself, the prompt's first, go into the pool too."""

@@ -41,7 +41,7 @@ class RecyclingConfig:
     """Successors kept per token, k, 1 to 8."""
     length: int = 6
     """Depth of the tree, 1 to 16."""
-    min_prob: float = 0.03
+    min_prob: float = 0.08
     """Probability under which a node is not worth verifying, above 0 to 1."""
 
     def __post_init__(self) -> None:
