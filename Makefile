@@ -9,7 +9,7 @@ TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
 EXIT_LAYER := 5
 
-.PHONY: help demo test test-all check pins bench bench-report bench-decoding bytes launches aot compat gpu data train second-model
+.PHONY: help demo test test-all check pins bench bench-report bench-decoding training-free bytes launches aot compat gpu data train second-model
 
 define HELP
 Use it
@@ -22,6 +22,7 @@ Know that it is right
 Measure (bench/README.md says what is where)
   bench           ops; 8 minutes          bench-decoding  methods and models; 45 minutes
   bytes launches  counted without a GPU   gpu             on a GPU; DRY=1 without
+  training-free   methods that need no training; 40 minutes
   bench-report    tables and pictures from what was measured
 Train
   data            text that the default model writes
@@ -73,6 +74,20 @@ bench-decoding: .venv/installed-dev
 	$(BIN)/python -m bench.decoding.sampling --json bench/results/sampling_cpu.json
 	$(BIN)/python -m bench.decoding.sampling_equality --json bench/results/sampling_equality.json
 	$(BIN)/python -m bench.decoding.architectures --json bench/results/architectures.json
+	$(BIN)/python -m bench.report
+
+# Methods that need no training, beside what they are compared with; forty minutes on two cores, while nothing else runs.
+STORE := .training/store
+FREE := lookup,suffix,rest:$(STORE),recycling,lookahead,lookahead:7/5/7,suffix+recycling,suffix+recycling+rest:$(STORE)
+FREE_FLAGS ?= --per-category 2 --max-new-tokens 96
+training-free: .venv/installed-dev
+	rm -rf $(STORE) && mkdir -p $(dir $(STORE))
+	$(BIN)/specdec datastore build $(DATA) $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')/*.py -o $(STORE)
+	for dtype in float32 bfloat16; do \
+	  $(SPEC_BENCH) --methods plain,transformers-lookup,$(FREE),mixed,redrafter+suffix+recycling $(FREE_FLAGS) \
+	    --dtype $$dtype --json bench/results/training_free_cpu_$$dtype.json || exit; \
+	done
+	$(BIN)/python -m bench.decoding.equal_nodes --json bench/results/equal_nodes.json
 	$(BIN)/python -m bench.report
 
 # What each launch reads and writes, counted without a GPU, in minutes; the tables of docs/proof.md.

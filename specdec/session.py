@@ -82,7 +82,7 @@ class Session:
                 f"{self.pass_nodes - self.max_nodes} side nodes of {type(drafter).__name__}, got {self.max_nodes}"
             )
         self.cache = cache
-        self.memory: dict[object, Any] = {}
+        self.memory: dict[object, Any] = {} if cache is None else cache.memory
         """What each drafter keeps from one text to the next, by the drafter itself."""
         self._latest: object = None
 
@@ -284,6 +284,7 @@ class Session:
             tree_capacity=self.pass_nodes,
         )
         self.cache.made_for = (self.target, self.drafter, self.target.changes)
+        self.cache.memory = self.memory
         return self.cache
 
     def _roomy(self, texts: list[list[int]], capacity: int) -> int:

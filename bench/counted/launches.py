@@ -24,8 +24,11 @@ from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
 )
 
-from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, PlainDrafter
+from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, PlainDrafter, SuffixDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
+from specdec.drafters.lookahead import LookaheadDrafter
+from specdec.drafters.model import ModelDrafter
+from specdec.drafters.recycling import RecyclingDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.metrics import Metrics
 from specdec.model.target import Target
@@ -107,6 +110,10 @@ def drafters(target: Target) -> Iterator[tuple[str, int | None, Drafter]]:
     """Make each method, with its beam width where it has one."""
     yield "plain", None, PlainDrafter()
     yield "lookup", None, LookupDrafter()
+    yield "suffix", None, SuffixDrafter()
+    yield "recycling", None, RecyclingDrafter(vocabulary_size=VOCABULARY)
+    yield "lookahead", None, LookaheadDrafter()
+    yield "model", None, ModelDrafter(target, small_target(1))
     yield "kangaroo", None, kangaroo(target)
     for width in WIDTHS:
         yield "redrafter", width, redrafter(target, width)

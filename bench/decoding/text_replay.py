@@ -91,7 +91,7 @@ class Replay:
         longest = max(map(len, whole)) + MARGIN
         self.text = torch.tensor([text + [-1] * (longest - len(text)) for text in whole])
 
-    def verify(self, tree: TokenTree, cache: Any, rows: Any, shallow: Any) -> Verified:
+    def verify(self, tree: TokenTree, cache: Any, rows: Any, *others: Any) -> Verified:
         cache.current = SimpleNamespace(prefix_lens=cache.lengths[rows.ids])
         nothing = torch.zeros(*tree.tokens.shape, 1)
         return Verified(nothing, nothing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,8 +24,8 @@ SHARD_TOKENS = 1 << 25
 MAX_SHARD_TOKENS = 1 << 30
 """Places are kept in 4 bytes."""
 LOCK = ".lock"
-# What files are called until they are whole.
-SCRATCH = ".specdec-"
+# A shard's files, and what files are called until they are whole.
+OWN = re.compile(rf"[0-9a-f]{{32}}({'|'.join(map(re.escape, SUFFIXES))})|\.specdec-[0-9a-f]{{32}}")
 Ids = npt.NDArray[np.int64]
 Progress = Callable[[str, int], None]
 
@@ -96,8 +97,8 @@ def check_place(path: Path, name: str, *, add: bool) -> None:
 
 
 def _is_own(file: Path) -> bool:
-    """Tell whether a file may be what a build that was killed has left."""
-    return file.name == LOCK or file.suffix in SUFFIXES or file.name.startswith(SCRATCH)
+    """Tell whether a file is what a build that was killed has left: no other file has such a name."""
+    return file.name == LOCK or OWN.fullmatch(file.name) is not None
 
 
 class _Writer:

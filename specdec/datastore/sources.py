@@ -33,7 +33,7 @@ def texts_of_file(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]
         ValueError: if the file cannot be read, or holds something else or too many different ids.
     """
     if is_store(path):
-        yield from _conversations(path, tokenizer)
+        yield from _conversations(path)
     elif ".jsonl" in path.suffixes[-2:]:
         yield from _lines(path, tokenizer, field)
     else:
@@ -41,24 +41,21 @@ def texts_of_file(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]
             yield from ids_of_texts(tokenizer, [part], add_special_tokens=False)
 
 
-def _conversations(path: Path, tokenizer: Any) -> Iterator[list[int]]:
-    store, known = Store.read(path), vocabulary_size(tokenizer)
-    if store.facts["vocab_size"] < known:
-        raise ValueError(
-            f"files: expected text in the {known} ids of the model's tokenizer, got one in {store.facts['vocab_size']} ids in {path}"
-        )
-    for _, record in store.records():
+def _conversations(path: Path) -> Iterator[list[int]]:
+    for _, record in Store.read(path).records():
         yield record.ids
 
 
 def _lines(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]:
     batch: list[str] = []
+    letters = 0
     for number, line, fields in read_json_lines(path, "files"):
         if is_text(text := fields.get(field)):
             batch.append(str(text))
-            if sum(map(len, batch)) >= LETTERS:
+            letters += len(batch[-1])
+            if letters >= LETTERS:
                 yield from ids_of_texts(tokenizer, batch, add_special_tokens=False)
-                batch = []
+                batch, letters = [], 0
             continue
         both = fields.get("prompt_ids"), fields.get("answer_ids")
         ids = [i for part in both if isinstance(part, list) for i in part]
@@ -68,7 +65,7 @@ def _lines(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]:
                 f"{number}, got {shown(line)}"
             )
         yield from ids_of_texts(tokenizer, batch, add_special_tokens=False)
-        batch = []
+        batch, letters = [], 0
         yield ids
     yield from ids_of_texts(tokenizer, batch, add_special_tokens=False)
 

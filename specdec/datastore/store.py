@@ -118,6 +118,16 @@ class Datastore:
     def __init__(self, path: Path, manifest: Manifest, shards: list[Shard]) -> None:
         """Take what `open` has checked."""
         self.path, self.manifest, self.shards = path, manifest, shards
+        self.highest = max(int(shard.tokens.max()) for shard in shards) - 1
+        """The highest id that occurs."""
+        if self.highest >= manifest.vocabulary_size:
+            raise ValueError(
+                f"store: expected ids below {manifest.vocabulary_size}, as {MANIFEST} says, got {self.highest} in {path}"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by opening again: mapped files cannot travel."""
+        return Datastore.open, (self.path,)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Datastore:
@@ -142,11 +152,11 @@ class Datastore:
 
     def check(self, target: Target) -> None:
         """Raise ValueError unless the ids are those of a target's tokenizer."""
-        found = target.config.vocab_size
-        if self.manifest.vocabulary_size > found:
+        # A tokenizer may know more ids than the model: those that occur count.
+        if self.highest >= (known := target.config.vocab_size):
             raise ValueError(
-                f"store: expected ids of the target, which are below {found}, got ids up to "
-                f"{self.manifest.vocabulary_size - 1} in {self.path}"
+                f"store: expected ids of the target, which are below {known}, got ids up to {self.highest} "
+                f"in {self.path}"
             )
         self.check_tokenizer(target.tokenizer)
 

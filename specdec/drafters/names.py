@@ -24,8 +24,8 @@ SHIPPED = tuple(name for name, method in METHODS.items() if method.trained)
 RENAMED = {"none": "plain"}
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 UNIONS = {"mixed": "redrafter+lookup"}
-# The best there is for a target.
-BEST = "best"
+# The best there is for a target, and of what needs no training (docs/training_free.md).
+BEST, UNTRAINED_BEST = "best", "suffix+recycling"
 KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS, BEST)
 """All names but those of folders."""
 
@@ -76,18 +76,18 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
 
 
 def best_drafter(target: Target) -> str:
-    """Name the fastest drafter for a target: `mixed` for the model that drafters are shipped for, else `lookup`."""
+    """Name the fastest drafter for a target: `mixed` where drafters are shipped for it, else what needs no training."""
     from ..checkpoints import read_description
 
     folder = SHIPPED_FOLDER / "redrafter"
     if not folder.is_dir():
-        return "lookup"
+        return UNTRAINED_BEST
     # A damaged one is an error, not a reason for another.
     made_for = read_description(folder).target
     try:
         made_for.check(target)
     except ValueError:
-        return "lookup"
+        return UNTRAINED_BEST
     return "mixed"
 
 
@@ -119,8 +119,9 @@ def check_drafter_name(name: str) -> None:
 
 def _parts(name: str) -> list[str]:
     """Split a union; a folder's name may hold a `+` itself."""
-    argument = name.partition(":")[2]
-    if name not in KNOWN and any(path and Path(path).is_dir() for path in (name, argument)):
+    method, _, argument = name.partition(":")
+    path = argument if method in METHODS else name
+    if name not in KNOWN and path and Path(path).is_dir():
         return [name]
     parts = [p for part in name.split("+") for p in UNIONS.get(part, part).split("+")]
     for old in RENAMED.keys() & parts:
@@ -157,7 +158,8 @@ def _new(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
         raise ValueError(
             f"{min(unknown)}: expected one of the settings of {method} ({known}), got another"
         )
-    arguments = (argument,) if argument else ()
+    # Shells leave a `~` behind a colon alone.
+    arguments = (os.path.expanduser(argument),) if argument else ()  # noqa: PTH111
     drafter: Drafter = drafter_file(method).new_drafter(target, *arguments, **settings)
     return drafter
 

@@ -39,7 +39,7 @@ class Proposals(NamedTuple):
     shallow: Shallow | None = None
     """Set by a drafter that has run the target's first layers on the root and its proposals, which form a chain."""
     side: SideNodes | None = None
-    """What the drafter wants to hear from the same pass beside the tree."""
+    """What the drafter wants to hear from the same pass beside the tree; no more nodes than its `side_nodes`."""
 
     @classmethod
     def none(cls, batch: int, device: torch.device) -> Proposals:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -114,9 +114,12 @@ class RecyclingDrafter(Drafter):
             vocabulary_size: of the target, V.
         """
         self.config = config or RecyclingConfig()
-        self.ranks = min(self.config.ranks, vocabulary_size)
         self.vocabulary_size = vocabulary_size
-        self._template = template(self.config, MAX_NODES - 1)
+        ranks = min(self.config.ranks, vocabulary_size)
+        self._template = template(replace(self.config, ranks=ranks), MAX_NODES - 1)
+        used = self._template.rank_of
+        self.ranks = 1 + int(used.max()) if len(used) else 1
+        """Ranks that drafts read, so that more need not be kept."""
 
     def start(self, state: State) -> None:
         """Begin a table, unless an earlier text of the session has left one."""
@@ -155,7 +158,8 @@ class RecyclingDrafter(Drafter):
     ) -> None:
         """Keep what the target ranked highest at every node; of nodes with one token the last counts."""
         table = state.memory[self]
-        best = verified.logits.topk(self.ranks, -1).indices.flatten(0, 1)  # [B N, k]
+        logits = verified.logits[..., : self.vocabulary_size]  # a padded head may have more
+        best = logits.topk(self.ranks, -1).indices.flatten(0, 1)  # [B N, k]
         tokens = tree.tokens.flatten()  # padding repeats the root's
         nodes = torch.arange(tree.tokens.shape[1], device=table.device)
         place = torch.arange(len(tokens), device=table.device)

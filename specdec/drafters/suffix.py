@@ -68,12 +68,18 @@ class Memory:
         """Take the rows of a new stream: lists that grow; what they share with each other and the last ones is known."""
         for text in self.texts:
             text.follow(self.young)
-        earlier = self.texts
-        if self.young.size > self.most // 2:
-            self.young, self.old, earlier = GrowingIndex(), self.young, []
+        earlier, begun = self.texts, [*map(KnownText, texts, self._numbers)]
+        for text in begun:
+            for other in earlier:
+                text.part_from(other)
+        # What goes on is not counted: it would have to be read again.
+        if self.young.size - max(len(text.places) for text in begun) > self.most // 2:
+            self.young, self.old = GrowingIndex(), self.young
+            for text in begun:
+                text.places = []
         self.texts = []
-        for text in map(KnownText, texts, self._numbers):
-            for other in (*earlier, *self.texts):
+        for text in begun:
+            for other in self.texts:
                 text.part_from(other)
             text.follow(self.young)
             self.texts.append(text)

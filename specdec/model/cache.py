@@ -127,11 +127,13 @@ class TreeCache(AttendingCache):
         """The target and the drafter that have read the texts, and the target's `changes` then."""
         self.stream: object = None
         """The latest that writes into it."""
+        self.memory: dict[object, Any] = {}
+        """What drafters keep about these and earlier texts, by the drafter; sessions that go on with the cache share it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TreeCache:
-        """Copy keys, values and texts, between passes; the target and the drafter are the same."""
+        """Copy keys, values and texts, between passes; the target and the drafter are the same, its memory begins anew."""
         copied = copy.copy(self)
-        copied.current = None
+        copied.current, copied.memory = None, {}
         memo[id(self)] = copied
         shared = {id(x): x for x in (*self.made_for[:2], self.stream)}
         for name, value in vars(copied).items():

@@ -266,7 +266,7 @@ class Target:
             Logits `[B, N, V]` and hidden states `[B, N, E]` after each node, and what side nodes asked for.
         """
         nodes = tree.tokens.shape[1]
-        if self.exact and tree.tokens.numel() == 1:
+        if self.exact and side is None and tree.tokens.numel() == 1:
             # Never one row: beside its own copy, which nothing reads.
             tree = TokenTree.chain(tree.tokens.expand(1, 2))
         all_nodes = pass_nodes(tree, side)

@@ -12,6 +12,7 @@ from every_drafter import (
     plain,
     projected_redrafter,
     redrafter,
+    training_free,
 )  # fmt: skip
 from specdec.model.target import Target
 from specdec.session import Session
@@ -30,6 +31,7 @@ OPS = {
     kangaroo: {"early_exit_step", "pack_tree", "commit_kv"},
     lean_kangaroo: {"early_exit_step", "pack_tree", "commit_kv"},
     own_model: {"beam_step", "pack_tree", "commit_kv"},
+    training_free: {"pack_tree", "commit_kv"},
     mixed: {"draft_step", "lm_head_beams", "pack_tree", "commit_kv"},
 }
 

@@ -15,9 +15,13 @@ from tiny import FAMILIES, SEED, library_greedy, library_sampled, random_prompt,
 NEW = 20
 METHODS = [
     every_drafter.lookup,
-    every_drafter.lookahead,
+    every_drafter.suffix,
+    every_drafter.rest,
     every_drafter.recycling,
+    every_drafter.lookahead,
+    every_drafter.small_model,
     every_drafter.training_free,
+    every_drafter.all_training_free,
 ]
 # Ragged, and with repeats that can be drafted.
 PROMPTS = [random_prompt(5, 1) * 3, [7], random_prompt(9, 2) * 2, random_prompt(17, 3)]
@@ -50,7 +54,12 @@ def test_text_is_the_librarys_own(family, make, rows, how):
     assert again.tokens == cut
 
 
-@pytest.mark.parametrize("make", METHODS, ids=lambda make: make.__name__)
+# A store of random text and another random model are right by chance alone.
+@pytest.mark.parametrize(
+    "make",
+    [m for m in METHODS if m not in (every_drafter.rest, every_drafter.small_model)],
+    ids=lambda make: make.__name__,
+)
 def test_something_is_accepted(make):
     target = Target(tiny_model("llama"))
     session = Session(target, make(target), max_nodes=24)

@@ -1,15 +1,22 @@
 """Every way of drafting, with random weights, for tests of whole decodes on tiny models."""
 
+import functools
+import tempfile
+from pathlib import Path
+
 import torch
 
+from specdec.datastore.build import build_datastore
+from specdec.datastore.store import Datastore
 from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter, SuffixDrafter
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter
 from specdec.drafters.model import ModelConfig, ModelDrafter
 from specdec.drafters.recycling import RecyclingConfig, RecyclingDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
+from specdec.drafters.rest import RestConfig, RestDrafter
 from specdec.model.target import Target
-from tiny import VOCABULARY, tiny_model
+from tiny import VOCABULARY, random_prompt, tiny_model
 
 
 def plain(target):
@@ -22,6 +29,19 @@ def lookup(target):
 
 def suffix(target):
     return SuffixDrafter()
+
+
+@functools.cache
+def store():
+    """A store of random text, gone when the tests end."""
+    folder = tempfile.TemporaryDirectory()
+    texts = [random_prompt(300, seed) for seed in range(3)]
+    build_datastore(Path(folder.name), texts, vocabulary_size=VOCABULARY)
+    return folder, Datastore.open(folder.name)
+
+
+def rest(target):
+    return RestDrafter(store()[1], RestConfig(min_prob=1e-9))
 
 
 def redrafter(target, **options):
@@ -69,6 +89,10 @@ def training_free(target):
     return MixedDrafter([suffix(target), recycling(target), lookahead(target)])
 
 
+def all_training_free(target):
+    return MixedDrafter([small_model(target), rest(target), LookupDrafter(), recycling(target)])
+
+
 def small_model(target):
     """A chain of a model that knows nothing of the target."""
     model = tiny_model.__wrapped__("llama-16", 3, target.dtype).to(target.device)
@@ -80,7 +104,8 @@ def own_model(target):
     return ModelDrafter(target, target, ModelConfig(length=3, width=3, min_prob=0, min_step_prob=0))
 
 
+# Each training-free method is in one of the unions.
 DRAFTERS = [
-    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, lookahead, recycling, training_free,
-    small_model, own_model, suffix,
+    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, training_free, all_training_free,
+    own_model,
 ]  # fmt: skip

@@ -141,6 +141,7 @@ DRAFTERS = (
     every_drafter.redrafter,
     every_drafter.kangaroo,
     every_drafter.own_model,
+    every_drafter.training_free,
 )
 
 

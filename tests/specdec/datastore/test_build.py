@@ -85,6 +85,28 @@ def test_what_is_no_store_is_left_alone(tmp_path):
     assert (tmp_path / "note").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["wiki.train.tokens", "x.order", ".specdec-mine"])
+def test_files_of_others_are_never_deleted(tmp_path, name):
+    """A name that only looks like one of a shard's is no left-over."""
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match="store: expected"):
+        made(tmp_path)
+    made(tmp_path / "s")
+    (tmp_path / "s" / name).write_text("precious")
+    made(tmp_path / "s", [[1]], add=True)
+    for folder in (tmp_path, tmp_path / "s"):
+        assert (folder / name).read_text() == "precious"
+
+
+def test_a_description_of_a_smaller_vocabulary_is_an_error(tmp_path):
+    made(tmp_path / "s")
+    manifest = tmp_path / "s" / "store.json"
+    said = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(said | {"vocabulary_size": 5}))
+    with pytest.raises(ValueError, match="store: expected ids below 5, as store.json says, got 7"):
+        Datastore.open(tmp_path / "s")
+
+
 def test_a_store_of_another_vocabulary_or_tokenizer_takes_nothing(tmp_path):
     made(tmp_path / "s", tokenizer="a" * 64)
     before = contents(tmp_path / "s")

@@ -151,3 +151,13 @@ def test_convert_command_prints_the_mapping_and_converts(run, tmp_path):
 def test_conversion_table_has_a_row_per_tensor(tmp_path):
     conversion = import_drafter(APPLE, target_of())
     assert conversion_table(conversion).row_count == len(conversion.moves) == 9
+
+
+def test_argument_of_a_method_may_be_part_of_a_union_or_hold_a_plus(tmp_path):
+    for name in ("store", "a+b"):
+        (tmp_path / name).mkdir()
+    store = tmp_path / "store"
+    assert names._parts(f"suffix+rest:{store}") == ["suffix", f"rest:{store}"]
+    assert names._parts(f"rest:{store}+suffix") == [f"rest:{store}", "suffix"]
+    assert names._parts(f"rest:{tmp_path / 'a+b'}") == [f"rest:{tmp_path / 'a+b'}"]
+    assert names._parts(str(tmp_path / "a+b")) == [str(tmp_path / "a+b")]

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -35,7 +36,8 @@ def test_template_holds_the_likeliest_paths_and_their_parents(nodes):
 
 
 def test_template_ends_where_a_node_is_not_worth_it():
-    assert len(template(RecyclingConfig(min_prob=RIGHT[1]), 99).scores) >= 2
+    kept = template(RecyclingConfig(min_prob=RIGHT[1] - 1e-6, length=2), 99)
+    assert [x.tolist() for x in kept.ranks] == [[0, 1], [0]]  # 0.46, 0.13; 0.46 squared
     assert template(RecyclingConfig(min_prob=1.0), 99).ranks == []
 
 
@@ -90,7 +92,7 @@ def test_draft_is_no_deeper_than_the_text_can_use():
 
 def test_table_keeps_the_best_ranks_of_the_last_node_with_a_token_and_ignores_padding():
     state = state_of([3])
-    drafter = drafter_of(state, ranks=2)
+    drafter = drafter_of(state, ranks=2, min_prob=0.01)
     tree = TokenTree.chain(torch.tensor([[3, 5, 5, 3]]))
     tree.sizes[0] = 3  # the fourth node is padding
     logits = torch.full((1, 4, VOCABULARY), -9.0)
@@ -127,3 +129,20 @@ def test_table_lives_as_long_as_the_session():
 def test_settings_out_of_range_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         RecyclingConfig(**change)
+
+
+def test_table_keeps_no_more_ranks_than_drafts_read():
+    drafter = RecyclingDrafter(vocabulary_size=VOCABULARY)
+    assert drafter.ranks == 2
+    assert RecyclingDrafter(RecyclingConfig(min_prob=1e-6), vocabulary_size=VOCABULARY).ranks == 8
+    assert RecyclingDrafter(RecyclingConfig(min_prob=1e-6), vocabulary_size=3).ranks == 3
+
+
+def test_table_goes_on_with_a_cache_that_is_handed_on():
+    target = Target(tiny_model("llama"))
+    drafter = RecyclingDrafter(vocabulary_size=VOCABULARY)
+    first = Session(target, drafter)
+    first.generate([[1, 2, 3]], max_new_tokens=12)
+    assert Session(target, drafter, cache=first.cache).memory is first.memory
+    assert copy.deepcopy(first.cache).memory == {}
+    assert Session(target, drafter).memory == {}

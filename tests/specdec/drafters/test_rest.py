@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -90,11 +92,20 @@ def test_a_store_of_other_ids_or_another_tokenizer_is_refused(tmp_path):
         new_drafter(target, str(path))
     target.tokenizer = None
     new_drafter(target, str(path))
-    build_datastore(tmp_path / "wide", [[1, 2]], vocabulary_size=VOCABULARY + 1)
+    # A tokenizer may know more ids than the model; one that occurs cannot be drafted.
+    build_datastore(tmp_path / "known", [[1, 2]], vocabulary_size=VOCABULARY + 1)
+    new_drafter(target, str(tmp_path / "known"))
+    build_datastore(tmp_path / "wide", [[1, VOCABULARY]], vocabulary_size=VOCABULARY + 1)
     with pytest.raises(ValueError, match=f"store: expected ids of the target, which are below {VOCABULARY}"):  # fmt: skip
         new_drafter(target, str(tmp_path / "wide"))
     with pytest.raises(ValueError, match="store: expected a folder that specdec datastore built"):
         new_drafter(target, str(tmp_path / "nothing"))
+
+
+def test_copies_of_a_drafter_open_the_store_again(tmp_path):
+    drafter = drafter_of(tmp_path / "s", [[1, 2, 3]])
+    for copied in (copy.deepcopy(drafter), pickle.loads(pickle.dumps(drafter))):
+        assert drafted(copied, [1, 2]) == drafted(drafter, [1, 2])
 
 
 @pytest.mark.parametrize(

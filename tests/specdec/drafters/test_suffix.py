@@ -123,6 +123,14 @@ def test_the_oldest_texts_are_forgotten():
     assert max(paths(draft(drafter, state)), key=len) == (14, 15)
 
 
+def test_a_long_text_that_goes_on_is_not_read_again():
+    memory, drafter, text = {}, drafter_of(memory=8), list(range(20))
+    for length in (10, 12, 14):
+        drafter.start(state_of([text[:length]], memory))
+        assert memory[drafter].young.size == 1 + length
+        assert memory[drafter].old.size == 1
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_text_is_the_targets_through_several_streams(rows):
     target = Target(tiny_model("llama", dtype=torch.float32))
