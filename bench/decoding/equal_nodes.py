@@ -70,6 +70,7 @@ def main() -> None:
             found[name][str(nodes)] = {
                 "tokens_per_round": metrics.tokens_per_round,
                 "nodes_per_round": metrics.nodes_per_round,
+                "side_nodes": getattr(drafter, "side_nodes", 0),
             }
             print(name, nodes, found[name][str(nodes)], flush=True)
     result = {

@@ -62,9 +62,10 @@ def equal_nodes_table(result: dict[str, Any]) -> str:
         for count in nodes:
             here, there = found[count], base[count]
             ratio = here["tokens_per_round"] / there["tokens_per_round"]
-            cells.append(
-                f"{here['tokens_per_round']:.2f} ({ratio:.2f}x, {here['nodes_per_round']:.1f} nodes)"
-            )
+            nodes_there = f"{here['nodes_per_round']:.1f}"
+            if side := here["side_nodes"]:
+                nodes_there += f" + {side} beside"
+            cells.append(f"{here['tokens_per_round']:.2f} ({ratio:.2f}x, {nodes_there})")
         rows.append([method, *cells])
     header = ["tokens/round", *(f"at most {count} nodes" for count in nodes)]
     return f"{table(header, rows)}\n\n{machine_line(result['machine'])}"
