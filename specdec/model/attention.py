@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
+from ..host.locks import lock_of
+from .full_precision import full_precision_sums
 from .tree_pass import Pass
 
 ATTENTION = "specdec_tree"
@@ -49,3 +54,17 @@ def _attention(
 
 
 AttentionInterface.register(ATTENTION, _attention)
+
+
+@contextmanager
+def tree_attention_in(model: PreTrainedModel, config: Any, device: torch.device) -> Iterator[None]:
+    """Let a model's layers, which read `config`, attend through us for the length of a pass; passes of other threads wait."""
+    with lock_of(model), full_precision_sums(device):
+        before = config._attn_implementation
+        try:
+            config._attn_implementation = ATTENTION
+            yield
+        finally:
+            # What somebody else has chosen meanwhile stays.
+            if config._attn_implementation == ATTENTION:
+                config._attn_implementation = before

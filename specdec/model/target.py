@@ -7,8 +7,6 @@ copied or patched; between our passes it is the same model as before.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +16,8 @@ from transformers import PreTrainedModel
 from specdec_kernels import LMHeadTopK
 from specdec_kernels.dispatch import Impl
 
-from ..host.locks import lock_of
 from ..tree import TokenTree
-from .attention import ATTENTION
+from .attention import tree_attention_in
 from .cache import CACHE_NAME, CACHE_NAMES, AttendingCache, Rows, TreeCache
 from .cpu_linear import PrepackedLinear, prepack_linears
 from .full_precision import full_precision_sums
@@ -165,7 +162,7 @@ class Target:
         shape = hidden.shape
         try:
             rotations = self._rotations(hidden, now, types)
-            with self._tree_attention():
+            with tree_attention_in(self.model, self.config, self.device):
                 for at in range(first, first + len(layers)):
                     now.windows.pop(at, None)  # of an earlier run of this pass
                 for at, (layer, kind) in enumerate(zip(layers, types, strict=True), first):
@@ -266,24 +263,26 @@ class Target:
             Logits `[B, N, V]` and hidden states `[B, N, E]` after each node, and what side nodes asked for.
         """
         nodes = tree.tokens.shape[1]
-        if self.exact and side is None and tree.tokens.numel() == 1:
-            # Never one row: beside its own copy, which nothing reads.
+        alone = self.exact and side is None and nodes == len(tree.tokens) == 1
+        if alone:  # never one row: beside its own copy, which nothing reads
             tree = TokenTree.chain(tree.tokens.expand(1, 2))
         all_nodes = pass_nodes(tree, side)
         cache.open(all_nodes.ancestors, all_nodes.depth, rows)
         if shallow is None:
             hidden = self.run_layers(self.embed(all_nodes.tokens), cache)
         else:
-            hidden = shallow.hidden[:, : tree.tokens.shape[1]]
-            hidden = hidden.expand(-1, tree.tokens.shape[1], -1)
+            hidden = shallow.hidden[:, :1].expand(-1, 2, -1) if alone else shallow.hidden
+            hidden = hidden[:, : tree.tokens.shape[1]]
             hidden = self.run_layers(hidden, cache, shallow.layers)
-        if side is None:
-            logits, hidden, _ = self.head(hidden)
-            return Verified(logits[:, :nodes], hidden[:, :nodes])
-        logits, hidden, _ = self.head(
-            torch.cat([hidden[:, :nodes], hidden[:, hidden.shape[1] - side.wanted :]], 1)
-        )
-        return Verified(logits[:, :nodes], hidden[:, :nodes], logits[:, nodes:])
+        if side is not None:
+            begin = hidden.shape[1] - side.wanted
+            hidden = torch.cat([hidden[:, :nodes], hidden[:, begin:]], 1)
+        verified = self.head(hidden)
+        if side is None and not alone:
+            return verified
+        logits, hidden, _ = verified
+        wanted = None if side is None else logits[:, nodes:]
+        return Verified(logits[:, :nodes], hidden[:, :nodes], wanted)
 
     def prefill(
         self,
@@ -347,16 +346,3 @@ class Target:
         if (table := parts.position_table) is not None:
             hidden = hidden + nn.functional.embedding(positions, table)
         return hidden
-
-    @contextmanager
-    def _tree_attention(self) -> Iterator[None]:
-        """Let the layers attend through us for the length of a pass; passes of other threads wait."""
-        with lock_of(self.model), full_precision_sums(self.device):
-            before = self.config._attn_implementation
-            try:
-                self.config._attn_implementation = ATTENTION
-                yield
-            finally:
-                # What somebody else has chosen meanwhile stays.
-                if self.config._attn_implementation == ATTENTION:
-                    self.config._attn_implementation = before

@@ -65,3 +65,12 @@ def test_something_is_accepted(make):
     session = Session(target, make(target), max_nodes=24)
     session.generate(PROMPTS[:1], max_new_tokens=60)  # what it wrote is known the second time
     assert session.generate(PROMPTS[:1], max_new_tokens=60).metrics.tokens_per_round > 1.02
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_exact_bfloat16_text_does_not_depend_on_the_method(rows):
+    target = Target(tiny_model("llama", dtype=torch.bfloat16), exact=True)
+    plain = Session(target, "plain").generate(PROMPTS[:rows], max_new_tokens=NEW)
+    for make in METHODS:
+        written = Session(target, make(target)).generate(PROMPTS[:rows], max_new_tokens=NEW)
+        assert written.tokens == plain.tokens, make.__name__
