@@ -27,8 +27,8 @@ from specdec.model.target import Target
 from specdec.session import end_tokens
 
 QUESTIONS = ROOT / "tests" / "data" / "questions.jsonl"
-METHODS = ("lookup", "suffix", "recycling", "lookahead", "lookup+recycling", "suffix+recycling")
-NODES = (4, 8, 16, 32)
+METHODS = ("lookup", "suffix+recycling", "lookup+recycling", "suffix")
+NODES = (8, 16)
 MIN_PROB = 1e-4
 
 
