@@ -26,9 +26,9 @@ def test_kernels_folder_is_not_an_importable_package():
     assert done.returncode == 0, done.stderr
 
 
-def test_bench_folders_have_at_most_16_modules():
-    rooms = {path.parent for path in (ROOT / "bench").rglob("*.py")}
-    for room in rooms:
+@pytest.mark.parametrize("root", ["bench", "specdec", "kernels/specdec_kernels"])
+def test_folders_have_at_most_16_modules(root):
+    for room in {path.parent for path in (ROOT / root).rglob("*.py")}:
         assert (room / "__init__.py").exists()
         assert len(list(room.glob("*.py"))) <= 16, room
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..drafters.methods import METHODS, drafter_file, method_of
+from ..drafters.parts.redrafter_model import check_draft_vocabulary
 from ..drafters.protocol import Drafter
-from ..drafters.redrafter_model import check_draft_vocabulary
 from ..host.json_files import read_json
 from ..host.whole_file import whole_file
 from ..model.target import Target

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..drafters.redrafter_model import AUTHORS_TOP, ReDrafterConfig
+from ..drafters.parts.redrafter_model import AUTHORS_TOP, ReDrafterConfig
 from .format import VOCABULARY
 from .mapping import TensorMapping
 from .target_facts import TargetFacts

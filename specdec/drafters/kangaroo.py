@@ -23,8 +23,8 @@ from ..model.cpu_linear import prepack_linears
 from ..model.passed import Shallow, Tap
 from ..model.target import Target
 from ..state import State
+from .parts.redrafter_model import check_draft_vocabulary
 from .protocol import Budget, Drafter, Proposals
-from .redrafter_model import check_draft_vocabulary
 
 # Arguments of `EarlyExitAdapter`, in its order.
 ADAPTER_SHAPE = ("hidden_size", "heads", "kv_heads", "head_dim", "rms_norm_eps", "rope_theta")

@@ -27,8 +27,8 @@ from specdec_kernels.dispatch import host_may_look
 from ..load import follow_changes, load_target
 from ..model.target import Target
 from ..state import State
-from .coupling import CANDIDATES, coupled
-from .model_reader import Reader
+from .parts.coupling import CANDIDATES, coupled
+from .parts.model_reader import Reader
 from .protocol import Budget, Drafter, Proposals
 
 

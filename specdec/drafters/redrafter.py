@@ -32,9 +32,9 @@ from ..model.cpu_linear import prepack_linears
 from ..model.model_state import check_plain
 from ..model.target import Target
 from ..state import State
-from .coupling import CANDIDATES, coupled
+from .parts.coupling import CANDIDATES, coupled
+from .parts.redrafter_model import ReDrafterConfig, ReDrafterModel
 from .protocol import Budget, Drafter, Proposals
-from .redrafter_model import ReDrafterConfig, ReDrafterModel
 
 __all__ = ["ReDrafter", "ReDrafterConfig", "ReDrafterModel", "trace_back"]
 

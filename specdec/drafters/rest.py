@@ -16,7 +16,7 @@ from ..datastore.order import CONTEXT
 from ..datastore.store import Datastore
 from ..model.target import Target
 from ..state import State
-from .continuations import Trie, proposals_of
+from .parts.continuations import Trie, proposals_of
 from .protocol import Budget, Drafter, Proposals
 
 # Odds that the next token follows the only place that matches in 1, 2, … tokens: 25,500 positions of greedy text of the default model,

@@ -17,7 +17,7 @@ import numpy as np
 from ..datastore.growing import GrowingIndex, KnownText
 from ..model.target import Target
 from ..state import State
-from .continuations import Trie, proposals_of
+from .parts.continuations import Trie, proposals_of
 from .protocol import Budget, Drafter, Proposals
 
 # Odds that the next token follows the latest match of 1, 2, … tokens: 33,780 positions of the default model's greedy text.

@@ -13,6 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from specdec_kernels import LMHeadTopK
+from specdec_kernels.dispatch import Impl
+
+from .cpu_linear import PrepackedLinear
+from .model_state import check_plain
+
 # What the library's families call one and the same part.
 POSITIONS = ("wpe", "embed_positions")  # GPT-2, OPT
 NORMS = (
@@ -191,3 +197,36 @@ def position_limit(parts: DecoderParts) -> int:
         if parameters.get("rope_type") == "longrope":
             limit = min(limit, parameters["original_max_position_embeddings"])
     return limit
+
+
+def draft_head(parts: DecoderParts, vocabulary: Tensor | None, impl: Impl) -> LMHeadTopK:
+    """Make a head for drafters out of the rows of the target's own.
+
+    Args:
+        parts: the target's.
+        vocabulary: `[Vd]` int64, ascending, the rows wanted; None for the whole head, which is then shared.
+        impl: what computes.
+
+    Returns:
+        The head; its ids are the target's.
+
+    Raises:
+        ValueError: if the target's own is no plain linear layer with plain weights.
+    """
+    linear: Any = parts.head
+    check_plain("head", linear, type(linear) in (nn.Linear, PrepackedLinear))
+    if vocabulary is not None:
+        vocabulary = vocabulary.to(linear.weight.device)
+        rows = nn.Linear(linear.in_features, len(vocabulary), linear.bias is not None)
+        rows.weight = nn.Parameter(linear.weight.detach()[vocabulary], requires_grad=False)
+        if linear.bias is not None:
+            rows.bias = nn.Parameter(linear.bias.detach()[vocabulary], requires_grad=False)
+        linear = rows
+    scaling = parts.scaling
+    return LMHeadTopK(
+        linear,
+        logit_scale=scaling.logit_factor,
+        softcap=scaling.softcap,
+        id_map=vocabulary,
+        impl=impl,
+    )

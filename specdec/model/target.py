@@ -21,12 +21,10 @@ from .attention import tree_attention_in
 from .cache import CACHE_NAME, CACHE_NAMES, AttendingCache, Rows, TreeCache
 from .cpu_linear import PrepackedLinear, prepack_linears
 from .full_precision import full_precision_sums
-from .head import draft_head
 from .lean_layers import LeanLayers
 from .model_state import ModelState, check_mode, check_placement
-from .parts import find_parts, position_limit
-from .passed import Shallow, SideNodes, Tap, Verified
-from .side_nodes import pass_nodes
+from .parts import draft_head, find_parts, position_limit
+from .passed import Shallow, SideNodes, Tap, Verified, pass_nodes
 from .tree_pass import Pass
 
 PREFILL_CHUNK = 256
@@ -208,7 +206,7 @@ class Target:
         return self.parts.scaling.finish(logits)
 
     def draft_head(self, vocabulary: Tensor | None) -> LMHeadTopK:
-        """Make a head for drafters, as `head.draft_head` does."""
+        """Make a head for drafters, as `parts.draft_head` does."""
         return draft_head(self.parts, vocabulary, self.impl)
 
     @property

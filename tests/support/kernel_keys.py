@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper
 
 from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter
-from specdec.drafters.coupling import CANDIDATES
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
+from specdec.drafters.parts.coupling import CANDIDATES
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.model.target import Target
 from specdec.pickers import PathPicker, sampler

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from specdec.drafters.continuations import Trie, proposals_of
+from specdec.drafters.parts.continuations import Trie, proposals_of
 
 
 def paths_of(trie):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from specdec.drafters.coupling import coupled
+from specdec.drafters.parts.coupling import coupled
 from specdec.sampling import Sampling
 
 

@@ -3,7 +3,7 @@ import torch
 
 from specdec.drafters import load_drafter
 from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter
-from specdec.drafters.lookahead_window import Row, level_sizes, window
+from specdec.drafters.parts.lookahead_window import Row, level_sizes, window
 from specdec.model.target import Target
 from specdec.session import Session
 from tiny import tiny_model

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from specdec.model.cache import Rows
-from specdec.model.passed import SideNodes
-from specdec.model.side_nodes import pass_nodes
+from specdec.model.passed import SideNodes, pass_nodes
 from specdec.model.target import Target
 from specdec.tree import Accepted, TokenTree
 from specdec_kernels import ancestor_matrix, pack_bits

@@ -11,7 +11,7 @@ from torch import Tensor
 from specdec_kernels import coupled_log_probs
 from specdec_kernels.dispatch import Impl
 
-from ..state import State
+from ...state import State
 
 CANDIDATES = 32
 """Tokens that noise may lift: so many of the drafter's likeliest."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..limits import MAX_NODES
+from ...limits import MAX_NODES
 
 Ngram = tuple[int, ...]
 

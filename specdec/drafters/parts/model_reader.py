@@ -11,9 +11,9 @@ from torch import Tensor
 
 from specdec_kernels import ancestor_matrix, pack_bits
 
-from ..model.cache import Rows
-from ..model.target import Target
-from ..state import State
+from ...model.cache import Rows
+from ...model.target import Target
+from ...state import State
 
 
 class Reader:

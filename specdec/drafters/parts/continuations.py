@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specdec_kernels.dispatch import host_may_look
 
-from .protocol import Proposals
+from ..protocol import Proposals
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""What single drafters, or several, are built of."""
