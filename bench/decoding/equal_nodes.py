@@ -27,7 +27,7 @@ from specdec.model.target import Target
 from specdec.session import end_tokens
 
 QUESTIONS = ROOT / "tests" / "data" / "questions.jsonl"
-METHODS = ("lookup", "suffix+recycling", "lookup+recycling", "suffix")
+METHODS = ("lookup", "suffix+recycling")
 NODES = (8, 16)
 MIN_PROB = 1e-4
 
