@@ -19,6 +19,7 @@ from specdec_kernels import beam_parents
 
 from ..model.target import Target
 from ..state import State
+from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
 
 # How often the next token follows a match of 1, 2, … tokens; 90 development prompts of Spec-Bench, the default model.
@@ -40,12 +41,8 @@ class LookupConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
-        for name in ("places", "length"):
-            if not 1 <= (value := getattr(self, name)) <= 64:
-                raise ValueError(f"{name}: expected 1 to 64, got {value}")
-        for name in ("discount", "min_prob"):
-            if not 0 < (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}: expected above 0 to 1, got {value}")
+        check_between(self, 1, 64, "places", "length")
+        check_shares(self, "discount", "min_prob")
 
 
 class LookupDrafter(Drafter):

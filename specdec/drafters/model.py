@@ -29,6 +29,7 @@ from ..model.target import Target
 from ..state import State
 from .parts.coupling import CANDIDATES, coupled
 from .parts.model_reader import Reader
+from .parts.ranges import check_between
 from .protocol import Budget, Drafter, Proposals
 
 
@@ -47,12 +48,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
-        for name in ("length", "width"):
-            if not 1 <= (value := getattr(self, name)) <= 16:
-                raise ValueError(f"{name}: expected 1 to 16, got {value}")
-        for name in ("min_prob", "min_step_prob"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}: expected 0 to 1, got {value}")
+        check_between(self, 1, 16, "length", "width")
+        check_between(self, 0, 1, "min_prob", "min_step_prob")
 
 
 class ModelDrafter(Drafter):

@@ -23,6 +23,7 @@ from ..model.passed import Verified
 from ..model.target import Target
 from ..state import State
 from ..tree import Accepted, TokenTree
+from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
 
 # How often the successor of each rank came next, the best first.
@@ -46,11 +47,9 @@ class RecyclingConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
-        for name, most in (("ranks", len(RIGHT)), ("length", 16)):
-            if not 1 <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"{name}: expected 1 to {most}, got {value}")
-        if not 0 < self.min_prob <= 1:
-            raise ValueError(f"min_prob: expected above 0 to 1, got {self.min_prob}")
+        check_between(self, 1, len(RIGHT), "ranks")
+        check_between(self, 1, 16, "length")
+        check_shares(self, "min_prob")
 
 
 class Template(NamedTuple):

@@ -17,6 +17,7 @@ from ..datastore.store import Datastore
 from ..model.target import Target
 from ..state import State
 from .parts.continuations import Trie, proposals_of
+from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
 
 # Odds that the next token follows the only place that matches in 1, 2, … tokens: 25,500 positions of greedy text of the default model,
@@ -44,12 +45,11 @@ class RestConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
-        most_of = {"places": 65536, "length": 64, "longest": CONTEXT, "shortest": self.longest}
-        for name, most in most_of.items():
-            if not 1 <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"{name}: expected 1 to {most}, got {value}")
-        if not 0 < self.min_prob <= 1:
-            raise ValueError(f"min_prob: expected above 0 to 1, got {self.min_prob}")
+        check_between(self, 1, 65536, "places")
+        check_between(self, 1, 64, "length")
+        check_between(self, 1, CONTEXT, "longest")
+        check_between(self, 1, self.longest, "shortest")
+        check_shares(self, "min_prob")
 
 
 class RestDrafter(Drafter):

@@ -1,4 +1,4 @@
-"""Suffix: what followed the last tokens anywhere in this session's texts, those being written included.
+"""Suffix: what followed the last tokens anywhere in the texts of a `Session`, those being written included.
 
 Training-free, after SuffixDecoding (arXiv 2411.04975): the longest end of a text that occurred before is looked up, and
 what followed it becomes a tree. Here places with shorter matches speak too, each with the weight that its length has
@@ -18,6 +18,7 @@ from ..datastore.growing import GrowingIndex, KnownText
 from ..model.target import Target
 from ..state import State
 from .parts.continuations import Trie, proposals_of
+from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
 
 # Odds that the next token follows the latest match of 1, 2, … tokens: 33,780 positions of the default model's greedy text.
@@ -43,12 +44,9 @@ class SuffixConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
-        for name, most in (("places", 1024), ("length", 64)):
-            if not 1 <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"{name}: expected 1 to {most}, got {value}")
-        for name in ("recency", "others", "min_prob"):
-            if not 0 < (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}: expected above 0 to 1, got {value}")
+        check_between(self, 1, 1024, "places")
+        check_between(self, 1, 64, "length")
+        check_shares(self, "recency", "others", "min_prob")
         if self.memory < 1:
             raise ValueError(f"memory: expected at least 1, got {self.memory}")
 

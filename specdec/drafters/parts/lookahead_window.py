@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...limits import MAX_NODES
+from .ranges import check_between, check_shares
 
 Ngram = tuple[int, ...]
 
@@ -32,11 +33,10 @@ class LookaheadConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range, or where the window does not fit into a pass."""
-        for name, least, most in (("window", 1, 128), ("ngram", 3, 16), ("guesses", 1, 64)):
-            if not least <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"{name}: expected {least} to {most}, got {value}")
-        if not 0 < self.min_prob <= 1:
-            raise ValueError(f"min_prob: expected above 0 to 1, got {self.min_prob}")
+        check_between(self, 1, 128, "window")
+        check_between(self, 3, 16, "ngram")
+        check_between(self, 1, 64, "guesses")
+        check_shares(self, "min_prob")
         if (nodes := self.side_nodes) >= MAX_NODES:
             raise ValueError(
                 f"window: expected a window of fewer than {MAX_NODES} nodes beside the root, got {nodes} "

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.profiler import profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from counted_operators import Counted
 from families import WORKING, tiny_of
 from specdec.load import load_target
 from specdec.model.cache import Rows
@@ -233,16 +233,6 @@ def test_layers_are_the_librarys_where_gradients_are_recorded():
         assert torch.is_grad_enabled() and not target.lean.runs(0)
         with torch.no_grad():
             assert target.lean.runs(0)
-
-
-class Counted(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 28), (torch.bfloat16, 30)], ids=str)

@@ -1,0 +1,19 @@
+"""Bounds of settings; an error names the setting, what was expected and what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_between(config: Any, least: int, most: int, *names: str) -> None:
+    """Raise ValueError unless fields lie between two numbers, these included."""
+    for name in names:
+        if not least <= (value := getattr(config, name)) <= most:
+            raise ValueError(f"{name}: expected {least} to {most}, got {value}")
+
+
+def check_shares(config: Any, *names: str) -> None:
+    """Raise ValueError unless fields are above 0 and at most 1."""
+    for name in names:
+        if not 0 < (value := getattr(config, name)) <= 1:
+            raise ValueError(f"{name}: expected above 0 to 1, got {value}")
