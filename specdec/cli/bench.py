@@ -11,9 +11,9 @@ import typer
 from ..evaluate.method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP, check_methods
 from ..evaluate.questions import read_questions
 from ..host.whole_file import check_file, whole_file
-from ..limits import DEFAULT_NODES
 from ..sources.embedded import DEFAULT_MODEL
 from .options import (
+    CostsOption,
     DeviceOption,
     DType,
     DTypeOption,
@@ -43,7 +43,8 @@ def bench(
     ] = None,
     turns: Annotated[int, typer.Option(help="Most turns of a question.", callback=between(1))] = 1,
     max_new_tokens: NewTokensOption = 128,
-    max_nodes: NodesOption = DEFAULT_NODES,
+    max_nodes: NodesOption = None,
+    costs: CostsOption = None,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -62,6 +63,7 @@ def bench(
         check_file(json_file, "json")
     questions = read_questions(prompts, limit=limit, per_category=per_category)
 
+    from ..costs.table import read_costs
     from ..evaluate.benchmark import chat_prompts, check_questions
     from .compare import compare_methods
     from .loading import ModelChoice
@@ -69,11 +71,12 @@ def bench(
     choice = ModelChoice.of(
         model, revision, trust_remote_code, dtype=dtype, device=device, threads=threads
     )
+    table = None if costs is None else read_costs(costs)
     target = choice.target(exact=exact)
     check_questions(target, questions)
     asked = chat_prompts(target.tokenizer, questions, turns)
     count = sum(len(question.turns[:turns]) for question in questions)
-    result = compare_methods(target, choice, asked, names, max_new_tokens, max_nodes, count)
+    result = compare_methods(target, choice, asked, names, max_new_tokens, max_nodes, count, table)
     if json_file is not None:
         with whole_file(json_file) as scratch:
             scratch.write_text(json.dumps(result.as_json(), indent=1))

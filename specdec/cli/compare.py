@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count as count_up
 
+from ..costs.table import Costs
 from ..evaluate.benchmark import Benchmark, Prompt, run_benchmark
 from ..evaluate.method_names import PLAIN, TRANSFORMERS
 from ..evaluate.methods import Runner
@@ -23,8 +24,9 @@ def compare_methods(
     prompts: Iterable[Prompt],
     methods: list[str],
     max_new_tokens: int,
-    max_nodes: int,
+    max_nodes: int | None,
     count: int = 1,
+    costs: Costs | None = None,
 ) -> Benchmark:
     """Run methods on `count` prompts, show how far it is and what came out."""
     methods = list(dict.fromkeys([PLAIN, *methods]))
@@ -33,6 +35,7 @@ def compare_methods(
         target,
         choice.weights() if library else None,
         max_nodes=max_nodes,
+        costs=costs,
         eos=end_tokens(target.model.generation_config),
     )
     runs = count_up(1)

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from ..costs.table import Costs
 from ..drafters import Drafter, load_drafter
 from ..metrics import Metrics
 from ..model.target import Target
@@ -64,22 +65,29 @@ class Runner:
     """Runs any method on one model; the library's on a copy that nothing was prepared on."""
 
     def __init__(
-        self, target: Target, stock: PreTrainedModel | None, *, max_nodes: int, eos: list[int]
+        self,
+        target: Target,
+        stock: PreTrainedModel | None,
+        *,
+        eos: list[int],
+        max_nodes: int | None = None,
+        costs: Costs | None = None,
     ) -> None:
         """Take what all methods share.
 
         Args:
             target: for our methods.
             stock: the same model as the library loads it; None where its methods are not run.
-            max_nodes: most nodes per tree.
             eos: tokens that end a text.
+            max_nodes: as in `Session`.
+            costs: as in `Session`.
 
         Raises:
             ValueError: if the model's generation config changes greedy text.
         """
         check_generation_config(target.model.generation_config)
         self.target, self.stock = target, stock
-        self.max_nodes, self.eos = max_nodes, eos
+        self.eos, self.max_nodes, self.costs = eos, max_nodes, costs
         self._drafters: dict[str, Drafter] = {}
 
     def write(
@@ -95,7 +103,8 @@ class Runner:
             return self._library(method, prompt, max_new_tokens)
         drafter = self._drafter(method)
         began = time.perf_counter()
-        generation = Session(self.target, drafter, max_nodes=self.max_nodes).generate(
+        session = Session(self.target, drafter, max_nodes=self.max_nodes, costs=self.costs)
+        generation = session.generate(
             [prompt], max_new_tokens=max_new_tokens, eos_token_ids=self.eos, metrics=metrics
         )
         total = time.perf_counter() - began
