@@ -18,11 +18,12 @@ from .host.locks import lock_of
 from .limits import DEFAULT_NODES, MAX_NODES, check_max_nodes
 from .load import follow_changes
 from .metrics import Metrics
-from .model.cache import Rows, TreeCache
+from .model.cache import TreeCache
 from .model.memory import Needs, enough_memory, gigabytes
 from .model.target import Target
 from .observer import OnRound
 from .pickers import Greedy, Picker
+from .prompts import Prompts
 from .state import Emitted, State, Stops
 from .text import Text
 
@@ -95,6 +96,7 @@ class Session:
         picker: Picker | None = None,
         stops: Stops | None = None,
         copies: int = 1,
+        rows_at_once: int | None = None,
         metrics: Metrics | None = None,
         on_round: OnRound | None = None,
     ) -> Generation:
@@ -107,6 +109,7 @@ class Session:
             picker=picker,
             stops=stops,
             copies=copies,
+            rows_at_once=rows_at_once,
             metrics=generation.metrics,
             on_round=on_round,
         ):
@@ -123,6 +126,7 @@ class Session:
         picker: Picker | None = None,
         stops: Stops | None = None,
         copies: int = 1,
+        rows_at_once: int | None = None,
         metrics: Metrics | None = None,
         on_round: OnRound | None = None,
     ) -> Iterator[list[Emitted]]:
@@ -136,17 +140,20 @@ class Session:
             picker: takes tokens from what the target says, `PathPicker` or `TreeSampler` to draw them; None for the best.
             stops: tells after which further tokens a row ends.
             copies: texts per prompt, which is read once; row `p * copies + c` is copy c of prompt p.
+            rows_at_once: most rows written at once, and so held in memory; the others wait, and begin in their order
+                as rows end. None for all. Where rows wait, all prompts are read from the beginning, once for the
+                copies that begin together.
             metrics: added to as the text is written.
-            on_round: told what the prefill and each round did.
+            on_round: told what each prefill and each round did.
 
         Returns:
-            Per round, what each unfinished row gained. A stream that is continued after a newer one began, or while
+            Per prefill and round, what each unfinished row gained. A stream that is continued after a newer one began, or while
             another thread uses the session, raises RuntimeError: they share one cache.
 
         Raises:
             MemoryError: while the text is written, if there is not enough of it.
             ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
-                model's positions, or `max_new_tokens` or `copies` is below 1.
+                model's positions, or `max_new_tokens`, `copies` or `rows_at_once` is below 1.
         """
         texts = [list(prompt) for prompt in prompts]
         check_texts(texts, self.target, "prompts")
@@ -154,11 +161,14 @@ class Session:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         if copies < 1:
             raise ValueError(f"copies: expected at least 1, got {copies}")
+        if rows_at_once is not None and rows_at_once < 1:
+            raise ValueError(f"rows_at_once: expected at least 1, got {rows_at_once}")
         metrics = Metrics() if metrics is None else metrics
         return self._rounds(
             texts,
             max_new_tokens,
             copies,
+            rows_at_once,
             picker or Greedy(),
             metrics,
             on_round,
@@ -171,6 +181,7 @@ class Session:
         prompts: list[list[int]],
         most: int,
         copies: int,
+        rows_at_once: int | None,
         picker: Picker,
         metrics: Metrics,
         on_round: OnRound | None,
@@ -181,40 +192,28 @@ class Session:
         texts = [list(prompt) for prompt in prompts for _ in range(copies)]
         limits = [min(most, self.target.position_limit - len(text)) for text in texts]
         capacity = max(len(text) + limit for text, limit in zip(texts, limits, strict=True))
-        cache = self._reusable_cache(texts) if copies == 1 else None
+        rows = min(rows_at_once or len(texts), len(texts))
+        cache = self._reusable_cache(texts) if copies == 1 and rows == len(texts) else None
         if cache is None:
-            cache = self._new_cache(texts, capacity)
+            cache = self._new_cache(texts, capacity, rows)
         metrics.lap()
         with self._alone(cache), metrics.stage("prefill"), torch.inference_mode():
             self._latest = cache.stream = this
-            known = self._roll_back(cache, texts, capacity)
+            self._roll_back(cache, texts, capacity)
             text = Text(texts, limits, margin=self.max_nodes + 1, device=self.target.device)
-            prompt = text.ids[::copies, known : max(map(len, texts))]
-            prefilled = self.target.prefill(
-                prompt,
-                [len(ids) - known for ids in prompts],
-                cache,
-                self.drafter.tap,
-                Rows.first(len(texts), self.target.device).select(
-                    list(range(0, len(texts), copies))
-                ),
-            )
-            if copies > 1:
-                cache.share_prompts(copies)
-                prefilled = prefilled.repeat(copies)
             state = State(cache, text, sampling=picker.sampling, memory=self.memory, **ends)
-            cache.texts = text.host
+            queue = Prompts(state, copies=copies)
         rounds = decode(
             self.target,
             self.drafter,
             picker,
             state,
-            prefilled,
+            queue,
             nodes_of_rows=self._nodes_of_rows,
             metrics=metrics,
             on_round=on_round,
         )
-        while state.rows.host:
+        while state.rows.host or queue.waiting:
             with self._alone(cache):
                 if self._latest is not this or cache.stream is not this:
                     raise RuntimeError(
@@ -246,7 +245,7 @@ class Session:
             lock.release()
 
     def _needed(self, cache: TreeCache) -> str:
-        target, rows = self.target, len(cache.host_lengths)
+        target, rows = self.target, cache.shape[2]
         needs = Needs.of(target.model, target.dtype, exact=target.exact)
         return (
             f"{gigabytes(needs.cache * rows * cache.slots)} for keys and values of {rows} x {cache.slots} tokens beside "
@@ -259,10 +258,12 @@ class Session:
         reader = (self.target, self.drafter, self.target.changes)
         if cache is None or cache.made_for != reader or cache.shared is not None:
             return None
+        if cache.places is not None:
+            return None
         return cache if len(texts) == len(cache.texts) else None
 
-    def _roll_back(self, cache: TreeCache, texts: list[list[int]], capacity: int) -> int:
-        """Keep the cached tokens that every text begins with, make room, and count them."""
+    def _roll_back(self, cache: TreeCache, texts: list[list[int]], capacity: int) -> None:
+        """Keep the cached tokens that every text begins with, and make room."""
         shared = min(
             (
                 _shared(known, text, length)
@@ -275,13 +276,13 @@ class Session:
         cache.set_lengths([shared] * len(texts))
         # All that still holds should prefill be interrupted.
         cache.texts = [known[:shared] for known in cache.texts]
-        return shared
 
-    def _new_cache(self, texts: list[list[int]], capacity: int) -> TreeCache:
+    def _new_cache(self, texts: list[list[int]], capacity: int, rows: int) -> TreeCache:
         self.cache = self.target.new_cache(
-            rows=len(texts),
+            rows=rows,
             capacity=self._roomy(texts, capacity),
             tree_capacity=self.pass_nodes,
+            texts=None if rows == len(texts) else len(texts),
         )
         self.cache.made_for = (self.target, self.drafter, self.target.changes)
         self.cache.memory = self.memory

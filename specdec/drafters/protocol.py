@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..model.cache import Rows
 from ..model.passed import Shallow, SideNodes, Tap, Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
@@ -60,7 +61,16 @@ class Drafter(Protocol):
     """Most side nodes per row that a draft asks for."""
 
     def start(self, state: State) -> None:
-        """Begin with the prompts of `state`, after prefill; for a drafter that keeps something about them."""
+        """Begin with the rows of `state`, after prefill; for a drafter that keeps something about them."""
+        return None
+
+    def join(self, state: State, rows: Rows) -> None:
+        """Take rows that begin beside others, or after them; for a drafter that keeps something about each.
+
+        Args:
+            state: all rows that are being written. What was kept of others is of no more use.
+            rows: those of them that begin, prompts read and roots known; at least one.
+        """
         return None
 
     def draft(self, state: State, budget: Budget) -> Proposals:
