@@ -11,7 +11,7 @@ import typer
 from ..evaluate.method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP, check_methods
 from ..evaluate.questions import read_questions
 from ..host.whole_file import check_file, whole_file
-from ..limits import DEFAULT_NODES
+from ..limits import DEFAULT_NODES, MAX_NODES
 from ..sources.embedded import DEFAULT_MODEL
 from .options import (
     DeviceOption,
@@ -20,7 +20,6 @@ from .options import (
     ExactOption,
     ModelOption,
     NewTokensOption,
-    NodesOption,
     RevisionOption,
     ThreadsOption,
     TrustOption,
@@ -43,7 +42,22 @@ def bench(
     ] = None,
     turns: Annotated[int, typer.Option(help="Most turns of a question.", callback=between(1))] = 1,
     max_new_tokens: NewTokensOption = 128,
-    max_nodes: NodesOption = DEFAULT_NODES,
+    max_nodes: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Most nodes verified per row and round, 1 to {MAX_NODES}; {DEFAULT_NODES} if not given, on a CPU "
+            "fewer with --batch.",
+            callback=between(1, MAX_NODES),
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Texts written at once: each method of ours writes all questions as one list, in which the next begins "
+            "as one ends. transformers writes them one by one.",
+            callback=between(1),
+        ),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -55,9 +69,15 @@ def bench(
         Path | None, typer.Option("--json", help="Where to save every run.", callback=home)
     ] = None,
 ) -> None:
-    """Compare methods on the same prompts, alternating, tokens always checked; exit code 1 if any differ."""
+    """Compare methods on the same prompts, alternating or in lists, tokens always checked; exit code 1 if any differ."""
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     check_methods(names)
+    if batch is None:
+        max_nodes = max_nodes or DEFAULT_NODES
+    elif turns > 1:
+        raise ValueError(
+            f"batch: expected none with {turns} turns, which wait for answers, got {batch}"
+        )
     if json_file is not None:
         check_file(json_file, "json")
     questions = read_questions(prompts, limit=limit, per_category=per_category)
@@ -73,7 +93,7 @@ def bench(
     check_questions(target, questions)
     asked = chat_prompts(target.tokenizer, questions, turns)
     count = sum(len(question.turns[:turns]) for question in questions)
-    result = compare_methods(target, choice, asked, names, max_new_tokens, max_nodes, count)
+    result = compare_methods(target, choice, asked, names, max_new_tokens, max_nodes, count, batch)
     if json_file is not None:
         with whole_file(json_file) as scratch:
             scratch.write_text(json.dumps(result.as_json(), indent=1))

@@ -84,7 +84,7 @@ def generate(
     check_drafter_name(drafter)
 
     from ..drafters import best_drafter
-    from ..evaluate.benchmark import Prompt
+    from ..evaluate.answers import Prompt
     from ..evaluate.method_names import PLAIN, TRANSFORMERS
     from ..evaluate.questions import Question
     from ..evaluate.report import metrics_table

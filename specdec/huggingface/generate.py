@@ -55,6 +55,7 @@ def generate(
     seed: int | None = None,
     streams: Sequence[int] | None = None,
     max_nodes: int | None = None,
+    rows_at_once: int | None = None,
     on_round: OnRound | None = None,
     **generate_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
@@ -72,6 +73,8 @@ def generate(
         seed: of the noise, 0 to 2**64 - 1; None for one from torch's default generator.
         streams: one number per row, 0 to 2**32 - 1, which tell rows of one seed apart; None for 0, 1, 2, …
         max_nodes: most nodes verified per row and round, 1 to 256; None as in `Session`.
+        rows_at_once: most rows written at once; the others wait, and begin as rows end. None for all. A result of rows
+            that waited has no cache to go on with.
         on_round: told what the prefill and each round did (`specdec.observer.Round`).
         generate_kwargs: as the library's: `attention_mask` (0 at padding, on either side), `generation_config`,
             `logits_processor`, `stopping_criteria`, `max_new_tokens`, `do_sample`, `temperature`, … (docs/generate.md).
@@ -106,6 +109,7 @@ def generate(
         seed=seed,
         streams=streams,
         max_nodes=max_nodes,
+        rows_at_once=rows_at_once,
         on_round=on_round,
         **generate_kwargs,
     )
@@ -126,6 +130,7 @@ def method(
     seed: int | None = None,
     streams: Sequence[int] | None = None,
     max_nodes: int | None = None,
+    rows_at_once: int | None = None,
     on_round: OnRound | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
@@ -144,6 +149,7 @@ def method(
         seed: as in `generate`.
         streams: as in `generate`.
         max_nodes: as in `generate`.
+        rows_at_once: as in `generate`.
         on_round: as in `generate`.
         model_kwargs: the mask, and what else was prepared.
 
@@ -159,6 +165,11 @@ def method(
     check_request(config, synced_gpus, mask, model_kwargs)
     past = find_cache(model_kwargs, target)
     rows, width = input_ids.shape
+    waits = rows_at_once is not None and rows_at_once < rows
+    if waits and past is not None:
+        raise ValueError(
+            f"rows_at_once: expected None or at least the {rows} rows that go on with {CACHE_NAME}, got {rows_at_once}"
+        )
     copies = config.num_return_sequences
     prompts = [ids[keep] for ids, keep in zip(input_ids, mask, strict=True)]
     texts = [prompt.tolist() for prompt in prompts]
@@ -211,6 +222,7 @@ def method(
         picker=picker,
         stops=_stops(stopping_criteria, prompts, scores),
         copies=copies,
+        rows_at_once=rows_at_once,
         on_round=on_round,
     ):
         columns.add(emitted)
@@ -223,7 +235,8 @@ def method(
         sequences=sequences,
         scores=columns.recorded(recorded, "scores") if config.output_scores else None,
         logits=columns.recorded(recorded, "logits") if config.output_logits else None,
-        **{CACHE_NAME: session.cache},
+        # Rows that took turns have left the texts of the last ones alone.
+        **{CACHE_NAME: None if waits else session.cache},
     )
 
 

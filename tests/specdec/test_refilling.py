@@ -6,18 +6,25 @@ import pytest
 import torch
 
 import every_drafter
-from specdec.drafters import PlainDrafter
-from specdec.metrics import Metrics
 from specdec.model.target import Target
 from specdec.pickers import PathPicker
 from specdec.sampling import Sampling
 from specdec.session import Session
-from tiny import POSITIONS, SEED, VOCABULARY, library_greedy, library_sampled, random_prompt, tiny_model
+from tiny import (
+    POSITIONS,
+    SEED,
+    library_greedy,
+    library_sampled,
+    random_prompt,
+    tiny_model,
+)
 
-NEW = 14
+NEW = 20
 # Ragged, one with repeats, one that ends where the model's positions do.
 LENGTHS = (5, 1, POSITIONS - 6, 12, 3, 17, 8)
-PROMPTS = [random_prompt(length, 40 + length) for length in LENGTHS[:-1]] + [random_prompt(4, 3) * 2]
+PROMPTS = [random_prompt(length, 40 + length) for length in LENGTHS[:-1]] + [
+    random_prompt(4, 3) * 2
+]
 DRAFTERS = [*every_drafter.DRAFTERS, every_drafter.suffix, every_drafter.lookahead, every_drafter.recycling,
             every_drafter.rest, every_drafter.small_model]  # fmt: skip
 
@@ -42,9 +49,9 @@ def texts_alone(family, ends=(), how="greedy"):
 
 
 def ends_of(family, how="greedy"):
-    """End tokens by which texts end at many places, two of them with their first token."""
+    """End tokens by which texts end at many places, one at least with its first token."""
     texts = texts_alone(family, how=how)
-    return {texts[1][0], texts[4][0], texts[0][3], texts[3][7]}
+    return {texts[4][0], texts[0][12]}
 
 
 def picker_of(how):
@@ -58,7 +65,7 @@ def test_each_text_is_as_if_alone(family, make, how):
     target = Target(tiny_model(family))
     ends, drafter = ends_of(family, how), make(target)
     expected = texts_alone(family, ends, how)
-    assert len(set(map(len, expected))) > 3 and min(map(len, expected)) == 1
+    assert len(set(map(len, expected))) > 3 and min(map(len, expected)) == 1, expected
     for rows in (1, 2, 3, 7):
         session = Session(target, drafter, max_nodes=8)
         for _ in range(2):  # what was kept of the first time is of no harm
