@@ -152,6 +152,7 @@ class Session:
 
         Raises:
             MemoryError: while the text is written, if there is not enough of it.
+            TypeError: if rows wait and the drafter has no method `join`.
             ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
                 model's positions, or `max_new_tokens`, `copies` or `rows_at_once` is below 1.
         """
@@ -163,6 +164,11 @@ class Session:
             raise ValueError(f"copies: expected at least 1, got {copies}")
         if rows_at_once is not None and rows_at_once < 1:
             raise ValueError(f"rows_at_once: expected at least 1, got {rows_at_once}")
+        waits = rows_at_once is not None and rows_at_once < len(texts) * copies
+        if waits and not hasattr(self.drafter, "join"):
+            raise TypeError(
+                f"drafter: expected one with a method join, as rows_at_once is given, got {type(self.drafter).__name__}"
+            )
         metrics = Metrics() if metrics is None else metrics
         return self._rounds(
             texts,

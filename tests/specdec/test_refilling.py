@@ -289,6 +289,17 @@ def test_late_rows_are_drafted_for():
         assert sum(e.nodes for e in late) > len(late), make.__name__
 
 
+def test_drafter_without_join_is_refused_where_rows_wait():
+    class Bare:
+        tap = None
+        start = draft = observe = None
+
+    session = Session(Target(tiny_model("llama")), Bare())
+    with pytest.raises(TypeError, match="drafter: expected one with a method join, .* got Bare"):
+        session.stream(PROMPTS, max_new_tokens=4, rows_at_once=2)
+    session.stream(PROMPTS, max_new_tokens=4, rows_at_once=7)
+
+
 def test_rows_at_once_below_1_is_refused_by_name():
     session = Session(Target(tiny_model("llama")), "plain")
     with pytest.raises(ValueError, match="rows_at_once: expected at least 1, got 0"):
