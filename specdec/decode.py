@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,26 +11,16 @@ from specdec_kernels import accept_tree, pack_tree
 from specdec_kernels.dispatch import host_may_look
 from specdec_kernels.pack_tree import MAX_PROPOSALS
 
+from .costs.spending import Spending
 from .drafters.protocol import Budget, Drafter, Proposals
 from .metrics import Metrics
-from .model.passed import Verified
+from .model.cache import Rows
 from .model.target import Target
 from .observer import OnRound, Round
 from .pickers import Picker
+from .prompts import Prompts
 from .state import Emitted, State
 from .tree import Accepted, TokenTree
-
-
-class Budgets(Protocol):
-    """Decides how much is drafted."""
-
-    def budget(self, state: State) -> Budget:
-        """Say how much the next round may draft."""
-        ...
-
-    def count(self, proposals: Proposals, tree: TokenTree, emitted: list[Emitted]) -> None:
-        """Hear what a round has brought."""
-        ...
 
 
 @torch.inference_mode()
@@ -40,9 +29,9 @@ def decode(
     drafter: Drafter,
     picker: Picker,
     state: State,
-    prefilled: Verified,
+    prompts: Prompts,
     *,
-    spending: Budgets,
+    spending: Spending,
     metrics: Metrics,
     on_round: OnRound | None = None,
 ) -> Iterator[list[Emitted]]:
@@ -54,26 +43,23 @@ def decode(
         target: the model that decides.
         drafter: the one that proposes.
         picker: takes tokens from what the target says.
-        state: prompts, in the cache.
-        prefilled: what the target said after each prompt.
+        state: the rows.
+        prompts: theirs, read as there is room in the cache.
         spending: says how much each round may draft, and hears what came of it.
         metrics: counts, and the time of each stage, are added to it.
         on_round: told what each round did.
 
     Yields:
-        What each row gained, first from prefill, then from each round.
+        What each row gained, from each prefill and each round.
     """
-    with metrics.stage("prefill"):
-        first = picker.pick(state, TokenTree.chain(state.roots[:, None]), prefilled.logits[:, None])
-        emitted = state.open(first[:, 0], prefilled.hidden)
-    with metrics.stage("draft"):
-        drafter.start(state)
-    metrics.count(emitted)
-    if on_round is not None:
-        on_round(Round(emitted, metrics.lap()))
-    yield emitted
-
-    while state.rows.host:
+    while state.rows.host or prompts.waiting:
+        if prompts.may_begin:  # at first, and where rows have ended
+            emitted = begin(target, drafter, picker, state, prompts, metrics)
+            metrics.count(emitted)
+            if on_round is not None:
+                on_round(Round(emitted, metrics.lap()))
+            yield emitted
+            continue
         budget = spending.budget(state)
         with metrics.stage("draft"):
             proposals = drafter.draft(state, budget)
@@ -101,6 +87,29 @@ def decode(
             lap = metrics.lap()
             on_round(Round(emitted, lap, tree, picked, accepted, side, proposals.spent))
         yield emitted
+
+
+def begin(
+    target: Target,
+    drafter: Drafter,
+    picker: Picker,
+    state: State,
+    prompts: Prompts,
+    metrics: Metrics,
+) -> list[Emitted]:
+    """Read waiting prompts into the free rows of the cache, and pick their first tokens."""
+    first = not prompts.begun
+    with metrics.stage("prefill"):
+        said = prompts.read(target, drafter.tap)
+        picked = picker.pick(state, TokenTree.chain(state.roots[:, None]), said.logits[:, None])
+        emitted = state.open(picked[:, 0], said.hidden)
+    with metrics.stage("draft"):
+        joining = [e.row for e in emitted if not e.finished]
+        if first:
+            drafter.start(state)
+        elif joining:
+            drafter.join(state, Rows.of(joining, state.text.ids.device))
+    return emitted
 
 
 def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:

@@ -25,7 +25,7 @@ class Metrics:
     proposed: int = 0
     new_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    """Per stage, wall clock as the host sees it; `prefill` ends with the first token."""
+    """Per stage, wall clock as the host sees it; `prefill` ends with the first token, of texts that begin later too."""
     _lap: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     @contextmanager

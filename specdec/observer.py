@@ -31,7 +31,7 @@ class VerifiedTree(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round, or the prefill, which has no tree."""
+    """One round, or a prefill, which has no tree."""
 
     emitted: list[Emitted]
     """What each row of the round gained."""
@@ -48,7 +48,7 @@ class Round:
     """What the draft has cost by the cost table; 0 without one."""
 
     def trees(self) -> list[VerifiedTree]:
-        """Read the trees from the device; none of the prefill."""
+        """Read the trees from the device; none of a prefill."""
         if self.tree is None or self.picked is None or self.accepted is None:
             return []
         tree, lengths = self.tree, self.accepted.lengths.tolist()
@@ -62,4 +62,4 @@ class Round:
 
 
 OnRound = Callable[[Round], None]
-"""Told of the prefill and of every round, before its tokens are handed out."""
+"""Told of each prefill and of every round, before its tokens are handed out."""

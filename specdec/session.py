@@ -21,11 +21,12 @@ from .host.locks import lock_of
 from .limits import MAX_NODES, caps, check_max_nodes
 from .load import follow_changes
 from .metrics import Metrics
-from .model.cache import Rows, TreeCache
+from .model.cache import TreeCache
 from .model.memory import Needs, enough_memory, gigabytes
 from .model.target import Target
 from .observer import OnRound
 from .pickers import Greedy, Picker
+from .prompts import Prompts, check_texts
 from .row_statistics import Statistics
 from .state import Emitted, State, Stops
 from .text import Text
@@ -106,6 +107,7 @@ class Session:
         picker: Picker | None = None,
         stops: Stops | None = None,
         copies: int = 1,
+        rows_at_once: int | None = None,
         max_nodes: int | Sequence[int] | None = None,
         metrics: Metrics | None = None,
         on_round: OnRound | None = None,
@@ -119,6 +121,7 @@ class Session:
             picker=picker,
             stops=stops,
             copies=copies,
+            rows_at_once=rows_at_once,
             max_nodes=max_nodes,
             metrics=generation.metrics,
             statistics=generation.statistics,
@@ -137,6 +140,7 @@ class Session:
         picker: Picker | None = None,
         stops: Stops | None = None,
         copies: int = 1,
+        rows_at_once: int | None = None,
         max_nodes: int | Sequence[int] | None = None,
         metrics: Metrics | None = None,
         statistics: Statistics | None = None,
@@ -152,20 +156,25 @@ class Session:
             picker: takes tokens from what the target says, `PathPicker` or `TreeSampler` to draw them; None for the best.
             stops: tells after which further tokens a row ends.
             copies: texts per prompt, which is read once; row `p * copies + c` is copy c of prompt p.
+            rows_at_once: most rows written at once, and so held in memory; the others wait, and begin in their order
+                as rows end. None for all. Where rows wait, all prompts are read from the beginning, once for the
+                copies that begin together.
             max_nodes: a cap on the nodes verified per row and round in this call, 1 to 256, or one per text; 1 drafts
                 nothing, None leaves it to the session.
             metrics: added to as the text is written.
             statistics: filled as the text is written, with what drafting did for each text.
-            on_round: told what the prefill and each round did.
+            on_round: told what each prefill and each round did.
 
         Returns:
-            Per round, what each unfinished row gained. A stream that is continued after a newer one began, or while
+            Per prefill and round, what each unfinished row gained. A stream that is continued after a newer one began, or while
             another thread uses the session, raises RuntimeError: they share one cache.
 
         Raises:
             MemoryError: while the text is written, if there is not enough of it.
+            TypeError: if rows wait and the drafter has no method `join`.
             ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
-                model's positions, `max_new_tokens` or `copies` is below 1, or a cap is out of range or not one per text.
+                model's positions, `max_new_tokens`, `copies` or `rows_at_once` is below 1, or a cap is out of range or
+                not one per text.
         """
         texts = [list(prompt) for prompt in prompts]
         check_texts(texts, self.target, "prompts")
@@ -173,6 +182,13 @@ class Session:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         if copies < 1:
             raise ValueError(f"copies: expected at least 1, got {copies}")
+        if rows_at_once is not None and rows_at_once < 1:
+            raise ValueError(f"rows_at_once: expected at least 1, got {rows_at_once}")
+        waits = rows_at_once is not None and rows_at_once < len(texts) * copies
+        if waits and not hasattr(self.drafter, "join"):
+            raise TypeError(
+                f"drafter: expected one with a method join, as rows_at_once is given, got {type(self.drafter).__name__}"
+            )
         metrics = Metrics() if metrics is None else metrics
         spending = self._spending(caps(max_nodes, len(texts) * copies))
         if statistics is not None:
@@ -182,6 +198,7 @@ class Session:
             texts,
             max_new_tokens,
             copies,
+            rows_at_once,
             picker or Greedy(),
             spending,
             metrics,
@@ -196,6 +213,7 @@ class Session:
         prompts: list[list[int]],
         most: int,
         copies: int,
+        rows_at_once: int | None,
         picker: Picker,
         spending: Spending,
         metrics: Metrics,
@@ -208,40 +226,28 @@ class Session:
         texts = [list(prompt) for prompt in prompts for _ in range(copies)]
         limits = [min(most, self.target.position_limit - len(text)) for text in texts]
         capacity = max(len(text) + limit for text, limit in zip(texts, limits, strict=True))
-        cache = self._reusable_cache(texts) if copies == 1 else None
+        rows = min(rows_at_once or len(texts), len(texts))
+        cache = self._reusable_cache(texts) if copies == 1 and rows == len(texts) else None
         if cache is None:
-            cache = self._new_cache(texts, capacity)
+            cache = self._new_cache(texts, capacity, rows)
         metrics.lap()
         with self._alone(cache), metrics.stage("prefill"), torch.inference_mode():
             self._latest = cache.stream = this
-            known = self._roll_back(cache, texts, capacity)
+            self._roll_back(cache, texts, capacity)
             text = Text(texts, limits, margin=self.max_nodes + 1, device=self.target.device)
-            prompt = text.ids[::copies, known : max(map(len, texts))]
-            prefilled = self.target.prefill(
-                prompt,
-                [len(ids) - known for ids in prompts],
-                cache,
-                self.drafter.tap,
-                Rows.first(len(texts), self.target.device).select(
-                    list(range(0, len(texts), copies))
-                ),
-            )
-            if copies > 1:
-                cache.share_prompts(copies)
-                prefilled = prefilled.repeat(copies)
             state = State(cache, text, sampling=picker.sampling, memory=self.memory, **ends)
-            cache.texts = text.host
+            queue = Prompts(state, copies=copies)
         rounds = decode(
             self.target,
             self.drafter,
             picker,
             state,
-            prefilled,
+            queue,
             spending=spending,
             metrics=metrics,
             on_round=on_round,
         )
-        while state.rows.host:
+        while state.rows.host or queue.waiting:
             with self._alone(cache):
                 if self._latest is not this or cache.stream is not this:
                     raise RuntimeError(
@@ -286,7 +292,7 @@ class Session:
             lock.release()
 
     def _needed(self, cache: TreeCache) -> str:
-        target, rows = self.target, len(cache.host_lengths)
+        target, rows = self.target, cache.shape[2]
         needs = Needs.of(target.model, target.dtype, exact=target.exact)
         return (
             f"{gigabytes(needs.cache * rows * cache.slots)} for keys and values of {rows} x {cache.slots} tokens beside "
@@ -299,10 +305,12 @@ class Session:
         reader = (self.target, self.drafter, self.target.changes)
         if cache is None or cache.made_for != reader or cache.shared is not None:
             return None
+        if cache.places is not None:
+            return None
         return cache if len(texts) == len(cache.texts) else None
 
-    def _roll_back(self, cache: TreeCache, texts: list[list[int]], capacity: int) -> int:
-        """Keep the cached tokens that every text begins with, make room, and count them."""
+    def _roll_back(self, cache: TreeCache, texts: list[list[int]], capacity: int) -> None:
+        """Keep the cached tokens that every text begins with, and make room."""
         shared = min(
             (
                 _shared(known, text, length)
@@ -315,13 +323,13 @@ class Session:
         cache.set_lengths([shared] * len(texts))
         # All that still holds should prefill be interrupted.
         cache.texts = [known[:shared] for known in cache.texts]
-        return shared
 
-    def _new_cache(self, texts: list[list[int]], capacity: int) -> TreeCache:
+    def _new_cache(self, texts: list[list[int]], capacity: int, rows: int) -> TreeCache:
         self.cache = self.target.new_cache(
-            rows=len(texts),
+            rows=rows,
             capacity=self._roomy(texts, capacity),
             tree_capacity=self.pass_nodes,
+            texts=None if rows == len(texts) else len(texts),
         )
         self.cache.made_for = (self.target, self.drafter, self.target.changes)
         self.cache.memory = self.memory
@@ -338,24 +346,6 @@ def _shared(known: list[int], text: list[int], cached: int) -> int:
     """Count the cached tokens that a text begins with; its last one is always read again: its logits are wanted."""
     most = min(cached, len(known), len(text) - 1)
     return next((i for i in range(most) if known[i] != text[i]), most)
-
-
-def check_texts(texts: list[list[int]], target: Target, name: str) -> None:
-    """Raise ValueError unless a target can read these token ids; `name` is what the caller knows them by."""
-    if not texts:
-        raise ValueError(f"{name}: expected at least one, got none")
-    vocabulary, limit = target.config.vocab_size, target.position_limit
-    for row, ids in enumerate(texts):
-        if not ids:
-            raise ValueError(f"{name}: expected at least one token, got none in row {row}")
-        if len(ids) >= limit:
-            raise ValueError(
-                f"{name}: expected fewer tokens than the model's {limit} positions, got {len(ids)} in row {row}"
-            )
-        if min(ids) < 0 or max(ids) >= vocabulary:
-            raise ValueError(
-                f"{name}: expected ids from 0 to {vocabulary - 1}, got {min(ids)} to {max(ids)} in row {row}"
-            )
 
 
 def end_tokens(source: GenerationConfig | int | Sequence[int]) -> list[int]:

@@ -56,7 +56,7 @@ class State:
         """Take prompts whose prefill is done.
 
         Args:
-            cache: one row per prompt; how far each row is, its lengths say.
+            cache: of these prompts; how far each row is, its lengths say.
             text: of the same rows.
             eos_token_ids: tokens after which a row ends.
             stops: tells after which further tokens a row ends.
@@ -65,7 +65,7 @@ class State:
         """
         self.cache, self.text = cache, text
         self.hidden: Tensor = torch.empty(0)
-        """`[R, E]`, the target's last hidden state at each prompt's last committed token, from prefill on."""
+        """`[R, E]`, the target's last hidden state at each row's last committed token, from its prefill on."""
         self.rows = Rows.first(len(text.host), text.ids.device)
         """The B prompts still being written."""
         self.eos_token_ids, self.stops = eos_token_ids, stops
@@ -74,7 +74,9 @@ class State:
         self.memory: dict[object, Any] = {} if memory is None else memory
         """What each drafter keeps about these rows and earlier texts of the session, by the drafter itself."""
         self._roots = 0
-        """Certain tokens behind the cache, per row: one, once prefill has given the first."""
+        """Certain tokens behind the cache, per row of `rows`: one, once prefill has given the first."""
+        self._beside = self.rows.select([])
+        """Rows that go on while others begin."""
 
     @property
     def lengths(self) -> Tensor:
@@ -112,9 +114,15 @@ class State:
         """Return a prompt's text up to and including a node of this depth, `[1, L]` int64."""
         return self.text.so_far(row, self.cache.host_lengths[row] + self._roots + depth)
 
+    def begin(self, rows: Rows) -> None:
+        """Let rows begin, beside those that are being written; until `open` there are no others."""
+        self._beside, self.rows, self._roots = self.rows, rows, 0
+
     def open(self, first_tokens: Tensor, hidden: Tensor) -> list[Emitted]:
-        """Take what prefill gave: the `[R]` tokens that become roots, and hidden states `[R, E]`."""
-        self.hidden = hidden
+        """Take what prefill gave to the B rows that begin: tokens `[B]`, which become roots, and hidden states `[B, E]`."""
+        if not len(self.hidden):
+            self.hidden = hidden.new_zeros(len(self.text.host), hidden.shape[1])
+        self.hidden[self.rows.ids] = hidden
         self.text.write(self.rows.ids, self.lengths, first_tokens)
         self._roots = 1
         emitted = [
@@ -122,6 +130,10 @@ class State:
             for at, token in enumerate(first_tokens.tolist())
         ]
         self._leave(emitted)
+        if self._beside.host:
+            # In the order of the cache: where it is full, its rows are read where they are.
+            both = sorted(self._beside.host + self.rows.host, key=self.cache.row_of)
+            self.rows = Rows.of(both, self.rows.ids.device)
         return emitted
 
     def write(

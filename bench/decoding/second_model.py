@@ -22,7 +22,8 @@ from bench import ROOT
 from specdec.checkpoints import save_drafter
 from specdec.drafters import load_drafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterModel
-from specdec.evaluate.benchmark import Benchmark, Prompt, chat_prompts, run_benchmark
+from specdec.evaluate.answers import Prompt
+from specdec.evaluate.benchmark import Benchmark, chat_prompts, run_benchmark
 from specdec.evaluate.method_names import PLAIN, TRANSFORMERS
 from specdec.evaluate.methods import Runner
 from specdec.evaluate.questions import read_questions

@@ -37,6 +37,7 @@ from specdec.drafters.suffix import SuffixDrafter
 from specdec.evaluate.questions import read_questions
 from specdec.metrics import Metrics
 from specdec.model.passed import Verified
+from specdec.prompts import Prompts
 from specdec.selftext.conversation import read_records
 from specdec.state import State
 from specdec.text import Text
@@ -76,7 +77,10 @@ class ProcessorTime(Metrics):
 class ReplayedCache:
     """Lengths, and nothing that they are of."""
 
+    places = None
+
     def __init__(self, lengths: list[int]) -> None:
+        self.shape = (0, 2, len(lengths))
         self.host_lengths, self.lengths = list(lengths), torch.tensor(lengths)
         self.current: Any = None
 
@@ -92,6 +96,11 @@ class Replay:
     def __init__(self, whole: Sequence[list[int]]) -> None:
         longest = max(map(len, whole)) + MARGIN
         self.text = torch.tensor([text + [-1] * (longest - len(text)) for text in whole])
+
+    def prefill(self, ids: Tensor, lengths: list[int], cache: Any, *others: Any) -> Verified:
+        cache.host_lengths, cache.lengths = list(lengths), torch.tensor(lengths)
+        nothing = torch.zeros(len(lengths), 1)
+        return Verified(nothing, nothing)
 
     def verify(self, tree: TokenTree, cache: Any, rows: Any, *others: Any) -> Verified:
         cache.current = SimpleNamespace(prefix_lens=cache.lengths[rows.ids])
@@ -109,18 +118,17 @@ def replay(
     prompts = [list(text.prompt) for text in texts]
     whole = Replay([text.prompt + text.answer for text in texts])
     limits = [len(text.answer) for text in texts]
-    cache: Any = ReplayedCache([len(prompt) for prompt in prompts])
+    cache: Any = ReplayedCache([0] * len(prompts))
     text = Text(prompts, limits, margin=MARGIN, device=torch.device("cpu"))
     state = State(cache, text, eos_token_ids=frozenset())
     if memory is not None:
         state.memory = memory
-    zeros = torch.zeros(len(texts), 1)
     metrics, target = ProcessorTime(), whole
     # One machine's prices, so that texts can be compared anywhere.
     costs = known_costs(target, drafter)
     spending = Spending(drafter, costs, layers=1, max_nodes=nodes, guarded=False)
     for _ in decode(
-        target, drafter, whole, state, Verified(zeros, zeros),  # type: ignore[arg-type]
+        target, drafter, whole, state, Prompts(state),  # type: ignore[arg-type]
         spending=spending, metrics=metrics,
     ):  # fmt: skip
         pass

@@ -45,6 +45,14 @@ def bench(
     max_new_tokens: NewTokensOption = 128,
     max_nodes: NodesOption = None,
     costs: CostsOption = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Texts written at once: each method of ours writes all questions as one list, in which the next begins "
+            "as one ends. transformers writes them one by one.",
+            callback=between(1),
+        ),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -56,9 +64,13 @@ def bench(
         Path | None, typer.Option("--json", help="Where to save every run.", callback=home)
     ] = None,
 ) -> None:
-    """Compare methods on the same prompts, alternating, tokens always checked; exit code 1 if any differ."""
+    """Compare methods on the same prompts, alternating or in lists, tokens always checked; exit code 1 if any differ."""
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     check_methods(names)
+    if batch is not None and turns > 1:
+        raise ValueError(
+            f"batch: expected none with {turns} turns, which wait for answers, got {batch}"
+        )
     if json_file is not None:
         check_file(json_file, "json")
     questions = read_questions(prompts, limit=limit, per_category=per_category)
@@ -76,7 +88,9 @@ def bench(
     check_questions(target, questions)
     asked = chat_prompts(target.tokenizer, questions, turns)
     count = sum(len(question.turns[:turns]) for question in questions)
-    result = compare_methods(target, choice, asked, names, max_new_tokens, max_nodes, count, table)
+    result = compare_methods(
+        target, choice, asked, names, max_new_tokens, max_nodes, count, batch, table
+    )
     if json_file is not None:
         with whole_file(json_file) as scratch:
             scratch.write_text(json.dumps(result.as_json(), indent=1))

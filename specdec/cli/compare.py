@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from itertools import count as count_up
 
 from ..costs.table import Costs
-from ..evaluate.benchmark import Benchmark, Prompt, run_benchmark
+from ..evaluate.answers import Prompt
+from ..evaluate.benchmark import Benchmark, run_benchmark
 from ..evaluate.method_names import PLAIN, TRANSFORMERS
 from ..evaluate.methods import Runner
 from ..evaluate.questions import Question
@@ -26,9 +27,10 @@ def compare_methods(
     max_new_tokens: int,
     max_nodes: int | None,
     count: int = 1,
+    batch: int | None = None,
     costs: Costs | None = None,
 ) -> Benchmark:
-    """Run methods on `count` prompts, show how far it is and what came out."""
+    """Run methods on `count` prompts, show how far it is and what came out; `batch` as in `run_benchmark`."""
     methods = list(dict.fromkeys([PLAIN, *methods]))
     library = any(method.startswith(TRANSFORMERS) for method in methods)
     runner = Runner(
@@ -38,12 +40,12 @@ def compare_methods(
         costs=costs,
         eos=end_tokens(target.model.generation_config),
     )
-    runs = count_up(1)
+    runs, most = count_up(1), count * (len(methods) + (batch is not None))
     with progress() as show:
 
         def tell(question: Question, method: str) -> None:
             note = f"{question.category} {question.question_id}: {method}"
-            show("runs", next(runs), count * len(methods), note)
+            show("runs", next(runs), most, note)
 
         result = run_benchmark(
             runner,
@@ -52,6 +54,7 @@ def compare_methods(
             max_new_tokens=max_new_tokens,
             load_model64=lambda: choice.weights().cpu().double(),
             progress=tell,
+            batch=batch,
         )
     for table in benchmark_tables(result)[: None if count > 1 else 2]:
         console.print(table)

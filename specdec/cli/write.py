@@ -91,7 +91,7 @@ def generate(
 
     from ..costs.table import read_costs
     from ..drafters import chosen
-    from ..evaluate.benchmark import Prompt
+    from ..evaluate.answers import Prompt
     from ..evaluate.explain import explanation
     from ..evaluate.method_names import PLAIN, TRANSFORMERS
     from ..evaluate.questions import Question

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from specdec_kernels import beam_parents
 
+from ..model.cache import Rows
 from ..model.passed import SideNodes, Verified
 from ..model.target import Target
 from ..sampling import most_likely
@@ -63,6 +64,15 @@ class LookaheadDrafter(Drafter):
             for filled in range(1, self.config.ngram)
         }
 
+    def join(self, state: State, rows: Rows) -> None:
+        """Begin windows beside others: all of a pass have as many levels."""
+        windows: Windows = state.memory[self]
+        windows.advance()
+        windows.rows = {row: windows.rows[row] for row in state.rows.host if row in windows.rows}
+        levels = max((len(row.levels) for row in windows.rows.values()), default=1)
+        for row in rows.host:
+            windows.rows[row] = Row(self.config, state.text.host[row], levels)
+
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose the n-grams of each row's root, and ask for the next level of the window."""
         config, length = self.config, self.config.ngram - 1
@@ -79,7 +89,7 @@ class LookaheadDrafter(Drafter):
             guesses = row.guesses(text[-1])
             guesses += [nothing] * (config.guesses - len(guesses))
             numbers.append([*chain(*row.levels, *guesses)])
-        filled = len(row.levels)  # of all rows, which began together
+        filled = len(row.levels)  # of all rows
         depth, sees = self._windows[filled]
         least = budget.least_score(config.min_prob, self.calibration)
         moved = torch.tensor(numbers).to(state.text.ids.device, non_blocking=True)  # [B, S + G L]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..model.cache import Rows
 from ..model.passed import Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
@@ -43,6 +44,11 @@ class MixedDrafter(Drafter):
         """Start each."""
         for drafter in self.drafters:
             drafter.start(state)
+
+    def join(self, state: State, rows: Rows) -> None:
+        """Tell each."""
+        for drafter in self.drafters:
+            drafter.join(state, rows)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Put the proposals of all side by side; packing merges them."""

@@ -24,6 +24,7 @@ from specdec_kernels import Beams, beam_step
 from specdec_kernels.dispatch import host_may_look
 
 from ..load import follow_changes, load_target
+from ..model.cache import Rows
 from ..model.target import Target
 from ..state import State
 from .calibration import Calibration, calibration_of
@@ -76,14 +77,17 @@ class ModelDrafter(Drafter):
 
     def start(self, state: State) -> None:
         """Read the prompts, from where the session's text so far parts from them."""
-        if not state.rows.host:
-            return
         with torch.inference_mode(False):  # what is packed again is used elsewhere too
             follow_changes(self.small)
         reader: Reader | None = state.memory.get(self)
         if reader is None or not reader.reads_on(state):
-            reader = state.memory[self] = Reader(self.small, len(state.text.host))
+            reader = state.memory[self] = Reader(self.small, state.cache, len(state.text.host))
         reader.start(state, self.config.length * self.config.width)
+
+    def join(self, state: State, rows: Rows) -> None:
+        """Read the prompts of rows that begin."""
+        reader: Reader = state.memory[self]
+        reader.join(state, rows)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Read what was accepted, and search behind each row's root."""

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..model.cache import Rows
 from ..model.passed import Shallow, SideNodes, Tap, Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
@@ -106,7 +107,16 @@ class Drafter(Protocol):
     """How good it is; without one a budget has no prices, and nothing watches whether drafting pays."""
 
     def start(self, state: State) -> None:
-        """Begin with the prompts of `state`, after prefill; for a drafter that keeps something about them."""
+        """Begin with the rows of `state`, after prefill; for a drafter that keeps something about them."""
+        return None
+
+    def join(self, state: State, rows: Rows) -> None:
+        """Take rows that begin beside others, or after them; for a drafter that keeps something about each.
+
+        Args:
+            state: all rows that are being written. What was kept of others is of no more use.
+            rows: those of them that begin, prompts read and roots known; at least one.
+        """
         return None
 
     def draft(self, state: State, budget: Budget) -> Proposals:

@@ -7,6 +7,7 @@ earned on other texts, so that one tree holds what is likely, whoever says it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..datastore.growing import GrowingIndex, KnownText
+from ..model.cache import Rows
 from ..model.target import Target
 from ..state import State
 from .calibration import Calibration, calibration_of
@@ -37,7 +39,7 @@ class SuffixConfig:
     min_prob: float | None = None
     """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
     memory: int = 131_072
-    """Most tokens of texts of a session that are kept, at least 1; the older half is forgotten at once, between texts."""
+    """Most tokens of texts of a session that are kept, at least 1; the older half is forgotten at once, as texts begin."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -55,29 +57,39 @@ class Memory:
         """Keep at most so many tokens."""
         self.most = most
         self.young, self.old = GrowingIndex(), GrowingIndex()
-        self.texts: list[KnownText] = []
-        """Of the latest stream, per row."""
+        self.texts: dict[int, KnownText] = {}
+        """By their rows, those of the latest stream that are written."""
         self._numbers = count()
 
-    def open(self, texts: list[list[int]]) -> None:
-        """Take the rows of a new stream: lists that grow; what they share with each other and the last ones is known."""
-        for text in self.texts:
+    def begin(self, texts: dict[int, list[int]], beside: Iterable[int] = ()) -> None:
+        """Take texts that begin: lists that grow; what they share with each other and the last ones is known.
+
+        Args:
+            texts: by their rows.
+            beside: rows known before that go on.
+        """
+        for text in self.texts.values():
             text.follow(self.young)
-        earlier, begun = self.texts, [*map(KnownText, texts, self._numbers)]
-        for text in begun:
+        earlier, going = list(self.texts.values()), {row: self.texts[row] for row in beside}
+        begun = {row: KnownText(text, next(self._numbers)) for row, text in texts.items()}
+        for text in begun.values():
             for other in earlier:
                 text.part_from(other)
         # What goes on is not counted: it would have to be read again.
-        if self.young.size - max(len(text.places) for text in begun) > self.most // 2:
+        kept = sum(len(text.places) for text in going.values())
+        kept += max((len(text.places) for text in begun.values()), default=0)
+        if self.young.size - kept > self.most // 2:
             self.young, self.old = GrowingIndex(), self.young
-            for text in begun:
+            for text in (*going.values(), *begun.values()):
                 text.places = []
-        self.texts = []
-        for text in begun:
-            for other in self.texts:
+            for text in going.values():
+                text.follow(self.young)
+        self.texts = going
+        for row, text in begun.items():
+            for other in self.texts.values():
                 text.part_from(other)
             text.follow(self.young)
-            self.texts.append(text)
+            self.texts[row] = text
 
 
 class SuffixDrafter(Drafter):
@@ -95,7 +107,15 @@ class SuffixDrafter(Drafter):
         """Read the prompts."""
         if self not in state.memory:
             state.memory[self] = Memory(self.config.memory)
-        state.memory[self].open(state.text.host)
+        # Where rows take turns, the others are read as they begin.
+        begun = range(len(state.text.host)) if state.cache.places is None else state.rows.host
+        state.memory[self].begin({row: state.text.host[row] for row in begun})
+
+    def join(self, state: State, rows: Rows) -> None:
+        """Read the prompts of rows that begin."""
+        memory: Memory = state.memory[self]
+        beside = [row for row in state.rows.host if row not in rows.host]
+        memory.begin({row: state.text.host[row] for row in rows.host}, beside)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose what followed the longest and latest matches."""

@@ -1,11 +1,11 @@
-"""The benchmark: methods take turns on every prompt, and every text is checked."""
+"""The benchmark: methods write the same prompts, and every text is checked."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -15,13 +15,12 @@ from ..host.processor import processor
 from ..metrics import CTAR_WIDTHS, Metrics
 from ..model.target import Target
 from ..sources.tokenizing import chat_ids, check_chat_template
+from .answers import Progress, Prompt, as_lists, taking_turns
 from .method_names import PLAIN, TRANSFORMERS
 from .methods import Runner
 from .questions import Question
 from .replay import SAME, TIE_RATE, Verdict, judge
 from .runs import Run, decode_speedup, efficiency, speed
-
-WARMUP_TOKENS = 8
 
 
 @dataclass(slots=True)
@@ -42,16 +41,6 @@ class Benchmark:
         return asdict(self)
 
 
-class Prompt(NamedTuple):
-    """One prompt of a benchmark."""
-
-    question: Question
-    turn: int
-    ids: list[int]
-    answer: Callable[[list[int]], None]
-    """Told the reference's answer, before the next prompt is asked for."""
-
-
 def run_benchmark(
     runner: Runner,
     prompts: Iterable[Prompt],
@@ -59,9 +48,10 @@ def run_benchmark(
     *,
     max_new_tokens: int,
     load_model64: Callable[[], PreTrainedModel],
-    progress: Callable[[Question, str], None],
+    progress: Progress,
+    batch: int | None = None,
 ) -> Benchmark:
-    """Run methods alternately on every prompt.
+    """Run methods on every prompt: alternately, or ours on all of them as one list.
 
     Args:
         runner: runs one method on one prompt.
@@ -69,33 +59,30 @@ def run_benchmark(
         methods: names; the plain loop joins them where it is missing.
         max_new_tokens: most new tokens per prompt.
         load_model64: gives the float64 model for replays, called when the first text differs.
-        progress: told before each run.
+        progress: told before each run, of a list as each of its texts ends.
+        batch: most texts of a list written at once, by each of our methods; None lets methods take turns on every
+            prompt. Texts of a list are compared with what the plain loop writes for each prompt alone, and a text's
+            times are an equal share of its list's. No prompt may then need the answer to another.
     """
     methods = methods if PLAIN in methods else [PLAIN, *methods]
     dtype = runner.target.dtype
     full = dtype in (torch.float32, torch.float64)
-    reference = TRANSFORMERS if full and TRANSFORMERS in methods else PLAIN
+    reference = TRANSFORMERS if full and TRANSFORMERS in methods and batch is None else PLAIN
     model64: PreTrainedModel | None = None
     runs: list[Run] = []
     pooled = {method: Metrics() for method in methods}
 
-    for at, (question, turn, prompt, answer) in enumerate(prompts):
-        # Another method begins each time, so that none always has the warm or the cold machine.
-        order = methods[at % len(methods) :] + methods[: at % len(methods)]
-        if at == 0:
-            for method in order:
-                runner.write(method, prompt, min(WARMUP_TOKENS, max_new_tokens))
-        written = {}
-        for method in order:
-            progress(question, method)
-            written[method] = runner.write(method, prompt, max_new_tokens)
-        expected = written[reference].tokens
-        answer(expected)
+    answers = (
+        taking_turns(runner, prompts, methods, reference, max_new_tokens, progress)
+        if batch is None
+        else as_lists(runner, prompts, methods, batch, max_new_tokens, progress)
+    )
+    for (question, turn, prompt, _), written, plain, expected in answers:
         for method in methods:
             w = written[method]
             verdict = SAME
             ours = w.metrics is not None
-            if ours and runner.target.exact and w.tokens != written[PLAIN].tokens:
+            if ours and runner.target.exact and w.tokens != plain:
                 verdict = Verdict(0, 1, 0.0)  # to the bit: no tie excuses a difference
             elif w.tokens != expected:
                 model64 = model64 or load_model64()
@@ -124,7 +111,11 @@ def run_benchmark(
                 )
             )
     summary = {m: _summarize(m, runs, pooled[m], full=full) for m in methods}
-    return Benchmark(runs, summary, describe_machine(runner.target, reference))
+    if batch is not None:
+        for row in summary.values():
+            row["categories"] = {}  # a list has one time
+    machine = describe_machine(runner.target, reference) | {"batch": batch}
+    return Benchmark(runs, summary, machine)
 
 
 def check_questions(target: Target, questions: list[Question]) -> None:

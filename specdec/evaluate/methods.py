@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -110,6 +111,52 @@ class Runner:
         total = time.perf_counter() - began
         prefill = generation.metrics.prefill_seconds
         return Written(generation.tokens[0], prefill, total - prefill, generation.metrics)
+
+    def write_list(
+        self,
+        method: str,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        rows_at_once: int,
+        ended: Callable[[int], None] = lambda row: None,
+    ) -> list[Written]:
+        """Let one of our methods write all prompts as one list.
+
+        Args:
+            method: one of ours.
+            prompts: token ids.
+            max_new_tokens: most new tokens per text.
+            rows_at_once: most texts written at once.
+            ended: told the index of each text that has ended.
+
+        Returns:
+            Per text its tokens and counts; of the list's times each has an equal share.
+        """
+        session = Session(self.target, self._drafter(method), max_nodes=self.max_nodes)
+        whole, each = Metrics(), [Metrics() for _ in prompts]
+        texts: list[list[int]] = [[] for _ in prompts]
+        began = time.perf_counter()
+        for emitted in session.stream(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=self.eos,
+            rows_at_once=rows_at_once,
+            metrics=whole,
+        ):
+            for e in emitted:
+                texts[e.row] += e.tokens
+                each[e.row].count([e])
+                if e.finished:
+                    ended(e.row)
+        share = 1 / len(prompts)
+        total = (time.perf_counter() - began) * share
+        prefill = whole.prefill_seconds * share
+        for metrics in each:
+            metrics.seconds = {stage: seconds * share for stage, seconds in whole.seconds.items()}
+        return [
+            Written(tokens, prefill, total - prefill, metrics)
+            for tokens, metrics in zip(texts, each, strict=True)
+        ]
 
     def _drafter(self, name: str) -> Drafter:
         """Load a drafter once: no prompt's time is to hold the reading of weights."""

@@ -27,9 +27,11 @@ def metrics_table(metrics: Metrics, title: str) -> Table:
 def benchmark_tables(benchmark: Benchmark) -> list[Table]:
     """Show per method the speed and how the text was checked, then the speed-up per category."""
     machine, summary = benchmark.machine, benchmark.summary
+    batch = machine["batch"]
     speed = _table(
         f"{machine['device']}, {machine['threads']} threads, {machine['dtype']}"
-        f"{', exact' if machine['exact'] else ''}",
+        f"{', exact' if machine['exact'] else ''}"
+        f"{f', batch {batch} (transformers one by one)' if batch else ''}",
         [
             "method",
             "tokens\n/s",
@@ -44,7 +46,7 @@ def benchmark_tables(benchmark: Benchmark) -> list[Table]:
         ["method", "x plain", "bound", "reached"],
     )
     checked = _table(
-        f"text compared with {machine['reference']}",
+        f"text compared with {machine['reference']}{', one text at a time' if batch else ''}",
         ["method", "identical", "ties", "errors", "largest margin"],
     )
     for method, row in summary.items():
@@ -70,6 +72,8 @@ def benchmark_tables(benchmark: Benchmark) -> list[Table]:
             str(row["errors"]),
             f"{row['largest_margin']:.0e}" if row["largest_margin"] else "-",
         )
+    if batch:
+        return [speed, checked, efficient]
     base = "transformers" if summary["plain"]["speedup_vs_transformers"] else "plain"
     compared = {method: row for method, row in summary.items() if method != base}
     names = [method.replace("-", "-\n") for method in compared]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Run:
-    """One method on one prompt."""
+    """One method on one prompt; its seconds are an equal share where it wrote all prompts as one list."""
 
     method: str
     question_id: int

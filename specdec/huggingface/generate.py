@@ -31,9 +31,10 @@ from ..model.target import Target
 from ..observer import OnRound
 from ..pickers import Greedy, PathPicker, Picker, Recorded, sampler
 from ..processors import fused_settings, processors_of_rows
+from ..prompts import check_texts
 from ..row_statistics import Statistics
 from ..sampling import new_sampling
-from ..session import Session, check_texts
+from ..session import Session
 from ..state import Stops
 from .request import (
     check_inputs,
@@ -64,6 +65,7 @@ def generate(
     seed: int | None = None,
     streams: Sequence[int] | None = None,
     max_nodes: int | Sequence[int] | None = None,
+    rows_at_once: int | None = None,
     on_round: OnRound | None = None,
     **generate_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
@@ -82,6 +84,8 @@ def generate(
         seed: of the noise, 0 to 2**64 - 1; None for one from torch's default generator.
         streams: one number per row, 0 to 2**32 - 1, which tell rows of one seed apart; None for 0, 1, 2, …
         max_nodes: most nodes verified per row and round, 1 to 256, or one number per row; None for what pays.
+        rows_at_once: most rows written at once; the others wait, and begin as rows end. None for all. A result of rows
+            that waited has no cache to go on with.
         on_round: told what the prefill and each round did (`specdec.observer.Round`).
         generate_kwargs: as the library's: `attention_mask` (0 at padding, on either side), `generation_config`,
             `logits_processor`, `stopping_criteria`, `max_new_tokens`, `do_sample`, `temperature`, … (docs/generate.md).
@@ -118,6 +122,7 @@ def generate(
         seed=seed,
         streams=streams,
         max_nodes=max_nodes,
+        rows_at_once=rows_at_once,
         on_round=on_round,
         **generate_kwargs,
     )
@@ -139,6 +144,7 @@ def method(
     seed: int | None = None,
     streams: Sequence[int] | None = None,
     max_nodes: int | Sequence[int] | None = None,
+    rows_at_once: int | None = None,
     on_round: OnRound | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
@@ -158,6 +164,7 @@ def method(
         seed: as in `generate`.
         streams: as in `generate`.
         max_nodes: as in `generate`.
+        rows_at_once: as in `generate`.
         on_round: as in `generate`.
         model_kwargs: the mask, and what else was prepared.
 
@@ -173,6 +180,11 @@ def method(
     check_request(config, synced_gpus, mask, model_kwargs)
     past = find_cache(model_kwargs, target)
     rows, width = input_ids.shape
+    waits = rows_at_once is not None and rows_at_once < rows
+    if waits and past is not None:
+        raise ValueError(
+            f"rows_at_once: expected None or at least the {rows} rows that go on with {CACHE_NAME}, got {rows_at_once}"
+        )
     copies = config.num_return_sequences
     prompts = [ids[keep] for ids, keep in zip(input_ids, mask, strict=True)]
     texts = [prompt.tolist() for prompt in prompts]
@@ -225,6 +237,7 @@ def method(
         picker=picker,
         stops=_stops(stopping_criteria, prompts, scores),
         copies=copies,
+        rows_at_once=rows_at_once,
         max_nodes=max_nodes,
         statistics=statistics,
         on_round=on_round,
@@ -239,7 +252,8 @@ def method(
         sequences=sequences,
         scores=columns.recorded(recorded, "scores") if config.output_scores else None,
         logits=columns.recorded(recorded, "logits") if config.output_logits else None,
-        **{CACHE_NAME: session.cache},
+        # Rows that took turns have left the texts of the last ones alone.
+        **{CACHE_NAME: None if waits else session.cache},
     )
     output.statistics = statistics
     return output

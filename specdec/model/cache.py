@@ -27,10 +27,10 @@ CACHE_NAME = next(
 
 
 class Rows(NamedTuple):
-    """Some rows of a cache, known to the device and to the host."""
+    """Some texts of a cache, known to the device and to the host."""
 
     ids: Tensor
-    """`[B]` int64, ascending."""
+    """`[B]` int64, in the order of their cache rows."""
     host: list[int]
     """The same."""
 
@@ -39,10 +39,32 @@ class Rows(NamedTuple):
         """Take the first `count` rows."""
         return cls(torch.arange(count, device=device), list(range(count)))
 
+    @classmethod
+    def of(cls, host: list[int], device: torch.device) -> Rows:
+        """Take these rows."""
+        return cls(torch.tensor(host, dtype=torch.int64, device=device), host)
+
     def select(self, stay: list[int]) -> Rows:
         """Keep the rows at these places."""
         places = torch.tensor(stay, dtype=torch.int64, device=self.ids.device)
         return Rows(self.ids[places], [self.host[at] for at in stay])
+
+
+class Places:
+    """Which row of a cache each text has, where more texts than rows take turns."""
+
+    def __init__(self, texts: int, device: torch.device) -> None:
+        """Begin with no text in a row."""
+        self.host = [0] * texts
+        """Per text its cache row, once it has one."""
+        self.ids = torch.tensor(self.host, device=device)
+        """`[texts]` int64, the same."""
+
+    def give(self, texts: list[int], cache_rows: list[int]) -> None:
+        """Let texts have these rows from now on."""
+        for text, row in zip(texts, cache_rows, strict=True):
+            self.host[text] = row
+        self.ids = torch.tensor(self.host, device=self.ids.device)
 
 
 class AttendingCache(Cache):
@@ -80,8 +102,10 @@ class AttendingCache(Cache):
 class TreeCache(AttendingCache):
     """A cache of `capacity + tree_capacity` slots per row, handed to the model's layers as theirs.
 
-    The prefix of row `r` is its first `lengths[r]` slots, the tree of a pass lies behind it. Rolling back is
+    The prefix of text `r` is the first `lengths[r]` slots of its row, the tree of a pass lies behind it. Rolling back is
     lowering a length. Slots start as zeros because NaN in a masked slot would still poison attention.
+
+    Text r has row r, unless there are more texts than rows: then `places` says which row each one has, if any.
     """
 
     def __init__(
@@ -93,27 +117,32 @@ class TreeCache(AttendingCache):
         tree_capacity: int,
         dtype: torch.dtype,
         device: torch.device,
+        texts: int | None = None,
     ) -> None:
         """Reserve slots; memory is taken at the first pass, which shows the shape of a head.
 
         Args:
             layers: number of attention layers.
-            rows: sequences held.
+            rows: sequences held at a time.
             capacity: most committed tokens per row.
             tree_capacity: most nodes per tree.
             dtype: dtype of keys and values; float64 for exact attention.
             device: where they live.
+            texts: how many take turns in the rows; None for one per row.
         """
         super().__init__()
         self.shape = (layers, 2, rows)
+        self.places = None if texts is None else Places(texts, device)
+        """Where texts take turns in the rows; None where each has its own."""
+        texts = rows if texts is None else texts
         self.capacity, self.tree_capacity = capacity, tree_capacity
         self.slots = capacity + tree_capacity
         self.dtype, self.device = dtype, device
         self.impl: Impl = "reference" if dtype == torch.float64 else "auto"
         """What attends to this cache: float64 has no kernel."""
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        """`[rows]` int64, committed tokens of each row."""
-        self.host_lengths = [0] * rows
+        self.lengths = torch.zeros(texts, dtype=torch.int64, device=device)
+        """`[texts]` int64, committed tokens of each one."""
+        self.host_lengths = [0] * texts
         """The same, for the host; `State.advance` brings it up to date once a round."""
         self.kv: Tensor | None = None
         """`[layers, 2, rows, G, slots, D]`."""
@@ -122,7 +151,7 @@ class TreeCache(AttendingCache):
         self.current: TreePass | None = None
         self.shared: Shared | None = None
         self.texts: list[list[int]] = []
-        """What the rows hold, from the first token on, and perhaps tokens that are not cached yet."""
+        """What the rows hold, from the first token on, and perhaps tokens that are not cached yet; none where texts take turns."""
         self.made_for: tuple[object, object, int] = (None, None, 0)
         """The target and the drafter that have read the texts, and the target's `changes` then."""
         self.stream: object = None
@@ -140,23 +169,27 @@ class TreeCache(AttendingCache):
             setattr(copied, name, copy.deepcopy(value, shared))
         return copied
 
-    def share_prompts(self, copies: int) -> None:
-        """Let every first of `copies` rows, into which a prompt was read, be the beginning of them all.
+    def share_prompts(self, rows: Rows, readers: list[int]) -> None:
+        """Let rows begin with prompts that were read into some of them.
 
-        Where a kernel attends, it reads the prompt where it is, once for all of them. Elsewhere reading it there would
-        take a copy per layer and pass, so it is copied once.
+        Where a kernel attends, it reads a prompt where it is, once for all of its rows. Elsewhere reading it there would
+        take a copy per layer and pass, so it is copied once; and where texts take turns, a reader's row may be the next
+        text's while the others go on.
+
+        Args:
+            rows: all that begin.
+            readers: per row the one that has read its prompt.
         """
         assert self.kv is not None
-        rows = torch.arange(self.shape[2], device=self.device)
-        first = rows - rows % copies
-        lengths = [self.host_lengths[row - row % copies] for row in range(len(rows))]
-        self.set_lengths(lengths)
-        if chooses_kernel(self.impl, self.kv):
-            self.shared = Shared(first, self.lengths.clone())
+        lengths = [self.host_lengths[reader] for reader in readers]
+        self.set_lengths(lengths, rows)
+        read = Rows.of(readers, self.device)
+        if self.places is None and chooses_kernel(self.impl, self.kv):
+            self.shared = Shared(read.ids, self.lengths.clone())
+        to, of = self.cache_rows(rows), self.cache_rows(read)
         for kv in (self.kv, self.drafter_kv):
             if kv is not None and (kv is self.drafter_kv or self.shared is None):
-                prompts = kv[:, :, ::copies, :, : max(lengths)]
-                kv[..., : max(lengths), :] = prompts.repeat_interleave(copies, 2)
+                kv[:, :, to, :, : max(lengths)] = kv[:, :, of, :, : max(lengths)]
 
     def grow(self, capacity: int, tree_capacity: int) -> None:
         """Make room for at least `capacity` committed tokens per row and `tree_capacity` nodes; keeps what is there."""
@@ -170,10 +203,30 @@ class TreeCache(AttendingCache):
             )
         self.tree_capacity = self.slots - self.capacity
 
-    def set_lengths(self, lengths: list[int]) -> None:
-        """Declare how much of each row is its prefix: after prefill, or to roll back."""
-        self.host_lengths = list(lengths)
-        self.lengths = torch.tensor(lengths, device=self.device)
+    def set_lengths(self, lengths: list[int], rows: Rows | None = None) -> None:
+        """Declare how much of each row is its prefix, after prefill or to roll back; `rows` alone, or all."""
+        known = list(lengths)
+        if rows is not None:
+            known = list(self.host_lengths)
+            for row, length in zip(rows.host, lengths, strict=True):
+                known[row] = length
+        self.host_lengths = known
+        self.lengths = torch.tensor(known, device=self.device)
+
+    def row_of(self, text: int) -> int:
+        """Say which row of the cache is a text's."""
+        return text if self.places is None else self.places.host[text]
+
+    def cache_rows(self, rows: Rows) -> Tensor:
+        """`[B]` int64, the rows of the cache that are these texts'."""
+        return rows.ids if self.places is None else self.places.ids[rows.ids]
+
+    def clear(self, rows: Rows) -> None:
+        """Empty rows that others had before; not even what hides behind a mask stays."""
+        self.set_lengths([0] * len(rows.host), rows)
+        for kv in (self.kv, self.drafter_kv):
+            if kv is not None:
+                kv[:, :, self.cache_rows(rows)] = 0
 
     def open(self, ancestors: Tensor, depth: Tensor, rows: Rows, *, behind: int = 0) -> TreePass:
         """Begin a pass: what the layers write next are the nodes of this tree.
@@ -181,7 +234,7 @@ class TreeCache(AttendingCache):
         Args:
             ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
             depth: `[B, N]` int64.
-            rows: the B cache rows that take part.
+            rows: the B texts that take part, whose cache rows ascend.
             behind: how many nodes of a chain were written before this pass; it sees them as prefix.
         """
         lengths = [self.host_lengths[row] + behind for row in rows.host]
@@ -193,7 +246,8 @@ class TreeCache(AttendingCache):
             prefix_lens=self.lengths[rows.ids] + behind if behind else self.lengths[rows.ids],
             longest_prefix=longest,
             same_prefix=min(lengths) == longest,
-            cache_rows=rows.ids if len(rows.host) < self.shape[2] else None,
+            # Ascending: as many as there are, they are all rows in order.
+            cache_rows=self.cache_rows(rows) if len(rows.host) < self.shape[2] else None,
             shared=self.shared and Shared(*(x[rows.ids] for x in self.shared if x is not None)),
             impl=self.impl,
         )

@@ -59,9 +59,9 @@ class Verified(NamedTuple):
     side_logits: Tensor | None = None
     """`[B, wanted, V]`, after the last side nodes, where there were any."""
 
-    def repeat(self, copies: int) -> Verified:
-        """Return `copies` rows for each row of a prefill, one after another."""
-        return Verified(*(x.repeat_interleave(copies, 0) for x in self[:2]))
+    def select(self, rows: Tensor) -> Verified:
+        """Return these rows of a prefill, `[any]` int64, in this order, some perhaps more than once."""
+        return Verified(self.logits[rows], self.hidden[rows])
 
 
 class PassNodes(NamedTuple):

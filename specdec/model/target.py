@@ -109,7 +109,9 @@ class Target:
         )
         return prepack_linears(self.model, apart=lean)
 
-    def new_cache(self, *, rows: int, capacity: int, tree_capacity: int) -> TreeCache:
+    def new_cache(
+        self, *, rows: int, capacity: int, tree_capacity: int, texts: int | None = None
+    ) -> TreeCache:
         """Make an empty cache for this model; arguments as in `TreeCache`."""
         return TreeCache(
             layers=len(self.parts.layers),
@@ -119,6 +121,7 @@ class Target:
             tree_capacity=max(tree_capacity, 2),
             dtype=torch.float64 if self.exact else self.dtype,
             device=self.device,
+            texts=texts,
         )
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -297,24 +300,24 @@ class Target:
         Args:
             ids: `[B, L]` int64, without left padding; what lies beyond a row's length is any valid id.
             lengths: per row how many of them to read, at least 1 and at most L.
-            cache: of rows that hold equally many tokens.
+            cache: whose B rows hold equally many tokens.
             tap: reads along.
-            rows: the B cache rows that the prompts are read into; None for the first ones.
+            rows: that the prompts are read into; None for the first ones.
 
         Returns:
             Logits `[B, V]` and hidden states `[B, E]` at the last token of each row.
         """
         batch, total = ids.shape
-        start, held = cache.host_lengths[0], len(cache.host_lengths)
-        assert cache.host_lengths == [start] * held, "prefill wants rows of one length"
+        rows = rows or Rows.first(batch, self.device)
+        start = cache.host_lengths[rows.host[0]]
+        assert {cache.host_lengths[row] for row in rows.host} == {start}, "rows of one length"
         if self.exact and batch == 1 and total % PREFILL_CHUNK == 1:
             ids = torch.cat([ids, ids[:, -1:]], 1)  # never a chunk of one row
-        rows = rows or Rows.first(batch, self.device)
         final = torch.tensor(lengths, device=self.device)[:, None] - 1  # [B, 1]
         last: Tensor | None = None
         for begin in range(0, ids.shape[1], PREFILL_CHUNK):
             chunk = TokenTree.chain(ids[:, begin : begin + PREFILL_CHUNK])
-            cache.set_lengths([start + begin] * held)
+            cache.set_lengths([start + begin] * batch, rows)
             cache.open(chunk.ancestors, chunk.depth, rows)
             hidden, done = self.embed(chunk.tokens), 0
             if tap is not None:
@@ -325,8 +328,7 @@ class Target:
             here = hidden.take_along_dim(at.clamp(0, hidden.shape[1] - 1)[..., None], 1)[:, 0]
             last = here if last is None else torch.where(at >= 0, here, last)
         assert last is not None
-        read = dict(zip(rows.host, lengths, strict=True))
-        cache.set_lengths([start + read.get(row, 0) for row in range(held)])
+        cache.set_lengths([start + length for length in lengths], rows)
         return self.head(last)
 
     def _rotations(self, hidden: Tensor, now: Pass, types: list[str | None]) -> dict[Any, Any]:

@@ -48,6 +48,26 @@ def test_bench_saves_every_run_and_reports_identical_tokens(tiny_folder, run, tm
     assert list(tmp_path.iterdir()) == [saved]
 
 
+def test_bench_of_a_batch_writes_lists_and_compares_with_texts_alone(tiny_folder, run, tmp_path):
+    saved = tmp_path / "runs.json"
+    arguments = (
+        "--model", tiny_folder, "--limit", 3, "--max-new-tokens", 6, "--json", saved, "--batch", 2,
+        "--methods", "transformers,lookup,suffix",
+    )  # fmt: skip
+    said = run("bench", "--prompts", QUESTIONS, *arguments)
+    assert "batch 2 (transformers one by one)" in said.out
+    assert "plain, one text at a time" in " ".join(said.out.split())
+    result = json.loads(saved.read_text())
+    assert result["machine"]["batch"] == 2
+    assert result["machine"]["reference"] == "plain"
+    assert len(result["runs"]) == 3 * 4
+    assert all(run["identical"] for run in result["runs"])
+    last = said.err.splitlines()[-1]
+    assert last.startswith("runs 15/15 ")  # the reference's three with them
+    error = run("bench", "--prompts", QUESTIONS, "--batch", 2, "--turns", 2, code=2).err
+    assert "batch: expected none with 2 turns, which wait for answers, got 2" in error
+
+
 def test_bench_exits_with_1_when_an_answer_differs(tiny_folder, run, monkeypatch):
     write = compare.Runner.write
 

@@ -31,7 +31,7 @@ NUMBERS = [
     }.items() for value in values),
     *(("generate", "w1", "--temperature", "1", "--top-p", value) for value in ["0", "nan", "1.1", "inf", "-1"]),
     *(("bench", "--prompts", str(QUESTIONS), name, value)
-      for name in ("--limit", "--per-category", "--turns") for value in ["0", "-1", "x"]),
+      for name in ("--limit", "--per-category", "--turns", "--batch") for value in ["0", "-1", "x"]),
     *(("data", "--append", "x.db", name, value) for name, values in {
         "--tokens": ["0", "-1"], "--batch": ["0", "9" * 30], "--answer-tokens": ["0", "-3"], "--seed": ["-1", str(2**32)],
     }.items() for value in values),

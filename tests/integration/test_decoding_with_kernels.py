@@ -36,13 +36,14 @@ OPS = {
 }
 
 
-def write(family, make, device):
+def write(family, make, device, **options):
     target = Target(tiny_model(family, dtype=torch.float32).to(device))
     with torch.inference_mode(False):
         drafter = make(target)
     prompts = [random_prompt(5, 0), random_prompt(11, 1) * 2]  # something to look up
     with counted_calls() as calls:
-        tokens = Session(target, drafter, max_nodes=16).generate(prompts, max_new_tokens=NEW).tokens
+        session = Session(target, drafter, max_nodes=16)
+        tokens = session.generate(prompts, max_new_tokens=NEW, **options).tokens
     return tokens, set(calls.counts.ops)
 
 
@@ -63,3 +64,14 @@ def test_decoding_with_kernels_equals_decoding_with_references(
     assert not none
     assert {"tree_attention", "accept_tree"} <= ops
     assert OPS[make] <= ops
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lookup, kangaroo], ids=lambda make: make.__name__)
+def test_rows_that_take_turns_write_the_same_with_kernels(make, kernel_device, monkeypatch):
+    monkeypatch.setattr(dispatch, "KERNEL_DEVICES", set())
+    expected, _ = write("llama-16", make, kernel_device, copies=2)
+    monkeypatch.setattr(dispatch, "KERNEL_DEVICES", {"cuda", "cpu"})
+    found, ops = write("llama-16", make, kernel_device, copies=2, rows_at_once=3)
+    assert found == expected
+    assert "tree_attention" in ops

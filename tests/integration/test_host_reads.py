@@ -84,6 +84,23 @@ def test_host_synchronizes_once_per_round(launches, make, how):
         assert not any(counts.uploads for counts in counted.values())
 
 
+@pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
+def test_rounds_between_prompts_that_begin_later_read_once(launches, make):
+    with absent_gpu(CUDA, KNOWN["sm_90"]), torch.inference_mode(False):
+        target = absent_target()
+        drafter, prompts = make(target), [random_prompt(5, seed) for seed in range(3)]
+        with counted_calls(dry=True) as calls:
+            stages = launches.CountedStages(calls)
+            Session(target, drafter, max_nodes=8).generate(
+                prompts, max_new_tokens=4, rows_at_once=2, metrics=stages
+            )
+    rounds = [counted for counted in stages.counted if "verify" in counted]
+    assert len(rounds) == 2 * 3
+    for counted in rounds:
+        reads = {stage: counts.reads.total() for stage, counts in counted.items() if counts.reads}
+        assert reads == {"emit": 1}
+
+
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_device_read_by_a_drafter_is_counted(launches, look):
     class Looking(PlainDrafter):

@@ -58,11 +58,11 @@ def level_sizes(config: LookaheadConfig, filled: int) -> list[int]:
 class Row:
     """One row's window and pool, on the host."""
 
-    def __init__(self, config: LookaheadConfig, prompt: Sequence[int]) -> None:
-        """Begin with tokens of the prompt in the first level, the same ones for the same prompt."""
+    def __init__(self, config: LookaheadConfig, prompt: Sequence[int], levels: int = 1) -> None:
+        """Begin with tokens of the prompt in the first levels, the same ones for the same prompt."""
         self.config = config
-        count = level_sizes(config, 1)[0]
-        self.levels = [random.Random(0).choices(prompt, k=count)]
+        draw = random.Random(0)
+        self.levels = [draw.choices(prompt, k=count) for count in level_sizes(config, levels)]
         """Level by level the tokens of the window."""
         self.pool: dict[int, OrderedDict[Ngram, None]] = {}
         """By first token the N - 1 others of each n-gram, the least recently written first."""

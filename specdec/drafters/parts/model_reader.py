@@ -11,29 +11,33 @@ from torch import Tensor
 
 from specdec_kernels import ancestor_matrix, pack_bits
 
-from ...model.cache import Rows
+from ...model.cache import Rows, TreeCache
 from ...model.target import Target
 from ...state import State
 
 
 class Reader:
-    """A model and its cache, one row per row of a text."""
+    """A model and its cache, in which texts have the rows that they have in the target's."""
 
-    def __init__(self, model: Target, rows: int) -> None:
+    def __init__(self, model: Target, beside: TreeCache, texts: int) -> None:
         """Begin with nothing read.
 
         Args:
-            model: that reads; its vocabulary's ids are the text's.
-            rows: of the text.
+            model: that reads; its vocabulary's ids are the texts'.
+            beside: the target's cache.
+            texts: how many.
         """
         self.model, self.changes = model, model.changes
-        self.cache = model.new_cache(rows=rows, capacity=0, tree_capacity=0)
-        self.texts: list[list[int]] = [[] for _ in range(rows)]
+        self.cache = model.new_cache(rows=beside.shape[2], capacity=0, tree_capacity=0, texts=texts)
+        self.cache.places = beside.places
+        self.texts: list[list[int]] = [[] for _ in range(texts)]
         """What the rows of the cache hold, and perhaps tokens that are not cached."""
 
     def reads_on(self, state: State) -> bool:
-        """Tell whether what was read may still hold: of as many rows, by the model as it is now."""
-        return len(self.texts) == len(state.text.host) and self.changes == self.model.changes
+        """Tell whether what was read may still hold: of as many rows, each with its own, by the model as it is now."""
+        apart = self.cache.places is None and state.cache.places is None
+        alike = len(self.texts) == len(state.text.host)
+        return apart and alike and self.changes == self.model.changes
 
     def start(self, state: State, nodes: int) -> None:
         """Read prompts from where one of them parts from what its row holds; roots are read with the first draft.
@@ -42,32 +46,38 @@ class Reader:
             state: after prefill.
             nodes: most nodes of a draft.
         """
-        texts, cache, limit = state.text.host, self.cache, self.model.position_limit
+        texts, cache = state.text.host, self.cache
         known = zip(self.texts, texts, cache.host_lengths, strict=True)
         shared = min(_shared(old, new, cached) for old, new, cached in known)
         self.texts = [old[:shared] for old in self.texts]  # what holds if reading is interrupted
         self._make_room(state, nodes)
         cache.set_lengths([shared] * len(texts))
-        reading = [row for row in state.rows.host if len(texts[row]) <= limit]
-        if not reading:
+        self._read_prompts(state, state.rows, shared)
+
+    def join(self, state: State, rows: Rows) -> None:
+        """Read the prompts of rows that begin in the places of others."""
+        self.cache.clear(rows)
+        self._read_prompts(state, rows, 0)
+
+    def _read_prompts(self, state: State, rows: Rows, known: int) -> None:
+        """Read prompts of which so many tokens are known; roots are left out."""
+        texts, limit = state.text.host, self.model.position_limit
+        fits = [len(texts[row]) <= limit for row in rows.host]
+        reading = rows.select([at for at, fit in enumerate(fits) if fit])
+        beyond = rows.select([at for at, fit in enumerate(fits) if not fit])
+        # Beyond its positions nothing more is read, and nothing is drafted.
+        self.cache.set_lengths([limit] * len(beyond.host), beyond)
+        if not reading.host:
             return
-        rows = Rows.first(len(texts), self.model.device).select(reading)
-        prompts = [len(texts[row]) - 1 for row in reading]
+        prompts = [len(texts[row]) - 1 for row in reading.host]
         self.model.prefill(
-            self._known(state.text.ids[rows.ids, shared : max(prompts)]),
-            [prompt - shared for prompt in prompts],
-            cache,
-            rows=rows,
+            self._known(state.text.ids[reading.ids, known : max(prompts)]),
+            [prompt - known for prompt in prompts],
+            self.cache,
+            rows=reading,
         )
-        lengths = cache.host_lengths
-        for row in state.rows.host:
-            if row in reading:
-                self.texts[row] = texts[row]  # grows with the text
-            else:
-                lengths[row] = (
-                    limit  # beyond its positions: nothing more is read, nothing is drafted
-                )
-        cache.set_lengths(lengths)
+        for row in reading.host:
+            self.texts[row] = texts[row]  # grows with the text
 
     def room(self, state: State) -> int:
         """Return how deep the drafts of any row may be before the model's positions end."""
@@ -150,5 +160,5 @@ class Reader:
 
 def _shared(known: list[int], text: list[int], cached: int) -> int:
     """Count the cached tokens that a text begins with; its root, and one token at least before that, are read anew."""
-    most = min(cached, len(known), len(text) - 2)
+    most = max(0, min(cached, len(known), len(text) - 2))  # one that waits has no root yet
     return next((i for i in range(most) if known[i] != text[i]), most)

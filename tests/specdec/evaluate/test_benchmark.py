@@ -32,7 +32,7 @@ class Letters:
         return "".join(chr(97 + i % 26) for i in ids)
 
 
-def benchmark(runner=Runner, dtype=torch.float64, turns=2, exact=False):
+def benchmark(runner=Runner, dtype=torch.float64, turns=2, exact=False, batch=None):
     model = tiny_model("llama", seed=6, dtype=dtype)
     target = Target(model, Letters(), exact=exact)
     return run_benchmark(
@@ -42,6 +42,7 @@ def benchmark(runner=Runner, dtype=torch.float64, turns=2, exact=False):
         max_new_tokens=12,
         load_model64=lambda: tiny_model("llama", seed=6),
         progress=lambda question, method: None,
+        batch=batch,
     )
 
 
@@ -77,6 +78,35 @@ def test_every_run_is_recorded_and_summarized():
     assert [t.row_count for t in tables] == [4, 4, 1, 2]
     wide = Console(width=200)
     assert all(wide.measure(table).maximum <= 80 for table in tables)
+
+
+def test_texts_of_a_list_share_its_times_and_are_compared_with_texts_alone():
+    result = benchmark(turns=1, batch=1)
+    assert result.machine["batch"] == 1
+    assert result.machine["reference"] == "plain"
+    assert result.lossless
+    assert len(result.runs) == 2 * 4
+    plain = [run for run in result.runs if run.method == "plain"]
+    assert plain[0].decode_seconds == plain[1].decode_seconds > 0
+    assert plain[0].seconds == plain[1].seconds
+    assert [run.rounds for run in plain] == [11, 11]
+    speed = 24 / sum(run.prefill_seconds + run.decode_seconds for run in plain)
+    assert result.summary["plain"]["tokens_per_second"] == pytest.approx(speed)
+    assert [t.row_count for t in benchmark_tables(result)] == [4, 4, 1]
+
+
+def test_wrong_tokens_of_a_list_count_as_errors():
+    class Wrong(Runner):
+        def write_list(self, method, *arguments):
+            written = super().write_list(method, *arguments)
+            if method == "lookup":
+                written[1] = written[1]._replace(tokens=wrong_token(written[1].tokens))
+            return written
+
+    result = benchmark(Wrong, turns=1, batch=2)
+    assert not result.lossless
+    assert result.summary["lookup"]["identical"] == 1
+    assert result.summary["plain"]["errors"] == 0
 
 
 def lookup_that(change):
