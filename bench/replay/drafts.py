@@ -64,7 +64,7 @@ def draft(positions: Positions, thresholds: Thresholds) -> Drafts:
     every = np.arange(count)
     beams = np.where(beams_alive(positions, thresholds.width), positions.beam_score, -np.inf)
     proposed = beams >= _log(thresholds.search)
-    score = _best_of_places(positions, thresholds)
+    score = best_of_places(positions, thresholds.lookup)
     # Behind the text's last possible token no node is of use.
     useful = (positions.depth > 0) & (positions.depth <= positions.left[:, None] - 1)
     probability = np.exp(beams)
@@ -92,11 +92,19 @@ def draft(positions: Positions, thresholds: Thresholds) -> Drafts:
     )
 
 
-def _best_of_places(positions: Positions, thresholds: Thresholds) -> Array:
-    """Return the best score that lookup gives each node, `[P, K]`."""
+def best_of_beams(positions: Positions) -> Array:
+    """Return the score that the wide search gives each node, `[P, K]`; no two of its beams are one node."""
+    score = np.full(positions.depth.shape, -np.inf)
+    every = np.arange(len(score))[:, None, None]
+    score[every, positions.beam_node] = positions.beam_score
+    return score
+
+
+def best_of_places(positions: Positions, least: float = 0.0) -> Array:
+    """Return the best score that lookup gives each node, `[P, K]`, of those with at least this probability."""
     score = np.full(positions.depth.shape, -np.inf)
     scores = lookup_scores(positions)
-    proposed = (positions.place_node >= 0) & (scores >= _log(thresholds.lookup))
+    proposed = (positions.place_node >= 0) & (scores >= _log(least))
     for place in range(FIXED_LOOKUP.places):
         for at in range(LENGTH):
             rows = np.flatnonzero(proposed[:, place, at])
