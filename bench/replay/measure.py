@@ -14,7 +14,8 @@ from bench.replay.tables import Table
 
 # Where the search for them begins; each is replaced by what is measured.
 BEGIN = Fitted(rate=2.0, search=0.8, lookup=1.0, step=0.2)
-STEP_GAINS = (0.12, 0.15, 0.18, 0.21, 0.25, 0.3)
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+STEP_GAINS = (0.1, 0.15, 0.2, 0.25, 0.3)
 
 
 def fit(replay: Replay, texts: Sequence[int], tables: Sequence[Table]) -> Fitted:
@@ -75,6 +76,19 @@ def step_gain(replay: Replay, texts: Sequence[int], table: Table, fitted: Fitted
                 gained += int(behind) - int(before)
                 mass += frontier
     return gained / mass
+
+
+def right_by_rank(
+    replay: Replay, texts: Sequence[int], table: Table, fitted: Fitted
+) -> dict[int, float]:
+    """Say in which share of rounds the n-th best node is right, by n: the mean of the ranks next to it."""
+    roots = replay.visited(texts, replay.computed(table, fitted)(1))
+    wide = replay.drafts(Thresholds(8, 0.0, 0.0)).accepted[roots, STEPS].mean(0)
+    around = {n: (max(n - n // 4, 1), n + n // 4) for n in RANKS}
+    return {
+        n: float(wide[last] - wide[first - 1]) / (last - first + 1)
+        for n, (first, last) in around.items()
+    }
 
 
 def oracle(replay: Replay, texts: Sequence[int], table: Table) -> float:

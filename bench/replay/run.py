@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from rich.progress import track
 
 from bench.replay.compare import BATCHES, Half, batch, disturbed, points, single_rows
-from bench.replay.measure import fit, step_gain
-from bench.replay.policy import Fitted, Replay
+from bench.replay.measure import fit, right_by_rank, step_gain
+from bench.replay.policy import Replay
 from bench.replay.positions import Record, load_record
 from bench.replay.tables import Table, load_tables
 from specdec.costs.prices import price
@@ -54,6 +54,7 @@ def compare(record: Record, tables: list[Table]) -> dict[str, Any]:
             "line": table.line(),
             "prices": {rows: price(table.line(), on_all.rate, rows) for rows in (1, 4, 8)},
             "step_gain": step_gain(replay, texts, table, on_all),
+            "right_by_rank": right_by_rank(replay, texts, table, on_all),
             "single": single,
             "batches": [batch(replay, table, halves, *batch_of) for batch_of in BATCHES],
             "disturbed": disturbed(replay, table, Half(texts, on_all, texts)),
