@@ -76,7 +76,7 @@ def _judged(
         chosen.append([*best.thresholds, best.step_mass, best.nodes, best.least])
         settings: dict[str, Settings] = {
             "plain": replay.plain,
-            "today": replay.today,
+            "today": replay.today(table),
             "fixed": replay.fixed(best),
             "computed": replay.computed(table, half.fitted),
         }
@@ -127,6 +127,6 @@ def points(replay: Replay, table: Table, texts: Sequence[int], fitted: Fitted) -
 
     return {
         "fixed": [point(replay.fixed(fixed)) for fixed in single_settings()],
-        "today": point(replay.today),
+        "today": point(replay.today(table)),
         "computed": point(replay.computed(table, fitted)),
     }

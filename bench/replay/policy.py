@@ -17,7 +17,8 @@ from specdec.costs.line import CostLine
 from specdec.costs.prices import price
 
 STEP_MASS = FIXED_SEARCH["min_step_prob"]
-# Of a pass of several rows on a CPU, and the least per row: what the session had when the texts were recorded.
+# Of a pass of several rows on a CPU, and the least per row: what the session had when the texts were recorded. Elsewhere each row
+# has `FIXED_NODES`.
 PASS_NODES, LEAST_NODES = 8, 2
 # Scores about which a threshold decides.
 SCORES = (0.02, 0.3)
@@ -75,10 +76,15 @@ class Replay:
         """Draft nothing."""
         return Round(None)
 
-    def today(self, rows: int) -> Round:
+    def today(self, table: Table) -> Settings:
         """Draft as the session did with its constants, which ask for the row with the likeliest beams."""
-        fixed = Fixed() if rows == 1 else Fixed(nodes=PASS_NODES)
-        return self.fixed(fixed)(rows)._replace(summed=False)
+
+        def settings(rows: int) -> Round:
+            shared = rows > 1 and table.on_cpu
+            fixed = Fixed(nodes=PASS_NODES) if shared else Fixed(least=FIXED_NODES)
+            return self.fixed(fixed)(rows)._replace(summed=False)
+
+        return settings
 
     def fixed(self, fixed: Fixed) -> Settings:
         """Draft with constants."""

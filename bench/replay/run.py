@@ -87,7 +87,7 @@ def gates(found: list[dict[str, Any]]) -> list[Gate]:
             kind = f"{rows} rows{', refilled' * batch_of['refill']}"
             of_pair = both["computed"] / both["fixed"]
             judged.append(Gate(f"{kind}, of the best fixed pair", name, 1.0, of_pair))
-            if batch_of["refill"]:
+            if batch_of["refill"] and at != FLAT:  # the rule is a CPU's
                 least = {4: 1.12, 8: 1.05}[rows]
                 of_rule = both["computed"] / both["today"]
                 judged.append(Gate(f"{kind}, of the session's rule", name, least, of_rule))

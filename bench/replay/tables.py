@@ -31,6 +31,8 @@ class Table:
     """What a search takes beside its steps."""
     lookup: float
     """What lookup takes."""
+    on_cpu: bool = True
+    """Whether the session lets rows share a number of nodes there."""
     times: Array = field(init=False, repr=False)
     """`[MOST + 1]`, a pass over so many nodes: lines between those that were measured, and the last one goes on."""
 
@@ -59,7 +61,7 @@ class Table:
 def load_tables() -> list[Table]:
     found: list[dict[str, Any]] = json.loads(TABLES.read_text(encoding="utf-8"))["tables"]
     return [
-        Table(one["name"], {int(n): ms for n, ms in one["passes"].items()}, one["step"], one["search"], one["lookup"])
+        Table(one["name"], {int(n): ms for n, ms in one["passes"].items()}, one["step"], one["search"], one["lookup"], one["on_cpu"])
         for one in found
     ]  # fmt: skip
 

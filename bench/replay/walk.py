@@ -34,7 +34,6 @@ class Written:
     tokens: int = 0
     ms: float = 0.0
     rounds: int = 0
-    row_rounds: int = 0
     nodes: int = 0
     """Over all rounds and rows, without padding."""
     steps: int = 0
@@ -89,7 +88,6 @@ def _round(
 ) -> None:
     at = [row[0] for row in batch]
     written.rounds += 1
-    written.row_rounds += len(at)
     drafts = how.drafts
     if drafts is None:
         gains, widest = [1] * len(at), 1
