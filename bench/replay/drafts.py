@@ -8,8 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.replay.positions import LENGTH, Array, Positions
-from bench.replay.record import FIXED_LOOKUP, FIXED_SEARCH, PLACES, STEPS, WIDTH
-from specdec.drafters.lookup import FOLLOWS
+from bench.replay.record import (
+    FIXED_LOOKUP,
+    FIXED_LOOKUP_LEAST,
+    FIXED_SEARCH,
+    LOOKUP,
+    PLACES,
+    STEPS,
+    WIDTH,
+)
 
 MOST_NODES = 64
 
@@ -20,7 +27,7 @@ class Thresholds(NamedTuple):
     width: int = int(FIXED_SEARCH["beam_width"])
     search: float = FIXED_SEARCH["min_prob"]
     """Probability under which a beam is not verified."""
-    lookup: float = FIXED_LOOKUP.min_prob
+    lookup: float = FIXED_LOOKUP_LEAST
     """Probability under which a token of a place is not verified."""
 
 
@@ -39,10 +46,10 @@ class Drafts(NamedTuple):
 
 def lookup_scores(positions: Positions) -> Array:
     """Return cumulative log-probabilities `[P, PLACES, LENGTH]`, as lookup gives them."""
-    follows = np.log(FOLLOWS)
+    follows = np.log(LOOKUP["follows"])
     at = positions.agreed[:, :, None] - 1 + np.arange(LENGTH)
-    each = follows[at.clip(0, len(FOLLOWS) - 1)]
-    return each.cumsum(-1) + np.arange(PLACES)[:, None] * math.log(FIXED_LOOKUP.discount)
+    each = follows[at.clip(0, len(follows) - 1)]
+    return each.cumsum(-1) + np.arange(PLACES)[:, None] * math.log(LOOKUP["later_place"])
 
 
 def beams_alive(positions: Positions, width: int) -> Array:

@@ -28,6 +28,7 @@ from specdec.drafters import (
     Proposals,
     load_drafter,
 )
+from specdec.drafters.calibration import calibration_of
 from specdec.drafters.lookup import matches
 from specdec.evaluate.benchmark import Prompt, chat_prompts, describe_machine
 from specdec.evaluate.questions import read_questions
@@ -42,7 +43,9 @@ PER_CATEGORY, ROWS = 3, 7
 WRITTEN_AGAIN = 4
 # Settings that the replay starts from; given here, so that a record means the same whatever the defaults are.
 FIXED_SEARCH = {"beam_width": 4, "draft_length": 4, "min_prob": 0.1, "min_step_prob": 0.4}
-FIXED_LOOKUP = LookupConfig(places=4, length=15, discount=0.7, min_prob=0.08)
+FIXED_LOOKUP_LEAST = 0.08
+FIXED_LOOKUP = LookupConfig(places=4, length=15, min_prob=FIXED_LOOKUP_LEAST)
+LOOKUP = calibration_of("lookup").tables
 FIXED_NODES = 16
 
 
@@ -77,7 +80,9 @@ def best_places(state: State) -> tuple[Tensor, Tensor]:
     places = max(state.cache.host_lengths[row] for row in state.rows.host)
     root = state.lengths[:, None]
     column = torch.arange(places)
-    matched = matches(state.text.ids[state.rows.ids, : places + 1], root)[:, :-1]
+    matched = matches(state.text.ids[state.rows.ids, : places + 1], root, len(LOOKUP["follows"]))[
+        :, :-1
+    ]
     matched = torch.where(column < root, matched, 0)
     best, at = (matched * places + column).topk(min(PLACES, places), 1)
     return best.div(places, rounding_mode="floor"), at
