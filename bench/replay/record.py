@@ -144,7 +144,7 @@ def write_again(target: Target, prompts: list[Prompt], ends: list[int]) -> dict[
     mixed = MixedDrafter([search, LookupDrafter(FIXED_LOOKUP)])
     at = sorted(range(len(prompts)), key=lambda at: len(prompts[at].ids))[:WRITTEN_AGAIN]
     written = [
-        Session(target, mixed, max_nodes=FIXED_NODES)
+        Session(target, mixed, max_nodes=FIXED_NODES, guard=False)
         .generate([prompts[i].ids], max_new_tokens=NEW_TOKENS, eos_token_ids=ends)
         .metrics
         for i in at
