@@ -28,8 +28,8 @@ from specdec.drafters import (
     Proposals,
     load_drafter,
 )
-from specdec.drafters.calibration import calibration_of
 from specdec.drafters.lookup import matches
+from specdec.drafters.parts.calibration import calibration_of
 from specdec.evaluate.benchmark import Prompt, chat_prompts, describe_machine
 from specdec.evaluate.questions import read_questions
 from specdec.model.target import Target
