@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,18 @@ from .state import Emitted, State
 from .tree import Accepted, TokenTree
 
 
+class Budgets(Protocol):
+    """Decides how much is drafted."""
+
+    def budget(self, state: State) -> Budget:
+        """Say how much the next round may draft."""
+        ...
+
+    def count(self, proposals: Proposals, tree: TokenTree, emitted: list[Emitted]) -> None:
+        """Hear what a round has brought."""
+        ...
+
+
 @torch.inference_mode()
 def decode(
     target: Target,
@@ -30,7 +43,7 @@ def decode(
     state: State,
     prompts: Prompts,
     *,
-    nodes_of_rows: Callable[[int], int],
+    spending: Budgets,
     metrics: Metrics,
     on_round: OnRound | None = None,
 ) -> Iterator[list[Emitted]]:
@@ -44,7 +57,7 @@ def decode(
         picker: takes tokens from what the target says.
         state: the rows.
         prompts: theirs, read as there is room in the cache.
-        nodes_of_rows: most nodes verified per row in a round with so many rows.
+        spending: says how much each round may draft, and hears what came of it.
         metrics: counts, and the time of each stage, are added to it.
         on_round: told what each round did.
 
@@ -59,9 +72,7 @@ def decode(
                 on_round(Round(emitted, metrics.lap()))
             yield emitted
             continue
-        nodes = nodes_of_rows(len(state.rows.host))
-        deepest = min(max(state.remaining), nodes) - 1
-        budget = Budget(nodes, deepest, state.row_depth)
+        budget = spending.budget(state)
         with metrics.stage("draft"):
             proposals = drafter.draft(state, budget)
         with metrics.stage("pack"):
@@ -81,9 +92,12 @@ def decode(
             drafter.observe(state, tree, accepted, verified)
         with metrics.stage("emit"):
             emitted = state.advance(written)
+        spending.count(proposals, tree, emitted)
         metrics.count(emitted)
         if on_round is not None:
-            on_round(Round(emitted, metrics.lap(), tree, picked, accepted))
+            side = 0 if proposals.side is None else proposals.side.tokens.shape[1]
+            lap = metrics.lap()
+            on_round(Round(emitted, lap, tree, picked, accepted, side, proposals.spent))
         yield emitted
 
 
@@ -114,6 +128,9 @@ def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:
     """Merge proposals into one tree per row: as wide as the widest row needs, or as there is room where a kernel packs."""
     if proposals.tokens.shape[1] == 0 or (host_may_look(roots) and not proposals.valid.any()):
         return TokenTree.chain(roots[:, None])
+    valid = proposals.valid
+    if budget.row_nodes is not None:
+        valid = likeliest(proposals, budget.row_nodes - 1)
     packed = pack_tree(
         roots,
         proposals.tokens,
@@ -122,12 +139,20 @@ def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:
         capacity=budget.nodes,
         max_depth=budget.depth,
         source=proposals.source,
-        valid=proposals.valid,
+        valid=valid,
         row_depth=budget.row_depth,
         # The reference packs any number.
         impl="auto" if proposals.tokens.shape[1] <= MAX_PROPOSALS else "reference",
     )
     return TokenTree.from_packed(packed)
+
+
+def likeliest(proposals: Proposals, most: Tensor) -> Tensor:
+    """Tell which proposals are a row's `most [B]` best, `[B, K]` bool: parents come before children, also among equals."""
+    scores = proposals.scores.masked_fill(~proposals.valid, -torch.inf)
+    best = scores.sort(dim=1, descending=True, stable=True).indices
+    kept: Tensor = proposals.valid & (best.argsort(1) < most[:, None])
+    return kept
 
 
 def accept(tree: TokenTree, picked: Tensor) -> Accepted:

@@ -42,6 +42,10 @@ class Round:
     picked: Tensor | None = None
     """`[B, N]` int64, the target's own token after each node."""
     accepted: Accepted | None = None
+    side_nodes: int = 0
+    """Nodes per row that ran beside the tree."""
+    draft_ms: float = 0.0
+    """What the draft has cost by the cost table; 0 without one."""
 
     def trees(self) -> list[VerifiedTree]:
         """Read the trees from the device; none of a prefill."""

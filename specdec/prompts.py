@@ -62,3 +62,33 @@ class Prompts:
             cache.texts = state.text.host
         self.begun = True
         return said
+
+
+def check_texts(texts: list[list[int]], target: Target, name: str) -> None:
+    """Raise ValueError unless a target can read these token ids; `name` is what the caller knows them by."""
+    if not texts:
+        raise ValueError(f"{name}: expected at least one, got none")
+    vocabulary, limit = target.config.vocab_size, target.position_limit
+    for row, ids in enumerate(texts):
+        if not ids:
+            raise ValueError(f"{name}: expected at least one token, got none in row {row}")
+        if len(ids) >= limit:
+            raise ValueError(
+                f"{name}: expected fewer tokens than the model's {limit} positions, got {len(ids)} in row {row}"
+            )
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise ValueError(
+                f"{name}: expected ids from 0 to {vocabulary - 1}, got {min(ids)} to {max(ids)} in row {row}"
+            )
+
+
+def check_rows_at_once(most: int | None, rows: int, drafter: object) -> None:
+    """Raise ValueError unless at least one row is written at once, TypeError if some wait and the drafter cannot hear of it."""
+    if most is None:
+        return
+    if most < 1:
+        raise ValueError(f"rows_at_once: expected at least 1, got {most}")
+    if most < rows and not hasattr(drafter, "join"):
+        raise TypeError(
+            f"drafter: expected one with a method join, as rows_at_once is {most}, got {type(drafter).__name__}"
+        )

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from .costs.measure import costs_of
+from .costs.spending import Spending
+from .costs.table import Costs, name_of, parts_of
 from .decode import decode
-from .drafters import Drafter, load_drafter
+from .drafters import Budget, Drafter, load_drafter
 from .host.locks import lock_of
-from .limits import DEFAULT_NODES, MAX_NODES, check_max_nodes
+from .limits import MAX_NODES, caps, check_max_nodes
 from .load import follow_changes
 from .metrics import Metrics
 from .model.cache import TreeCache
@@ -23,13 +26,10 @@ from .model.memory import Needs, enough_memory, gigabytes
 from .model.target import Target
 from .observer import OnRound
 from .pickers import Greedy, Picker
-from .prompts import Prompts
+from .prompts import Prompts, check_rows_at_once, check_texts
+from .row_statistics import Statistics
 from .state import Emitted, State, Stops
 from .text import Text
-
-# On a CPU each node of a pass costs time (docs/benchmarks.md), and several rows already share the weights' way through memory. Of 8 to
-# 64 nodes per pass 8 wrote fastest in batches of four and of eight. A root and its likeliest child always have their place.
-PASS_NODES, MIN_NODES = 8, 2
 
 
 @dataclass(slots=True)
@@ -39,6 +39,8 @@ class Generation:
     tokens: list[list[int]]
     """New tokens per prompt, the end-of-text token included."""
     metrics: Metrics = field(default_factory=Metrics)
+    statistics: Statistics = field(default_factory=Statistics)
+    """What drafting did, per text."""
 
 
 class Session:
@@ -47,9 +49,11 @@ class Session:
     def __init__(
         self,
         target: Target,
-        drafter: Drafter | str | os.PathLike[str] = "best",
+        drafter: Drafter | str | os.PathLike[str] = "auto",
         *,
         max_nodes: int | None = None,
+        costs: Costs | None = None,
+        guard: bool = True,
         cache: TreeCache | None = None,
     ) -> None:
         """Begin without text, or where an earlier session's cache ends.
@@ -57,23 +61,30 @@ class Session:
         Args:
             target: from `load_target`.
             drafter: a drafter, or a name or folder as in `load_drafter`.
-            max_nodes: most nodes verified per row and round, 1 to 256, the root included; None for 16, on a CPU fewer
-                in batches, whose rows share what a pass can hold.
+            max_nodes: most nodes verified per row and round, 1 to 256, the root included; None for what pays by the
+                cost table, and for 16 with a drafter that has no calibration.
+            costs: the cost table, from `read_costs`; None for this machine's, which is measured where it is not known.
+            guard: whether drafting rests while, by the cost table, it does not pay; False to draft in every round.
             cache: of another session with this target and drafter, which ends with it.
 
         Raises:
             TypeError: if the drafter is something else.
-            ValueError: if it cannot be loaded or `max_nodes` is out of range.
+            ValueError: if it cannot be loaded, `max_nodes` is out of range, or `costs` has no times of it.
         """
         check_max_nodes(max_nodes)
         if isinstance(drafter, str | os.PathLike):
             drafter = load_drafter(drafter, target)
         if isinstance(drafter, type) or not hasattr(drafter, "draft"):
             raise TypeError(f"drafter: expected a name, a folder or a drafter, got {drafter!r}")
-        self.shares_pass = max_nodes is None and target.device.type == "cpu"
         self.target = target
         self.drafter: Drafter = drafter
-        self.max_nodes = max_nodes or DEFAULT_NODES
+        if getattr(drafter, "calibration", None) is None:
+            costs = None
+        elif costs is None:
+            costs = costs_of(target, drafter)
+        self.costs, self._asked_nodes, self._guarded = costs, max_nodes, guard
+        self.max_nodes = self._spending().most_nodes
+        """Most nodes of a row's tree."""
         # Drafters of callers need not inherit from ours.
         self.pass_nodes = self.max_nodes + getattr(drafter, "side_nodes", 0)
         """Most nodes per row in one pass, those that never enter the cache included."""
@@ -97,6 +108,7 @@ class Session:
         stops: Stops | None = None,
         copies: int = 1,
         rows_at_once: int | None = None,
+        max_nodes: int | Sequence[int] | None = None,
         metrics: Metrics | None = None,
         on_round: OnRound | None = None,
     ) -> Generation:
@@ -110,7 +122,9 @@ class Session:
             stops=stops,
             copies=copies,
             rows_at_once=rows_at_once,
+            max_nodes=max_nodes,
             metrics=generation.metrics,
+            statistics=generation.statistics,
             on_round=on_round,
         ):
             for e in emitted:
@@ -127,7 +141,9 @@ class Session:
         stops: Stops | None = None,
         copies: int = 1,
         rows_at_once: int | None = None,
+        max_nodes: int | Sequence[int] | None = None,
         metrics: Metrics | None = None,
+        statistics: Statistics | None = None,
         on_round: OnRound | None = None,
     ) -> Iterator[list[Emitted]]:
         """Write, and hand out what each round adds.
@@ -143,7 +159,10 @@ class Session:
             rows_at_once: most rows written at once, and so held in memory; the others wait, and begin in their order
                 as rows end. None for all. Where rows wait, all prompts are read from the beginning, once for the
                 copies that begin together.
+            max_nodes: a cap on the nodes verified per row and round in this call, 1 to 256, or one per text; 1 drafts
+                nothing, None leaves it to the session.
             metrics: added to as the text is written.
+            statistics: filled as the text is written, with what drafting did for each text.
             on_round: told what each prefill and each round did.
 
         Returns:
@@ -154,7 +173,8 @@ class Session:
             MemoryError: while the text is written, if there is not enough of it.
             TypeError: if rows wait and the drafter has no method `join`.
             ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
-                model's positions, or `max_new_tokens`, `copies` or `rows_at_once` is below 1.
+                model's positions, `max_new_tokens`, `copies` or `rows_at_once` is below 1, or a cap is out of range or
+                not one per text.
         """
         texts = [list(prompt) for prompt in prompts]
         check_texts(texts, self.target, "prompts")
@@ -162,21 +182,21 @@ class Session:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         if copies < 1:
             raise ValueError(f"copies: expected at least 1, got {copies}")
-        if rows_at_once is not None and rows_at_once < 1:
-            raise ValueError(f"rows_at_once: expected at least 1, got {rows_at_once}")
-        waits = rows_at_once is not None and rows_at_once < len(texts) * copies
-        if waits and not hasattr(self.drafter, "join"):
-            raise TypeError(
-                f"drafter: expected one with a method join, as rows_at_once is given, got {type(self.drafter).__name__}"
-            )
+        check_rows_at_once(rows_at_once, len(texts) * copies, self.drafter)
         metrics = Metrics() if metrics is None else metrics
+        spending = self._spending(caps(max_nodes, len(texts) * copies))
+        if statistics is not None:
+            names = [name_of(part) for part in parts_of(self.drafter)]
+            statistics.begin(len(texts) * copies, names, spending.guard)
         return self._rounds(
             texts,
             max_new_tokens,
             copies,
             rows_at_once,
             picker or Greedy(),
+            spending,
             metrics,
+            statistics,
             on_round,
             eos_token_ids=frozenset(eos_token_ids),
             stops=stops,
@@ -189,7 +209,9 @@ class Session:
         copies: int,
         rows_at_once: int | None,
         picker: Picker,
+        spending: Spending,
         metrics: Metrics,
+        statistics: Statistics | None,
         on_round: OnRound | None,
         **ends: Any,
     ) -> Iterator[list[Emitted]]:
@@ -215,7 +237,7 @@ class Session:
             picker,
             state,
             queue,
-            nodes_of_rows=self._nodes_of_rows,
+            spending=spending,
             metrics=metrics,
             on_round=on_round,
         )
@@ -225,13 +247,26 @@ class Session:
                     raise RuntimeError(
                         "stream: expected the latest of its session and cache, got one that a newer one ended"
                     )
+                rested = spending.guard.resting
                 emitted = next(rounds)
+            if statistics is not None:
+                statistics.count(emitted, rested=rested)
             yield emitted
 
-    def _nodes_of_rows(self, rows: int) -> int:
-        if not self.shares_pass or rows == 1:
-            return self.max_nodes
-        return min(self.max_nodes, max(MIN_NODES, PASS_NODES // rows))
+    def terms(self, rows: int) -> Budget:
+        """Return what pays in rounds of so many rows: most nodes, beams, prices; a budget without its depths."""
+        return self._spending().terms(rows)
+
+    def _spending(self, row_nodes: Sequence[int] | None = None) -> Spending:
+        layers = len(self.target.layer_types)
+        return Spending(
+            self.drafter,
+            self.costs,
+            layers=layers,
+            max_nodes=self._asked_nodes,
+            row_nodes=row_nodes,
+            guarded=self._guarded,
+        )
 
     @contextmanager
     def _alone(self, cache: TreeCache) -> Iterator[None]:
@@ -262,9 +297,7 @@ class Session:
         """Return the session's cache if this target, as it is now, and this drafter have read its texts."""
         cache = self.cache
         reader = (self.target, self.drafter, self.target.changes)
-        if cache is None or cache.made_for != reader or cache.shared is not None:
-            return None
-        if cache.places is not None:
+        if cache is None or cache.made_for != reader or cache.shared or cache.places:
             return None
         return cache if len(texts) == len(cache.texts) else None
 
@@ -305,24 +338,6 @@ def _shared(known: list[int], text: list[int], cached: int) -> int:
     """Count the cached tokens that a text begins with; its last one is always read again: its logits are wanted."""
     most = min(cached, len(known), len(text) - 1)
     return next((i for i in range(most) if known[i] != text[i]), most)
-
-
-def check_texts(texts: list[list[int]], target: Target, name: str) -> None:
-    """Raise ValueError unless a target can read these token ids; `name` is what the caller knows them by."""
-    if not texts:
-        raise ValueError(f"{name}: expected at least one, got none")
-    vocabulary, limit = target.config.vocab_size, target.position_limit
-    for row, ids in enumerate(texts):
-        if not ids:
-            raise ValueError(f"{name}: expected at least one token, got none in row {row}")
-        if len(ids) >= limit:
-            raise ValueError(
-                f"{name}: expected fewer tokens than the model's {limit} positions, got {len(ids)} in row {row}"
-            )
-        if min(ids) < 0 or max(ids) >= vocabulary:
-            raise ValueError(
-                f"{name}: expected ids from 0 to {vocabulary - 1}, got {min(ids)} to {max(ids)} in row {row}"
-            )
 
 
 def end_tokens(source: GenerationConfig | int | Sequence[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -34,6 +34,10 @@ class Emitted(NamedTuple):
     """Proposals that were packed into these nodes, root included."""
     finished: bool
     """Whether the row ends here."""
+    sources: Sequence[int] = ()
+    """Which proposal put each verified node there, roots left out: of a union, which drafter."""
+    accepted_sources: Sequence[int] = ()
+    """The same of the accepted nodes, in the order of the text."""
 
 
 class State:
@@ -144,7 +148,8 @@ class State:
             proposed: `[B]` int64, proposals behind each tree, without the root.
 
         Returns:
-            `[B, N + 3]` int64 for `advance`: the new tokens, then how many were accepted, nodes, proposals.
+            `[B, 3 N + 3]` int64 for `advance`: the new tokens, sources of nodes and the accepted path, then how many
+            were accepted, nodes, proposals.
         """
         nodes = tree.tokens.shape[1]
         ends = accepted.lengths[:, None]  # [B, 1]
@@ -157,17 +162,20 @@ class State:
         at_last = accepted.path.gather(1, ends)[..., None].expand(-1, -1, hidden.shape[-1])
         self.hidden[self.rows.ids] = hidden.gather(1, at_last)[:, 0]
         counts = torch.stack([accepted.lengths, tree.sizes, proposed], 1)
-        return torch.cat([new, counts], 1)
+        return torch.cat([new, tree.source, accepted.path, counts], 1)
 
     def advance(self, written: Tensor) -> list[Emitted]:
         """Tell the host what was `written` and let finished rows leave; the one host read of a round."""
         emitted = []
         for at, values in enumerate(written.tolist()):
             accepted, nodes, proposed = values[-3:]
-            new = accepted + 1
+            new, width = accepted + 1, len(values) // 3 - 1
+            sources, path = values[width : 2 * width], values[2 * width + 1 : 2 * width + new]
             root = self.cache.host_lengths[self.rows.host[at]]
             self.cache.host_lengths[self.rows.host[at]] += new
-            emitted.append(self._emit(at, values[:new], root + 1, nodes, proposed + 1))
+            said = self._emit(at, values[:new], root + 1, nodes, proposed + 1)
+            kept = [sources[node] for node in path]
+            emitted.append(said._replace(sources=sources[1:nodes], accepted_sources=kept))
         self._leave(emitted)
         return emitted
 

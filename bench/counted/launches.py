@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from known_costs import known_costs
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
@@ -75,11 +76,12 @@ def count_rounds(
 ) -> list[Round]:
     """Decode a few rounds without running kernels; within `absent_gpu`."""
     picker = new_picker(target) if new_picker else None
+    # One machine's prices, so that what is counted depends on none.
+    costs = known_costs(target, drafter)
     with counted_calls(dry=True) as calls:
         stages = CountedStages(calls)
-        stream = Session(target, drafter, max_nodes=NODES).stream(
-            PROMPTS, max_new_tokens=NEW_TOKENS, picker=picker, metrics=stages
-        )
+        session = Session(target, drafter, max_nodes=NODES, costs=costs, guard=False)
+        stream = session.stream(PROMPTS, max_new_tokens=NEW_TOKENS, picker=picker, metrics=stages)
         for _ in islice(stream, 1 + ROUNDS):
             pass
         stream.close()

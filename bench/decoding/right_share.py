@@ -94,7 +94,7 @@ def main() -> None:
         share = RightShare()
         tokens = 0
         for prompt in track(prompts, description=name):
-            written = Session(target, drafter, max_nodes=options.max_nodes).generate(
+            written = Session(target, drafter, max_nodes=options.max_nodes, guard=False).generate(
                 [prompt],
                 max_new_tokens=options.max_new_tokens,
                 eos_token_ids=end_tokens(target.model.generation_config),

@@ -27,7 +27,6 @@ from specdec.evaluate.benchmark import Benchmark, chat_prompts, run_benchmark
 from specdec.evaluate.method_names import PLAIN, TRANSFORMERS
 from specdec.evaluate.methods import Runner
 from specdec.evaluate.questions import read_questions
-from specdec.limits import DEFAULT_NODES
 from specdec.load import load_target
 from specdec.model.target import Target
 from specdec.session import end_tokens
@@ -116,7 +115,7 @@ def compare(target: Target, methods: list[str], texts: list[list[int]]) -> Bench
 
     stock = load_model(MODEL)[0]
     ends = end_tokens(target.model.generation_config)
-    runner = Runner(target, stock, max_nodes=DEFAULT_NODES, eos=ends)
+    runner = Runner(target, stock, eos=ends)
     with Progress() as bar:
         task = bar.add_task("", total=len(questions) * len(methods))
         return run_benchmark(

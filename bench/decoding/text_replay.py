@@ -22,9 +22,11 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from known_costs import known_costs
 from torch import Tensor
 
 from bench import ROOT
+from specdec.costs.spending import Spending
 from specdec.datastore.build import build_datastore
 from specdec.datastore.store import Datastore
 from specdec.decode import decode
@@ -122,9 +124,12 @@ def replay(
     if memory is not None:
         state.memory = memory
     metrics, target = ProcessorTime(), whole
+    # One machine's prices, so that texts can be compared anywhere.
+    costs = known_costs(target, drafter)
+    spending = Spending(drafter, costs, layers=1, max_nodes=nodes, guarded=False)
     for _ in decode(
         target, drafter, whole, state, Prompts(state),  # type: ignore[arg-type]
-        nodes_of_rows=lambda rows: nodes, metrics=metrics,
+        spending=spending, metrics=metrics,
     ):  # fmt: skip
         pass
     assert all(

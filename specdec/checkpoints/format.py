@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..drafters.calibration import calibration_in
 from ..drafters.methods import METHODS, drafter_file, method_of
 from ..drafters.parts.redrafter_model import check_draft_vocabulary
 from ..drafters.protocol import Drafter
@@ -169,7 +170,7 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
         The drafter, in the target's dtype and on its device.
 
     Raises:
-        ValueError: if the folder holds no checkpoint, or a damaged one, of which a tensor is named; if the target is
+        ValueError: if the folder holds no checkpoint, or a damaged one, of which a tensor is named, or a damaged calibration; if the target is
             another one than the checkpoint's; if a setting is unknown or out of range.
     """
     description = read_description(folder)
@@ -193,6 +194,8 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
     joined: Drafter = drafter_file(description.method).join(
         target, config, module, weights.get(VOCABULARY)
     )
+    if (calibration := calibration_in(folder, description.method)) is not None:
+        joined.calibration = calibration
     return joined
 
 

@@ -9,12 +9,14 @@ import typer
 
 from ..host.reasons import reason
 from .bench import bench
+from .calibrate import calibrate
 from .convert import convert
 from .data import data
 from .datastore import app as datastore
 from .info import info
 from .terminal import fail, help_alone
 from .train import app as train
+from .tune import tune
 from .write import chat, generate
 
 # What typer raises for a mistake on the command line.
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The same text in fewer passes: lossless speculative decoding for Hugging Face models.",
 )
-for command in (generate, chat, bench, info, data, convert):
+for command in (generate, chat, bench, info, tune, calibrate, data, convert):
     app.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(datastore, name="datastore")

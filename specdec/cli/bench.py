@@ -11,15 +11,16 @@ import typer
 from ..evaluate.method_names import PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP, check_methods
 from ..evaluate.questions import read_questions
 from ..host.whole_file import check_file, whole_file
-from ..limits import DEFAULT_NODES, MAX_NODES
 from ..sources.embedded import DEFAULT_MODEL
 from .options import (
+    CostsOption,
     DeviceOption,
     DType,
     DTypeOption,
     ExactOption,
     ModelOption,
     NewTokensOption,
+    NodesOption,
     RevisionOption,
     ThreadsOption,
     TrustOption,
@@ -42,14 +43,7 @@ def bench(
     ] = None,
     turns: Annotated[int, typer.Option(help="Most turns of a question.", callback=between(1))] = 1,
     max_new_tokens: NewTokensOption = 128,
-    max_nodes: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Most nodes verified per row and round, 1 to {MAX_NODES}; {DEFAULT_NODES} if not given, on a CPU "
-            "fewer with --batch.",
-            callback=between(1, MAX_NODES),
-        ),
-    ] = None,
+    max_nodes: NodesOption = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -58,6 +52,7 @@ def bench(
             callback=between(1),
         ),
     ] = None,
+    costs: CostsOption = None,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -72,9 +67,7 @@ def bench(
     """Compare methods on the same prompts, alternating or in lists, tokens always checked; exit code 1 if any differ."""
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     check_methods(names)
-    if batch is None:
-        max_nodes = max_nodes or DEFAULT_NODES
-    elif turns > 1:
+    if batch is not None and turns > 1:
         raise ValueError(
             f"batch: expected none with {turns} turns, which wait for answers, got {batch}"
         )
@@ -82,6 +75,7 @@ def bench(
         check_file(json_file, "json")
     questions = read_questions(prompts, limit=limit, per_category=per_category)
 
+    from ..costs.table import read_costs
     from ..evaluate.benchmark import chat_prompts, check_questions
     from .compare import compare_methods
     from .loading import ModelChoice
@@ -89,11 +83,14 @@ def bench(
     choice = ModelChoice.of(
         model, revision, trust_remote_code, dtype=dtype, device=device, threads=threads
     )
+    table = None if costs is None else read_costs(costs)
     target = choice.target(exact=exact)
     check_questions(target, questions)
     asked = chat_prompts(target.tokenizer, questions, turns)
     count = sum(len(question.turns[:turns]) for question in questions)
-    result = compare_methods(target, choice, asked, names, max_new_tokens, max_nodes, count, batch)
+    result = compare_methods(
+        target, choice, asked, names, max_new_tokens, max_nodes, count, table, batch
+    )
     if json_file is not None:
         with whole_file(json_file) as scratch:
             scratch.write_text(json.dumps(result.as_json(), indent=1))

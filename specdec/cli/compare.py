@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count as count_up
 
+from ..costs.table import Costs
 from ..evaluate.answers import Prompt
 from ..evaluate.benchmark import Benchmark, run_benchmark
 from ..evaluate.method_names import PLAIN, TRANSFORMERS
@@ -26,6 +27,7 @@ def compare_methods(
     max_new_tokens: int,
     max_nodes: int | None,
     count: int = 1,
+    costs: Costs | None = None,
     batch: int | None = None,
 ) -> Benchmark:
     """Run methods on `count` prompts, show how far it is and what came out; `batch` as in `run_benchmark`."""
@@ -35,6 +37,7 @@ def compare_methods(
         target,
         choice.weights() if library else None,
         max_nodes=max_nodes,
+        costs=costs,
         eos=end_tokens(target.model.generation_config),
     )
     runs, most = count_up(1), count * (len(methods) + (batch is not None))

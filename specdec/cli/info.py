@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import statistics
-import time
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -13,6 +11,7 @@ from .. import __version__
 from ..sources.embedded import DEFAULT_MODEL
 from .options import DType, ModelOption, RevisionOption, ThreadsOption, TrustOption
 from .terminal import console
+from .tune import costs_table
 
 if TYPE_CHECKING:
     from ..model.target import Target
@@ -28,6 +27,8 @@ def info(
     import torch
     import transformers
 
+    from ..costs.measure import costs_of
+    from ..drafters import PlainDrafter
     from ..host.processor import processor
     from ..load import load_target
     from ..model.memory import Needs, gigabytes
@@ -56,7 +57,7 @@ def info(
             f"weights {gigabytes(needs.weights)}, packed copies (CPU) {gigabytes(needs.prepacked)}, "
             f"1000 tokens of a row {gigabytes(1000 * needs.cache)}",
         )
-    steps = {}
+    steps, costs = {}, []
     for precision in (DType.float32, DType.bfloat16):
         weights = choice._replace(dtype=getattr(torch, precision)).weights()
         possible = "yes"
@@ -68,7 +69,9 @@ def info(
             possible = "no"
         table.add_row(f"exact {precision}", possible)
         target = load_target(weights, prepack=True)
-        steps[precision] = step_milliseconds(target)
+        passes = costs_of(target, PlainDrafter())
+        costs.append(passes)
+        steps[precision] = passes.line.ms(1)
         table.add_row(f"layers {precision}", layers_of(target))
     slower, faster = sorted(steps, key=lambda precision: -steps[precision])
     gain = steps[slower] / steps[faster]
@@ -78,6 +81,8 @@ def info(
     table.add_row("model", f"{model}: {type(target.model).__name__}, {parameters / 1e6:.0f} M")
     table.add_row("positions", str(target.position_limit))
     console.print(table)
+    for passes in costs:
+        console.print(costs_table(passes))
 
 
 def layers_of(target: Target) -> str:
@@ -89,23 +94,3 @@ def layers_of(target: Target) -> str:
     said = f"{len(ours)} of {len(lean.layers)} in few operators, {products} of their products prepacked"
     reasons = {f"layer {at}: {reason}" for at, reason in enumerate(lean.reasons) if reason}
     return "; ".join([said, *sorted(reasons)[:1]])
-
-
-def step_milliseconds(target: Target) -> float:
-    """Time a plain step behind 64 tokens; the median of nine."""
-    import torch
-
-    from ..model.cache import Rows
-    from ..tree import TokenTree
-
-    length = min(64, target.position_limit - 2)
-    rows, chain = Rows.first(1, target.device), TokenTree.chain(torch.tensor([[1]]))
-    times = []
-    with torch.inference_mode():
-        cache = target.new_cache(rows=1, capacity=length, tree_capacity=1)
-        target.prefill(torch.ones(1, length, dtype=torch.int64), [length], cache)
-        for _ in range(9):
-            began = time.perf_counter()
-            target.verify(chain, cache, rows)
-            times.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(times)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -93,10 +94,16 @@ ExactOption = Annotated[
     bool, typer.Option("--exact", help="Bit-exact in bfloat16, where this machine can.")
 ]
 NodesOption = Annotated[
-    int,
+    int | None,
     typer.Option(
-        help=f"Most nodes verified per round, 1 to {MAX_NODES}.",
+        help=f"Most nodes verified per round, 1 to {MAX_NODES}; what pays on this machine if not given.",
         callback=between(1, MAX_NODES),
+    ),
+]
+CostsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A cost table from `specdec tune --out`, in place of this machine's.", callback=home
     ),
 ]
 NewTokensOption = Annotated[int, typer.Option(help="Most new tokens.", callback=between(1))]

@@ -108,26 +108,29 @@ def redrafter(
         int, typer.Option(help="Tokens ahead that are learned.", callback=between(1, 64))
     ] = 5,
     beam_width: Annotated[
-        int, typer.Option(help="Beams, when it drafts.", callback=between(1, 64))
-    ] = 8,
+        int | None,
+        typer.Option(
+            help="Beams, when it drafts; what pays if not given.", callback=between(1, 64)
+        ),
+    ] = None,
     min_prob: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--min-prob",
             "--least",
-            help="Probability under which a node is not verified.",
+            help="Probability under which a node is not verified; what pays if not given.",
             callback=between(0, 1),
         ),
-    ] = 0.03,
+    ] = None,
     min_step_prob: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--min-step-prob",
             "--least-step",
-            help="Probability of all beams under which drafting ends.",
+            help="Probability of all beams under which drafting ends; what pays if not given.",
             callback=between(0, 1),
         ),
-    ] = 0.15,
+    ] = None,
     labels: Annotated[Labels, typer.Option(help="What it learns of the target.")] = (
         Labels.distribution
     ),
@@ -188,11 +191,12 @@ def kangaroo(
         typer.Option(help="As many as query heads if not given.", callback=between(1)),
     ] = None,
     eta: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Probability under which a token is a draft's last.", callback=between(0)
+            help="Probability under which a token is a draft's last, 0.6 in the paper; what pays if not given.",
+            callback=between(0),
         ),
-    ] = 0.6,
+    ] = None,
     gamma: Annotated[int, typer.Option(help="Most tokens of a draft.", callback=between(1))] = 6,
     draft_vocabulary: VocabularyOption = 8192,
     epochs: EpochsOption = 4,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..drafters import BEST, check_drafter_name
+from ..drafters import AUTO, check_drafter_name
 from ..host.json_files import is_text
-from ..limits import DEFAULT_NODES
 from ..sources.embedded import DEFAULT_MODEL
 from ..sources.tokenizing import chat_ids, check_chat_template, text_ids
 from .options import (
+    CostsOption,
     DeviceOption,
     DrafterOption,
     DType,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..metrics import Metrics
     from ..model.target import Target
     from ..pickers import Picker
+    from ..row_statistics import Statistics
     from ..session import Session
 
 DRAFTED, OWN = "green", "default"
@@ -55,9 +56,10 @@ def generate(
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    drafter: DrafterOption = BEST,
+    drafter: DrafterOption = AUTO,
     max_new_tokens: NewTokensOption = 128,
-    max_nodes: NodesOption = DEFAULT_NODES,
+    max_nodes: NodesOption = None,
+    costs: CostsOption = None,
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -71,6 +73,10 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also run the plain loop and transformers.")
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say what was worth drafting, and what each drafter did."),
+    ] = False,
 ) -> None:
     """Write an answer, the accepted draft tokens in green, then say how it went."""
     text = _said(_read(sys.stdin.read) if prompt == "-" else prompt)
@@ -83,11 +89,14 @@ def generate(
     check_sampling(temperature, top_p, seed)
     check_drafter_name(drafter)
 
-    from ..drafters import best_drafter
+    from ..costs.table import read_costs
+    from ..drafters import chosen
     from ..evaluate.answers import Prompt
+    from ..evaluate.explain import explanation
     from ..evaluate.method_names import PLAIN, TRANSFORMERS
     from ..evaluate.questions import Question
     from ..evaluate.report import metrics_table
+    from ..row_statistics import Statistics
     from ..session import Session
     from .compare import compare_methods
     from .loading import ModelChoice
@@ -95,33 +104,39 @@ def generate(
     choice = ModelChoice.of(
         model, revision, trust_remote_code, dtype=dtype, device=device, threads=threads
     )
+    table = None if costs is None else read_costs(costs)
     target = choice.target(exact=exact)
-    session = Session(target, drafter, max_nodes=max_nodes)
+    session = Session(target, drafter, max_nodes=max_nodes, costs=table)
     picker = _picker(target, temperature, top_p, seed)
-    drafter = best_drafter(target) if drafter == BEST else drafter
+    drafter = chosen(drafter, target)
     if raw:
         ids = text_ids(target.tokenizer, text)
     else:
         check_chat_template(target.tokenizer)
         ids = chat_ids(target.tokenizer, [{"role": "user", "content": text}])
         console.print(text, style="bold", markup=False, emoji=False)
-    _, metrics = _show(session, ids, max_new_tokens, picker)
+    statistics = Statistics()
+    _, metrics = _show(session, ids, max_new_tokens, picker, statistics)
     _legend()
 
     console.print(metrics_table(metrics, f"{drafter}, {dtype}"))
+    if explain:
+        for part in explanation(session, statistics):
+            console.print(part)
     if compare:
         asked = Prompt(Question(0, "prompt", [text]), 0, ids, lambda tokens: None)
         methods = [drafter, PLAIN, TRANSFORMERS]
-        compare_methods(target, choice, [asked], methods, max_new_tokens, max_nodes)
+        compare_methods(target, choice, [asked], methods, max_new_tokens, max_nodes, costs=table)
 
 
 def chat(
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    drafter: DrafterOption = BEST,
+    drafter: DrafterOption = AUTO,
     max_new_tokens: NewTokensOption = 512,
-    max_nodes: NodesOption = DEFAULT_NODES,
+    max_nodes: NodesOption = None,
+    costs: CostsOption = None,
     dtype: DTypeOption = DType.float32,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -134,15 +149,17 @@ def chat(
     check_sampling(temperature, top_p, seed)
     check_drafter_name(drafter)
 
+    from ..costs.table import read_costs
     from ..session import Session
     from .loading import ModelChoice
 
     choice = ModelChoice.of(
         model, revision, trust_remote_code, dtype=dtype, device=device, threads=threads
     )
+    table = None if costs is None else read_costs(costs)
     target = choice.target(exact=exact)
     check_chat_template(target.tokenizer)
-    session = Session(target, drafter, max_nodes=max_nodes)
+    session = Session(target, drafter, max_nodes=max_nodes, costs=table)
     picker = _picker(target, temperature, top_p, seed)
     history: list[dict[str, str]] = []
     _legend()
@@ -199,7 +216,11 @@ def _picker(target: Target, temperature: float, top_p: float, seed: int | None) 
 
 
 def _show(
-    session: Session, ids: list[int], max_new_tokens: int, picker: Picker
+    session: Session,
+    ids: list[int],
+    max_new_tokens: int,
+    picker: Picker,
+    statistics: Statistics | None = None,
 ) -> tuple[list[int], Metrics]:
     """Stream an answer to the terminal."""
     from ..huggingface.streaming import Detokenizer
@@ -215,6 +236,7 @@ def _show(
         eos_token_ids=end_tokens(session.target.model.generation_config),
         picker=picker,
         metrics=metrics,
+        statistics=statistics,
     )
     for (emitted,) in rounds:
         tokens += emitted.tokens

@@ -9,14 +9,14 @@ from ..host.lazy import lazily
 if TYPE_CHECKING:
     from .lookup import LookupConfig, LookupDrafter
     from .mixed import MixedDrafter
-    from .names import BEST, DRAFTERS, best_drafter, check_drafter_name, load_drafter
+    from .names import AUTO, DRAFTERS, check_drafter_name, chosen, load_drafter
     from .plain import PlainDrafter
     from .protocol import Budget, Drafter, Proposals
     from .rest import RestConfig, RestDrafter
     from .suffix import SuffixConfig, SuffixDrafter
 
 __all__ = [
-    "BEST",
+    "AUTO",
     "DRAFTERS",
     "Budget",
     "Drafter",
@@ -29,8 +29,8 @@ __all__ = [
     "RestDrafter",
     "SuffixConfig",
     "SuffixDrafter",
-    "best_drafter",
     "check_drafter_name",
+    "chosen",
     "load_drafter",
 ]
 
@@ -39,7 +39,7 @@ __getattr__, __dir__ = lazily(
     {
         "lookup": ["LookupConfig", "LookupDrafter"],
         "mixed": ["MixedDrafter"],
-        "names": ["BEST", "DRAFTERS", "best_drafter", "check_drafter_name", "load_drafter"],
+        "names": ["AUTO", "DRAFTERS", "check_drafter_name", "chosen", "load_drafter"],
         "plain": ["PlainDrafter"],
         "protocol": ["Budget", "Drafter", "Proposals"],
         "rest": ["RestConfig", "RestDrafter"],

@@ -23,6 +23,7 @@ from ..model.cpu_linear import prepack_linears
 from ..model.passed import Shallow, Tap
 from ..model.target import Target
 from ..state import State
+from .calibration import Calibration, calibration_of
 from .parts.redrafter_model import check_draft_vocabulary
 from .protocol import Budget, Drafter, Proposals
 
@@ -47,8 +48,9 @@ class KangarooConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     """Base of the adapter's rotary frequencies; 10000 in the authors' code, whatever the target's is."""
-    eta: float = 0.6
-    """Probability of a drafted token under which it is the draft's last; above 1 for drafts of one token."""
+    eta: float | None = None
+    """Probability of a drafted token under which it is the draft's last, 0.6 in the paper; above 1 for drafts of one
+    token, None for what this machine makes of it."""
     gamma: int = 6
     """Most tokens drafted behind the root."""
 
@@ -66,7 +68,7 @@ class KangarooConfig:
         for name in ("rms_norm_eps", "rope_theta"):
             if not (value := getattr(self, name)) > 0:
                 raise ValueError(f"{name}: expected above 0, got {value}")
-        if not self.eta >= 0:
+        if self.eta is not None and not self.eta >= 0:
             raise ValueError(f"eta: expected at least 0, got {self.eta}")
 
     def new_adapter(self) -> EarlyExitAdapter:
@@ -116,6 +118,7 @@ class KangarooDrafter(Drafter):
                 )
         check_draft_vocabulary(draft_vocabulary, target.config.vocab_size)
         self.target, self.config = target, config
+        self.calibration: Calibration = calibration_of("kangaroo")
         self.adapter = adapter.to(target.device, target.dtype).eval()
         self.head = target.draft_head(draft_vocabulary)
         if target.prepacked:
@@ -136,6 +139,7 @@ class KangarooDrafter(Drafter):
         wrote = torch.ones_like(stopped)  # whose newest token is the root or was drafted a step ago
         nodes: list[Tensor] = []
         all_stopped = flag_on(tokens.device)
+        eta = self._eta(budget)
         for step in range(most + 1):
             if all_stopped.seen():
                 break  # late: the step before has been run for nothing, and has written what `_read` would
@@ -158,7 +162,7 @@ class KangarooDrafter(Drafter):
                 stopped=stopped,
                 tokens=tokens[:, step],
                 confidence=confidence[:, step],
-                eta=self.config.eta,
+                eta=eta,
                 cache_rows=now.cache_rows,
                 appends=wrote,
                 impl=cache.impl,
@@ -180,7 +184,15 @@ class KangarooDrafter(Drafter):
             shallow=Shallow(
                 layers, F.pad(torch.cat(nodes, 1), (0, 0, 0, drafted + 1 - len(nodes)))
             ),
+            spent=budget.spent(self, drafted),
         )
+
+    def _eta(self, budget: Budget) -> float:
+        """Return the probability under which a token is a row's last: one more would not pay for its step and its node."""
+        if self.config.eta is not None:
+            return self.config.eta
+        step = budget.least_to_go_on(None, self, self.calibration)
+        return step + budget.node_price / self.calibration.step_gain
 
     def _read(self, hidden: Tensor, cache: TreeCache) -> None:
         """Write keys and values alone: of prompts, and where no token is drafted behind."""

@@ -15,7 +15,6 @@ Source: arXiv 2402.02057.
 
 from __future__ import annotations
 
-import math
 from itertools import chain
 from typing import Any
 
@@ -30,14 +29,11 @@ from ..model.target import Target
 from ..sampling import most_likely
 from ..state import State
 from ..tree import Accepted, TokenTree
+from .calibration import Calibration, calibration_of
 from .parts.lookahead_window import LookaheadConfig, Row, Windows, level_sizes, window
 from .protocol import Budget, Drafter, Proposals
 
 __all__ = ["LookaheadConfig", "LookaheadDrafter"]
-
-# How often a guess's first token is right, the latest guess first, and how often the next ones are after a right one.
-FIRST = (0.42, 0.15, 0.12, 0.09, 0.06)
-NEXT = (0.6, 0.7, 0.75)
 
 
 class LookaheadDrafter(Drafter):
@@ -48,20 +44,21 @@ class LookaheadDrafter(Drafter):
         self.config = config or LookaheadConfig()
         self.side_nodes = self.config.side_nodes
         length, guesses = self.config.ngram - 1, self.config.guesses
-        rank = torch.arange(guesses).clamp(max=len(FIRST) - 1)
-        step = torch.arange(1, length).clamp(max=len(NEXT)) - 1
-        first = torch.tensor(FIRST).log()[rank][:, None]
-        later = torch.tensor(NEXT).log()[step].expand(guesses, -1)
-        scores = torch.cat([first, later], 1).cumsum(1)  # [G, L]
-        self._worth = scores >= math.log(self.config.min_prob)
-        self._scores = scores
+        self.calibration: Calibration = calibration_of("lookahead")
+        # How often a guess's first token is right, the latest guess first, and how often the next ones are after a right one.
+        rights, nexts = (self.calibration.tables[name] for name in ("first", "next"))
+        rank = torch.arange(guesses).clamp(max=len(rights) - 1)
+        step = torch.arange(1, length).clamp(max=len(nexts)) - 1
+        first = torch.tensor(rights).log()[rank][:, None]
+        later = torch.tensor(nexts).log()[step].expand(guesses, -1)
+        self._scores = torch.cat([first, later], 1).cumsum(1)  # [G, L]
         self._windows: dict[int, tuple[Tensor, Tensor]] = {}
 
     def start(self, state: State) -> None:
         """Begin a window per row, and copy what does not change to the device."""
         device, rows = state.text.ids.device, state.rows.host
         state.memory[self] = Windows({row: Row(self.config, state.text.host[row]) for row in rows})
-        self._scores, self._worth = self._scores.to(device), self._worth.to(device)
+        self._scores = self._scores.to(device)
         self._windows = {
             filled: window(level_sizes(self.config, filled), device)
             for filled in range(1, self.config.ngram)
@@ -81,6 +78,8 @@ class LookaheadDrafter(Drafter):
         config, length = self.config, self.config.ngram - 1
         windows: Windows = state.memory[self]
         windows.advance()
+        if budget.depth == 0:  # nor is the window worth its nodes
+            return Proposals.none(len(state.rows.host), state.text.ids.device, budget.spent(self))
         nothing = (-1,) * length
         numbers = []
         for at in state.rows.host:
@@ -92,6 +91,7 @@ class LookaheadDrafter(Drafter):
             numbers.append([*chain(*row.levels, *guesses)])
         filled = len(row.levels)  # of all rows
         depth, sees = self._windows[filled]
+        least = budget.least_score(config.min_prob, self.calibration)
         moved = torch.tensor(numbers).to(state.text.ids.device, non_blocking=True)  # [B, S + G L]
         side, tokens = moved.split([len(depth), config.guesses * length], 1)
         beams = tokens.view(-1, config.guesses, length)
@@ -100,7 +100,7 @@ class LookaheadDrafter(Drafter):
             tokens=tokens.clamp(min=0),
             parents=beam_parents(beams),
             scores=self._scores.flatten().expand_as(tokens),
-            valid=((beams >= 0) & self._worth).flatten(1),
+            valid=((beams >= 0) & (self._scores >= least)).flatten(1),
             source=source.flatten().expand_as(tokens),
             side=SideNodes(
                 side,
@@ -109,13 +109,15 @@ class LookaheadDrafter(Drafter):
                 sees,
                 wanted=level_sizes(config, filled)[-1],
             ),
+            spent=budget.spent(self),
         )
 
     def observe(
         self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
     ) -> None:
         """Keep what the target said after the last levels; the next draft moves the windows on."""
-        assert verified.side_logits is not None
+        if verified.side_logits is None:  # nothing was asked for
+            return
         roots = {row: state.text.host[row][-1] for row in state.rows.host}
         # The host reads it after it has waited for the round's tokens: this copy is on its way before them.
         new = most_likely(verified.side_logits).to("cpu", non_blocking=True)

@@ -19,11 +19,9 @@ from specdec_kernels import beam_parents
 
 from ..model.target import Target
 from ..state import State
+from .calibration import Calibration, calibration_of
 from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
-
-# How often the next token follows a match of 1, 2, … tokens; 90 development prompts of Spec-Bench, the default model.
-FOLLOWS = (0.24, 0.55, 0.65, 0.72, 0.78, 0.80, 0.83, 0.93)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +32,13 @@ class LookupConfig:
     """Most earlier places followed, 1 to 64."""
     length: int = 15
     """Most tokens taken from a place, 1 to 64."""
-    discount: float = 0.7
-    """How much less likely each further place is than the one before, above 0 to 1."""
-    min_prob: float = 0.08
-    """Probability under which a node is not worth verifying, above 0 to 1."""
+    min_prob: float | None = None
+    """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
         check_between(self, 1, 64, "places", "length")
-        check_shares(self, "discount", "min_prob")
+        check_shares(self, "min_prob")
 
 
 class LookupDrafter(Drafter):
@@ -51,7 +47,10 @@ class LookupDrafter(Drafter):
     def __init__(self, config: LookupConfig | None = None) -> None:
         """Take the defaults or a configuration."""
         self.config = config or LookupConfig()
-        self._follows = torch.tensor(FOLLOWS).log()
+        self.calibration: Calibration = calibration_of("lookup")
+        # How often the next token follows a match of 1, 2, … tokens, and how much less likely each further place is.
+        self._follows = torch.tensor(self.calibration.tables["follows"]).log()
+        self._later_place = math.log(self.calibration.tables["later_place"])
 
     def start(self, state: State) -> None:
         """Copy the table to the device: during a round the host would wait for that."""
@@ -68,7 +67,8 @@ class LookupDrafter(Drafter):
         text = state.text.ids[state.rows.ids, : places + 1]  # [B, P + 1]; a row ends in its root
         root = state.lengths[:, None]  # [B, 1]
         place = torch.arange(places, device=device)
-        matched = torch.where(place < root, matches(text, root)[:, :-1], 0)  # [B, P]
+        most = len(self._follows)
+        matched = torch.where(place < root, matches(text, root, most)[:, :-1], 0)  # [B, P]
 
         # Longer matches first, later places first among equals: one key that no two places share.
         best, at = (matched * places + place).topk(width, 1)  # [B, W]
@@ -78,31 +78,32 @@ class LookupDrafter(Drafter):
         tokens = text.gather(1, columns.clamp(max=places).flatten(1))
 
         # Every token that proves right makes the match one longer.
-        each = self._follows[(agreed[..., None] - 1 + step).clamp(0, len(FOLLOWS) - 1)]
+        each = self._follows[(agreed[..., None] - 1 + step).clamp(0, most - 1)]
         rank = torch.arange(width, device=device)[:, None]
-        scores = each.cumsum(-1) + rank * math.log(config.discount)
+        scores = each.cumsum(-1) + rank * self._later_place
         valid = (columns <= root[..., None]) & (agreed > 0)[..., None]
-        valid &= scores >= math.log(config.min_prob)
+        valid &= scores >= budget.least_score(config.min_prob, self.calibration)
         return Proposals(
             tokens=tokens,
             parents=beam_parents(columns),
             scores=scores.flatten(1),
             valid=valid.flatten(1),
             source=rank.expand(-1, length).flatten().expand_as(tokens),
+            spent=budget.spent(self),
         )
 
 
-def matches(text: Tensor, root: Tensor) -> Tensor:
+def matches(text: Tensor, root: Tensor, most: int) -> Tensor:
     """Count how many tokens agree, going back from each place and from the root.
 
     Args:
         text: `[B, P]` int64.
         root: `[B, 1]` int64, the column of each row's last token.
+        most: where counting ends.
 
     Returns:
-        `[B, P]` int64, 0 to `len(FOLLOWS)`.
+        `[B, P]` int64, 0 to `most`.
     """
-    most = len(FOLLOWS)
     windows = F.pad(text, (most - 1, 0), value=-1).unfold(1, most, 1).flip(-1)  # [B, P, most]
     tail = windows.gather(1, root[..., None].expand(-1, -1, most))  # [B, 1, most]
     return ((windows == tail) & (tail >= 0)).long().cumprod(-1).sum(-1)

@@ -46,7 +46,7 @@ METHODS = {
     "plain": Method("nothing, so that each pass writes one token: the baseline"),
     "lookup": Method(
         "what followed the last tokens earlier in the text",
-        settings=("places", "length", "discount", "min_prob"),
+        settings=("places", "length", "min_prob"),
     ),
     "suffix": Method(
         "what followed the last tokens earlier in any text of the session",

@@ -10,6 +10,7 @@ from ..model.cache import Rows
 from ..model.passed import Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
+from .calibration import together
 from .protocol import Budget, Drafter, Proposals
 
 
@@ -37,6 +38,7 @@ class MixedDrafter(Drafter):
             raise ValueError(f"drafters: expected one that asks for side nodes, got {names}")
         self.drafters = list(drafters)
         self.side_nodes = sum(drafter.side_nodes for drafter in drafters)
+        self.calibration = together([drafter.calibration for drafter in drafters])
 
     def start(self, state: State) -> None:
         """Start each."""
@@ -64,6 +66,7 @@ class MixedDrafter(Drafter):
                 [torch.full_like(part.source, at) for at, part in enumerate(parts)], 1
             ),
             side=next((part.side for part in parts if part.side is not None), None),
+            spent=sum(part.spent for part in parts),
         )
 
     def observe(

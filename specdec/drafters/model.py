@@ -14,7 +14,6 @@ Source: arXiv 2211.17192 for a model that drafts; the text is the target's here 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,8 @@ from ..load import follow_changes, load_target
 from ..model.cache import Rows
 from ..model.target import Target
 from ..state import State
+from .calibration import Calibration, calibration_of
+from .parts.beams import hopeless
 from .parts.coupling import CANDIDATES, coupled
 from .parts.model_reader import Reader
 from .parts.ranges import check_between
@@ -42,10 +43,10 @@ class ModelConfig:
     """Most tokens of a path, 1 to 16; as many passes of the small model."""
     width: int = 1
     """Paths that are followed at a time, 1 to 16; 1 drafts a chain."""
-    min_prob: float = 0.02
-    """Probability under which a node is not worth verifying, 0 to 1."""
-    min_step_prob: float = 0.3
-    """Probability that a draft holds so far under which it ends, 0 to 1; on CPUs, where looking costs nothing."""
+    min_prob: float | None = None
+    """Probability under which a node is not worth verifying, 0 to 1; None for what this machine makes of it."""
+    min_step_prob: float | None = None
+    """Probability that a draft holds so far under which it ends, 0 to 1, None likewise; on CPUs, where looking costs nothing."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -72,6 +73,7 @@ class ModelDrafter(Drafter):
         check_vocabulary(target, small)
         self.target, self.small = target, small
         self.config = config or ModelConfig()
+        self.calibration: Calibration = calibration_of("model")
 
     def start(self, state: State) -> None:
         """Read the prompts, from where the session's text so far parts from them."""
@@ -96,12 +98,13 @@ class ModelDrafter(Drafter):
         if length < 1:
             return Proposals.none(len(state.rows.host), state.text.ids.device)
         watched = host_may_look(state.roots)
+        enough = budget.least_to_go_on(config.min_step_prob, self, self.calibration)
         drafted = Draft.none(state)
         logits = reader.read(state)
         while True:
             beams = self._next_beams(logits, drafted.newest_scores, width, state, drafted.levels)
             drafted = drafted.add(beams)
-            if drafted.levels == length or (watched and self._hopeless(beams)):
+            if drafted.levels == length or (watched and hopeless(beams.scores, enough)):
                 break
             if width == 1:
                 logits = reader.after_chain(
@@ -112,7 +115,11 @@ class ModelDrafter(Drafter):
                 logits = reader.after_tree(
                     drafted.tokens, drafted.parents, drafted.depth, state.rows, drafted.newest
                 )
-        return drafted.propose(config.min_prob, reader.row_room(state))
+        return drafted.propose(
+            budget.least_score(config.min_prob, self.calibration),
+            reader.row_room(state),
+            budget.spent(self, drafted.levels),
+        )
 
     def _next_beams(
         self, logits: Tensor, scores: Tensor, width: int, state: State, depth: int
@@ -128,11 +135,6 @@ class ModelDrafter(Drafter):
         kept = slice(min(width, ids.shape[-1]))
         log_probs, ids = (x[..., kept].contiguous() for x in (log_probs, ids))
         return beam_step(scores, log_probs, ids, width, impl=self.target.impl)
-
-    def _hopeless(self, beams: Beams) -> bool:
-        """Tell whether no row's beams are likely enough for one more step."""
-        least = self.config.min_step_prob
-        return least > 0 and bool(beams.scores.exp().sum(1).max() < least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +181,16 @@ class Draft:
             levels=self.levels + 1,
         )
 
-    def propose(self, least: float, room: Tensor) -> Proposals:
-        """Propose what is likely enough, and not deeper than each row's `room [B]`."""
-        valid = self.depth < room[:, None]
-        if least:
-            valid &= self.scores >= math.log(least)
+    def propose(self, least: float, room: Tensor, spent: float) -> Proposals:
+        """Propose what has at least this score, and not deeper than each row's `room [B]`."""
+        valid = (self.depth < room[:, None]) & (self.scores >= least)
         return Proposals(
-            self.tokens, self.parents, self.scores, valid, torch.zeros_like(self.tokens)
+            self.tokens,
+            self.parents,
+            self.scores,
+            valid,
+            torch.zeros_like(self.tokens),
+            spent=spent,
         )
 
 

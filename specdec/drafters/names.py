@@ -24,9 +24,9 @@ SHIPPED = tuple(name for name, method in METHODS.items() if method.trained)
 RENAMED = {"none": "plain"}
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 UNIONS = {"mixed": "redrafter+lookup"}
-# The best there is for a target, and of what needs no training (docs/training_free.md).
-BEST, UNTRAINED_BEST = "best", "suffix+recycling"
-KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS, BEST)
+# The best there is for a target, by its name and by another, and of what needs no training (docs/training_free.md).
+AUTO, BEST, UNTRAINED_BEST = "auto", "best", "suffix+recycling"
+KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS, AUTO)
 """All names but those of folders."""
 
 
@@ -49,7 +49,7 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
     Args:
         name: a method that needs no training, by its name, or `name:argument` where it takes one; `redrafter` or
             `kangaroo`, shipped for the default model; a checkpoint's folder; `a+b` for the union of several, of which
-            `mixed` is redrafter+lookup; `best` for what `best_drafter` chooses.
+            `mixed` is redrafter+lookup; `auto`, or `best`, for what `best_drafter` chooses.
         target: whose text is drafted.
         settings: how the method drafts, where it shall differ from its defaults or from what was saved; of a union,
             its trained part.
@@ -62,7 +62,7 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
 
     name = os.fspath(name)
     check_drafter_name(name)
-    parts = _parts(best_drafter(target) if name == BEST else name)
+    parts = _parts(chosen(name, target))
     alone = len(parts) == 1
     if settings and not alone and all(_method(part) in DRAFTERS for part in parts):
         raise ValueError(f"{next(iter(settings))}: expected no settings for {name}, got one")
@@ -73,6 +73,11 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
         for part in parts
     ]
     return drafters[0] if len(drafters) == 1 else MixedDrafter(drafters)
+
+
+def chosen(name: str, target: Target) -> str:
+    """Return a name as it is, or what `auto` stands for."""
+    return best_drafter(target) if name in (AUTO, BEST) else name
 
 
 def best_drafter(target: Target) -> str:
@@ -93,7 +98,7 @@ def best_drafter(target: Target) -> str:
 
 def check_drafter_name(name: str) -> None:
     """Raise ValueError for a name that no drafter has, before anything is loaded."""
-    if name == BEST:
+    if name in (AUTO, BEST):
         return
     parts = _parts(name)
     for part in parts:
@@ -161,6 +166,7 @@ def _new(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
     # Shells leave a `~` behind a colon alone.
     arguments = (os.path.expanduser(argument),) if argument else ()  # noqa: PTH111
     drafter: Drafter = drafter_file(method).new_drafter(target, *arguments, **settings)
+    drafter.name = part
     return drafter
 
 
@@ -176,7 +182,9 @@ def _load(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
             raise ValueError(
                 f"drafter: {part} is shipped for {DEFAULT_MODEL}; {_advice(part)} ({error})"
             ) from error
-    return load_drafter_checkpoint(folder, target, **settings)
+    drafter = load_drafter_checkpoint(folder, target, **settings)
+    drafter.name = part
+    return drafter
 
 
 def _advice(part: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,6 +14,16 @@ from ..model.cache import Rows
 from ..model.passed import Shallow, SideNodes, Tap, Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
+from .calibration import Calibration
+
+
+class DraftCost(NamedTuple):
+    """What a draft of one drafter costs, by the cost table."""
+
+    fixed: float = 0.0
+    """Milliseconds, however far it goes."""
+    step: float = 0.0
+    """Milliseconds of each step of a model."""
 
 
 class Budget(NamedTuple):
@@ -22,6 +35,33 @@ class Budget(NamedTuple):
     """Deepest node that any row can still use."""
     row_depth: Tensor
     """`[B]` int64, deepest node that each row can still use."""
+    row_nodes: Tensor | None = None
+    """`[B]` int64, most nodes of each row's tree where rows differ, the root included."""
+    width: int = 8
+    """Beams of a search that are worth their time."""
+    node_price: float = 0.0
+    """Tokens that a node must promise to be worth its time in the target's pass."""
+    ms_price: float = 0.0
+    """Tokens that a millisecond of drafting must promise, of all rows together."""
+    costs: Mapping[object, DraftCost] = MappingProxyType({})
+    """What drafts cost, by the drafter; one that is not there is free."""
+
+    def least_score(self, asked: float | None, known: Calibration) -> float:
+        """Return the score under which a node is left out, from the probability that was asked for, or by its price."""
+        least = self.node_price / known.share if asked is None else asked
+        return math.log(least) if least else -math.inf
+
+    def least_to_go_on(self, asked: float | None, drafter: object, known: Calibration) -> float:
+        """Return the probability that a draft must hold for one more step, on average over rows; likewise."""
+        if asked is not None:
+            return asked
+        step = self.costs.get(drafter, DraftCost()).step
+        return self.ms_price * step / (len(self.row_depth) * known.step_gain)
+
+    def spent(self, drafter: object, steps: int = 0) -> float:
+        """Return the milliseconds of a draft of so many steps."""
+        cost = self.costs.get(drafter, DraftCost())
+        return cost.fixed + steps * cost.step
 
 
 class Proposals(NamedTuple):
@@ -41,12 +81,14 @@ class Proposals(NamedTuple):
     """Set by a drafter that has run the target's first layers on the root and its proposals, which form a chain."""
     side: SideNodes | None = None
     """What the drafter wants to hear from the same pass beside the tree; no more nodes than its `side_nodes`."""
+    spent: float = 0.0
+    """Milliseconds that the draft has cost, by the cost table."""
 
     @classmethod
-    def none(cls, batch: int, device: torch.device) -> Proposals:
+    def none(cls, batch: int, device: torch.device, spent: float = 0.0) -> Proposals:
         """Propose nothing."""
         ids = torch.zeros(batch, 0, dtype=torch.int64, device=device)
-        return cls(ids, ids, ids.float(), ids.bool(), ids)
+        return cls(ids, ids, ids.float(), ids.bool(), ids, spent=spent)
 
 
 class Drafter(Protocol):
@@ -55,10 +97,14 @@ class Drafter(Protocol):
     A class that inherits from this one only writes what it needs beyond `draft`.
     """
 
+    name: str = ""
+    """What it was loaded by, for tables and statistics; the class's name where there is none."""
     tap: Tap | None = None
     """Reads prompts along with the target."""
     side_nodes: int = 0
     """Most side nodes per row that a draft asks for."""
+    calibration: Calibration | None = None
+    """How good it is; without one a budget has no prices, and nothing watches whether drafting pays."""
 
     def start(self, state: State) -> None:
         """Begin with the rows of `state`, after prefill; for a drafter that keeps something about them."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -23,11 +24,11 @@ from ..model.passed import Verified
 from ..model.target import Target
 from ..state import State
 from ..tree import Accepted, TokenTree
+from .calibration import Calibration, calibration_of
 from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
 
-# How often the successor of each rank came next, the best first.
-RIGHT = (0.46, 0.13, 0.065, 0.035, 0.015, 0.013, 0.011, 0.01)
+MOST_RANKS = 8
 Path = tuple[int, ...]
 """Ranks from the root down."""
 UNKNOWN = -1
@@ -42,12 +43,12 @@ class RecyclingConfig:
     """Successors kept per token, k, 1 to 8."""
     length: int = 6
     """Depth of the tree, 1 to 16."""
-    min_prob: float = 0.08
-    """Probability under which a node is not worth verifying, above 0 to 1."""
+    min_prob: float | None = None
+    """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
-        check_between(self, 1, len(RIGHT), "ranks")
+        check_between(self, 1, MOST_RANKS, "ranks")
         check_between(self, 1, 16, "length")
         check_shares(self, "min_prob")
 
@@ -68,25 +69,36 @@ class Template(NamedTuple):
 
     def to(self, device: torch.device) -> Template:
         """Copy to a device."""
-        above, ranks = ([x.to(device) for x in level] for level in (self.above, self.ranks))
-        return Template(above, ranks, *(x.to(device) for x in self[2:]))
+
+        def copied(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)  # small: the host does not wait
+
+        above, ranks = ([copied(x) for x in level] for level in (self.above, self.ranks))
+        return Template(above, ranks, *map(copied, self[2:]))
 
 
-def template(config: RecyclingConfig, nodes: int) -> Template:
-    """Choose the likeliest paths of ranks: at most `nodes`, none below `min_prob`."""
-    costs = [-math.log(rate) for rate in RIGHT[: config.ranks]]
+def template(right: Sequence[float], length: int, nodes: int, least: float) -> Template:
+    """Choose the likeliest paths of ranks.
+
+    Args:
+        right: how often the successor of each rank came next, the best first.
+        length: depth of the tree.
+        nodes: most of them.
+        least: score that none is below.
+    """
+    costs = [-math.log(rate) for rate in right]
     waiting: list[tuple[float, Path]] = [(costs[0], (0,))]
     chosen: dict[Path, float] = {}
     while waiting and len(chosen) < nodes:
         # The cheapest that is left. Its next rank and its first child, pushed now, cost at least as much.
         cost, path = heapq.heappop(waiting)
-        if cost > -math.log(config.min_prob):
+        if cost > -least:
             break
         chosen[path] = cost
         above, rank = path[:-1], path[-1]
-        if rank + 1 < config.ranks:
+        if rank + 1 < len(right):
             heapq.heappush(waiting, (cost - costs[rank] + costs[rank + 1], (*above, rank + 1)))
-        if len(path) < config.length:
+        if len(path) < length:
             heapq.heappush(waiting, (cost + costs[0], (*path, 0)))
     paths = sorted(chosen, key=len)  # stable, so each level is in order of cost
     levels: list[list[Path]] = [list(level) for _, level in groupby(paths, key=len)]
@@ -114,15 +126,13 @@ class RecyclingDrafter(Drafter):
         """
         self.config = config or RecyclingConfig()
         self.vocabulary_size = vocabulary_size
-        ranks = min(self.config.ranks, vocabulary_size)
-        self._template = template(replace(self.config, ranks=ranks), MAX_NODES - 1)
-        used = self._template.rank_of
-        self.ranks = 1 + int(used.max()) if len(used) else 1
-        """Ranks that drafts read, so that more need not be kept."""
+        self.ranks = min(self.config.ranks, vocabulary_size)
+        """Successors kept per token."""
+        self.calibration: Calibration = calibration_of("recycling")
+        self._templates: dict[float, Template] = {}
 
     def start(self, state: State) -> None:
         """Begin a table, unless an earlier text of the session has left one."""
-        self._template = self._template.to(state.text.ids.device)
         if self not in state.memory:
             state.memory[self] = torch.full(
                 (self.vocabulary_size, self.ranks),
@@ -133,10 +143,13 @@ class RecyclingDrafter(Drafter):
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Read the tree from the table, level by level."""
-        table, shape = state.memory[self], self._template
+        table = state.memory[self]
+        shape = self._template(
+            budget.least_score(self.config.min_prob, self.calibration), table.device
+        )
         levels = min(len(shape.ranks), budget.depth)
         if levels == 0:
-            return Proposals.none(len(state.rows.host), state.text.ids.device)
+            return Proposals.none(len(state.rows.host), table.device, budget.spent(self))
         level, tokens = state.roots[:, None], []
         for above, rank in zip(shape.above[:levels], shape.ranks[:levels], strict=True):
             # What follows no token is a guess that hangs on an invalid proposal: nobody looks at it.
@@ -150,7 +163,16 @@ class RecyclingDrafter(Drafter):
             scores=shape.scores[known].expand_as(drafted),
             valid=drafted >= 0,
             source=shape.rank_of[known].expand_as(drafted),
+            spent=budget.spent(self),
         )
+
+    def _template(self, least: float, device: torch.device) -> Template:
+        """Return the tree of nodes of at least this score, made once."""
+        if least not in self._templates:
+            right = self.calibration.tables["right"][: self.ranks]
+            made = template(right, self.config.length, MAX_NODES - 1, least)
+            self._templates[least] = made.to(device)
+        return self._templates[least]
 
     def observe(
         self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified

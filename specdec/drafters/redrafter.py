@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +33,29 @@ from ..model.cpu_linear import prepack_linears
 from ..model.model_state import check_plain
 from ..model.target import Target
 from ..state import State
+from .calibration import Calibration, calibration_of
+from .parts.beams import hopeless, trace_back
 from .parts.coupling import CANDIDATES, coupled
 from .parts.redrafter_model import ReDrafterConfig, ReDrafterModel
 from .protocol import Budget, Drafter, Proposals
 
-__all__ = ["ReDrafter", "ReDrafterConfig", "ReDrafterModel", "trace_back"]
+__all__ = ["ReDrafter", "ReDrafterConfig", "ReDrafterModel"]
 
 Rank = Callable[..., Tensor]
 """Turns log-probabilities and ids `[B, W, k]` into log-probabilities of being drawn."""
+
+
+class Extent(NamedTuple):
+    """How wide and how far one search goes."""
+
+    width: int
+    """Beams that are kept, W."""
+    length: int
+    """Most steps."""
+    least_score: float
+    """Score under which a node is left out."""
+    least_to_go_on: float
+    """Probability of all beams, on average over rows, under which no step follows; 0 for none."""
 
 
 class ReDrafter(Drafter):
@@ -59,6 +75,7 @@ class ReDrafter(Drafter):
             ValueError: if the model's width is not the target's, or its vocabulary.
         """
         self.config = config or model.config
+        self.calibration: Calibration = calibration_of("redrafter")
         embedding = target.parts.embed_tokens
         check_plain("embedding", embedding, isinstance(embedding, nn.Embedding))
         # What it reads beside hidden states, and what the head reads.
@@ -89,20 +106,30 @@ class ReDrafter(Drafter):
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Search beams behind each row's root (ReDrafter section 3.2)."""
-        length = min(self.config.draft_length, budget.depth)
+        config = self.config
+        extent = Extent(
+            config.beam_width or budget.width,
+            min(config.draft_length, budget.depth),
+            budget.least_score(config.min_prob, self.calibration),
+            budget.least_to_go_on(config.min_step_prob, self, self.calibration),
+        )
         rank: Rank | None = None
         if state.sampling is not None:
             rank = partial(coupled, state=state, impl=self.target.impl)
-        steps = self._search(state.roots, state.hidden[state.rows.ids], length, rank)
+        steps = self._search(state.roots, state.hidden[state.rows.ids], extent, rank)
+        spent = budget.spent(self, len(steps))
         if not steps:
-            return Proposals.none(len(state.rows.host), state.text.ids.device)
-        return self._all_nodes(steps) if self.config.keep == "expanded" else self._paths(steps)
+            return Proposals.none(len(state.rows.host), state.text.ids.device, spent)
+        found = self._all_nodes(steps) if config.keep == "expanded" else self._paths(steps)
+        return self._propose(*found, extent.least_score, spent)
 
     def _search(
-        self, roots: Tensor, context: Tensor, length: int, rank: Rank | None = None
+        self, roots: Tensor, context: Tensor, extent: Extent, rank: Rank | None = None
     ) -> list[Beams]:
-        """Run up to `length` steps; step i holds the beams of i + 1 drafted tokens."""
-        step, config = self.model.step, self.config
+        """Run the steps; step i holds the beams of i + 1 drafted tokens."""
+        if extent.length < 1:
+            return []
+        step = self.model.step
         target = self.target
         part = step.context_part(context)
         states = step.initial_state(context)[:, None]  # [B, 1, E]
@@ -112,7 +139,7 @@ class ReDrafter(Drafter):
         parents = torch.zeros_like(tokens)
         steps: list[Beams] = []
         watched = host_may_look(roots)
-        while len(steps) < length:
+        while len(steps) < extent.length:
             states, features = step.draft(
                 tokens,
                 parents,
@@ -124,32 +151,27 @@ class ReDrafter(Drafter):
                 impl=target.impl,
             )
             here = partial(rank, depth=len(steps)) if rank is not None else None
-            beams = self._next_beams(features, scores, here)
-            if (
-                watched
-                and config.min_prob
-                and not (beams.scores >= math.log(config.min_prob)).any()
-            ):
+            beams = self._next_beams(features, scores, extent.width, here)
+            least = extent.least_score
+            if watched and least > -math.inf and not (beams.scores >= least).any():
                 break
             steps.append(beams)
             scores, parents, tokens = beams
-            if watched and len(steps) < length and self._hopeless(scores):
+            more = len(steps) < extent.length and watched
+            if more and hopeless(scores, extent.least_to_go_on):
                 break
         return steps
 
-    def _hopeless(self, scores: Tensor) -> bool:
-        """Tell whether no row's beams are likely enough for one more step."""
-        least = self.config.min_step_prob
-        return least > 0 and bool(scores.exp().sum(1).max() < least)
-
-    def _next_beams(self, features: Tensor, scores: Tensor, rank: Rank | None) -> Beams:
+    def _next_beams(
+        self, features: Tensor, scores: Tensor, beam_width: int, rank: Rank | None
+    ) -> Beams:
         """Choose among all continuations of beams with features `[B, W, X]` and scores `[B, W]`."""
         config, head = self.config, self.head
         rows = self.model.head_input(features)
         whole = config.top_rule is None and rank is None
         if whole and chooses_kernel(self.target.impl, rows, head.linear.weight):
-            return lm_head_beams(rows, head.weights, scores, config.beam_width)
-        considered = config.beam_width if rank is None else CANDIDATES
+            return lm_head_beams(rows, head.weights, scores, beam_width)
+        considered = beam_width if rank is None else CANDIDATES
         size = head.linear.out_features
         top = head(rows.flatten(0, 1), min(config.top_rule or considered, size))
         log_probs, ids = (x.reshape(*scores.shape, -1) for x in (top.log_probs, top.ids))
@@ -158,17 +180,17 @@ class ReDrafter(Drafter):
         if rank is not None:
             log_probs, best = rank(log_probs, ids).sort(stable=True, dim=-1, descending=True)
             ids = ids.gather(-1, best)
-        width = min(config.beam_width, size)
+        kept = min(beam_width, size)
         return beam_step(
             scores,
-            log_probs[..., :width].contiguous(),
-            ids[..., :width].contiguous(),
-            config.beam_width,
+            log_probs[..., :kept].contiguous(),
+            ids[..., :kept].contiguous(),
+            beam_width,
             impl=self.target.impl,
         )
 
-    def _all_nodes(self, steps: list[Beams]) -> Proposals:
-        """Propose every beam of every step, each continuing its parent of the step before."""
+    def _all_nodes(self, steps: list[Beams]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Take every beam of every step, each continuing its parent of the step before; as `_propose` wants them."""
         parents = [torch.full_like(steps[0].parents, -1)]
         before = 0
         for earlier, beams in pairwise(steps):
@@ -176,42 +198,27 @@ class ReDrafter(Drafter):
             before += earlier.tokens.shape[1]
         tokens = torch.cat([beams.tokens for beams in steps], 1)
         scores = torch.cat([beams.scores for beams in steps], 1)
-        return self._propose(tokens, torch.cat(parents, 1), scores, torch.zeros_like(tokens))
+        return tokens, torch.cat(parents, 1), scores, torch.zeros_like(tokens)
 
-    def _paths(self, steps: list[Beams]) -> Proposals:
-        """Propose the final beams, whole."""
+    def _paths(self, steps: list[Beams]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Take the final beams, whole."""
         beams, scores = trace_back(steps)
         width, length = beams.shape[1:]
         source = torch.arange(width, device=beams.device).repeat_interleave(length)
-        return self._propose(
-            beams.flatten(1), beam_parents(beams), scores.flatten(1), source.expand(len(beams), -1)
-        )
+        parents = beam_parents(beams)
+        beams, scores, source = beams.flatten(1), scores.flatten(1), source.expand(len(beams), -1)
+        return beams, parents, scores, source
 
     def _propose(
-        self, tokens: Tensor, parents: Tensor, scores: Tensor, source: Tensor
+        self,
+        tokens: Tensor,
+        parents: Tensor,
+        scores: Tensor,
+        source: Tensor,
+        least: float,
+        spent: float,
     ) -> Proposals:
-        least = self.config.min_prob
-        valid = scores >= math.log(least) if least else torch.ones_like(tokens, dtype=torch.bool)
-        return Proposals(tokens, parents, scores, valid, source)
-
-
-def trace_back(steps: list[Beams]) -> tuple[Tensor, Tensor]:
-    """Follow the final beams back to the root.
-
-    Args:
-        steps: of one beam search, L of them.
-
-    Returns:
-        Tokens `[B, W, L]` int64 and cumulative scores `[B, W, L]` float32, best beam first.
-    """
-    at = torch.arange(steps[-1].tokens.shape[1], device=steps[-1].tokens.device)
-    at = at.expand(len(steps[-1].tokens), -1)
-    tokens, scores = [], []
-    for beams in reversed(steps):
-        tokens.append(beams.tokens.gather(1, at))
-        scores.append(beams.scores.gather(1, at))
-        at = beams.parents.gather(1, at)
-    return torch.stack(tokens[::-1], 2), torch.stack(scores[::-1], 2)
+        return Proposals(tokens, parents, scores, scores >= least, source, spent=spent)
 
 
 CONFIG, DRAFTER = ReDrafterConfig, ReDrafter

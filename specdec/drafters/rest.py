@@ -16,16 +16,10 @@ from ..datastore.order import CONTEXT
 from ..datastore.store import Datastore
 from ..model.target import Target
 from ..state import State
+from .calibration import Calibration, calibration_of
 from .parts.continuations import Trie, proposals_of
 from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
-
-# Odds that the next token follows the only place that matches in 1, 2, … tokens: 25,500 positions of greedy text of the default model,
-# in a store of 670,000 tokens that it wrote.
-ODDS = np.array([0.14, 0.22, 0.33, 0.40, 0.46, 0.65, 0.65, 0.65, 0.84, 0.92, 1.2, 1.7])
-
-# With n places that match, the weight of "none of them" was n to this power (at 0 the text was 7% less likely).
-SPREAD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +34,8 @@ class RestConfig:
     """Longest match that is looked for, 1 to 32."""
     shortest: int = 1
     """Shortest match that is followed, 1 to `longest`."""
-    min_prob: float = 0.065
-    """Probability under which a node is not worth verifying, above 0 to 1."""
+    min_prob: float | None = None
+    """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -58,16 +52,20 @@ class RestDrafter(Drafter):
     def __init__(self, store: Datastore, config: RestConfig | None = None) -> None:
         """Take an open store, and the defaults or a configuration."""
         self.store, self.config = store, config or RestConfig()
+        self.calibration: Calibration = calibration_of("rest")
+        # That the next token follows the only place that matches in 1, 2, … tokens.
+        self._odds = np.array(self.calibration.tables["odds"])
+        # With n places that match, the weight of "none of them" is n to this power.
+        self._spread: float = self.calibration.tables["spread"]
 
     def draft(self, state: State, budget: Budget) -> Proposals:
         """Propose what followed the longest match of each row."""
-        nodes = budget.nodes - 1
-        tries = [self._trie(state.text.host[row], budget.depth, nodes) for row in state.rows.host]
-        return proposals_of(tries, state.text.ids, nodes)
+        tries = [self._trie(state.text.host[row], budget) for row in state.rows.host]
+        return proposals_of(tries, state.text.ids, budget.nodes - 1, budget.spent(self))
 
-    def _trie(self, text: list[int], depth: int, nodes: int) -> Trie:
-        config = self.config
-        length = min(config.length, depth)
+    def _trie(self, text: list[int], budget: Budget) -> Trie:
+        config, odds = self.config, self._odds
+        length = min(config.length, budget.depth)
         if length < 1:
             return Trie.empty()
         match = self.store.longest(text, config.longest)
@@ -75,9 +73,11 @@ class RestDrafter(Drafter):
             return Trie.empty()
         each = match.continuations(config.places, length)
         # Every token that proves right makes the match one longer.
-        agreed = np.minimum(match.length + np.arange(length), len(ODDS))
-        weights = np.broadcast_to(ODDS[agreed - 1], each.shape)
-        return Trie.of(each, weights, SPREAD).best(nodes, float(np.log(config.min_prob)))
+        agreed = np.minimum(match.length + np.arange(length), len(odds))
+        weights = np.broadcast_to(odds[agreed - 1], each.shape)
+        return Trie.of(each, weights, self._spread).best(
+            budget.nodes - 1, budget.least_score(config.min_prob, self.calibration)
+        )
 
 
 def new_drafter(target: Target, store: str, **settings: Any) -> RestDrafter:

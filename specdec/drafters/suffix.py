@@ -7,7 +7,6 @@ earned on other texts, so that one tree holds what is likely, whoever says it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
@@ -19,12 +18,10 @@ from ..datastore.growing import GrowingIndex, KnownText
 from ..model.cache import Rows
 from ..model.target import Target
 from ..state import State
+from .calibration import Calibration, calibration_of
 from .parts.continuations import Trie, proposals_of
 from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
-
-# Odds that the next token follows the latest match of 1, 2, … tokens: 33,780 positions of the default model's greedy text.
-ODDS = np.array([0.28, 1.2, 2.0, 3.5, 5.4, 5.6, 6.3, 8.6, 9.0, 11, 13, 30])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +36,8 @@ class SuffixConfig:
     """Weight of each further place as a share of the one before, above 0 to 1."""
     others: float = 0.25
     """Weight of a place in another text as a share of one in the text itself, above 0 to 1."""
-    min_prob: float = 0.065
-    """Probability under which a node is not worth verifying, above 0 to 1."""
+    min_prob: float | None = None
+    """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
     memory: int = 131_072
     """Most tokens of texts of a session that are kept, at least 1; the older half is forgotten at once, as texts begin."""
 
@@ -102,7 +99,9 @@ class SuffixDrafter(Drafter):
         """Take the defaults or a configuration."""
         self.config = config or SuffixConfig()
         self._recency = self.config.recency ** np.arange(self.config.places)[:, None]
-        self._lowest = math.log(self.config.min_prob)
+        self.calibration: Calibration = calibration_of("suffix")
+        # That the next token follows the latest match of 1, 2, … tokens.
+        self._odds = np.array(self.calibration.tables["odds"])
 
     def start(self, state: State) -> None:
         """Read the prompts."""
@@ -123,16 +122,15 @@ class SuffixDrafter(Drafter):
         memory: Memory = state.memory[self]
         for row in state.rows.host:
             memory.texts[row].follow(memory.young)
-        nodes = budget.nodes - 1
-        tries = [self._trie(memory, row, budget.depth, nodes) for row in state.rows.host]
-        return proposals_of(tries, state.text.ids, nodes)
+        tries = [self._trie(memory, row, budget) for row in state.rows.host]
+        return proposals_of(tries, state.text.ids, budget.nodes - 1, budget.spent(self))
 
-    def _trie(self, memory: Memory, row: int, depth: int, nodes: int) -> Trie:
-        config, known = self.config, memory.texts[row]
-        length = min(config.length, depth)
+    def _trie(self, memory: Memory, row: int, budget: Budget) -> Trie:
+        config, known, odds = self.config, memory.texts[row], self._odds
+        length = min(config.length, budget.depth)
         if length < 1:
             return Trie.empty()
-        wanted = {"most": config.places, "length": length, "matched": len(ODDS)}
+        wanted = {"most": config.places, "length": length, "matched": len(odds)}
         found = memory.young.find(known.text, known.last, known.number, **wanted)
         if memory.old.size > 1:
             found = found.joined(
@@ -141,10 +139,12 @@ class SuffixDrafter(Drafter):
         if not len(found.matched):
             return Trie.empty()
         # Every token that proves right makes the match one longer.
-        agreed = np.minimum(found.matched[:, None] + np.arange(length), len(ODDS))
-        weights = ODDS[agreed - 1] * self._recency[: len(agreed)]
+        agreed = np.minimum(found.matched[:, None] + np.arange(length), len(odds))
+        weights = odds[agreed - 1] * self._recency[: len(agreed)]
         weights = np.where(found.own[:, None], weights, config.others * weights)
-        return Trie.of(found.continuations, weights).best(nodes, self._lowest)
+        return Trie.of(found.continuations, weights).best(
+            budget.nodes - 1, budget.least_score(config.min_prob, self.calibration)
+        )
 
 
 def new_drafter(target: Target, **settings: Any) -> SuffixDrafter:

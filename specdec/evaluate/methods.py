@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from ..costs.table import Costs
 from ..drafters import Drafter, load_drafter
 from ..metrics import Metrics
 from ..model.target import Target
@@ -69,23 +70,25 @@ class Runner:
         target: Target,
         stock: PreTrainedModel | None,
         *,
-        max_nodes: int | None,
         eos: list[int],
+        max_nodes: int | None = None,
+        costs: Costs | None = None,
     ) -> None:
         """Take what all methods share.
 
         Args:
             target: for our methods.
             stock: the same model as the library loads it; None where its methods are not run.
-            max_nodes: most nodes per tree; None as in `Session`.
             eos: tokens that end a text.
+            max_nodes: as in `Session`.
+            costs: as in `Session`.
 
         Raises:
             ValueError: if the model's generation config changes greedy text.
         """
         check_generation_config(target.model.generation_config)
         self.target, self.stock = target, stock
-        self.max_nodes, self.eos = max_nodes, eos
+        self.eos, self.max_nodes, self.costs = eos, max_nodes, costs
         self._drafters: dict[str, Drafter] = {}
 
     def write(
@@ -101,7 +104,8 @@ class Runner:
             return self._library(method, prompt, max_new_tokens)
         drafter = self._drafter(method)
         began = time.perf_counter()
-        generation = Session(self.target, drafter, max_nodes=self.max_nodes).generate(
+        session = Session(self.target, drafter, max_nodes=self.max_nodes, costs=self.costs)
+        generation = session.generate(
             [prompt], max_new_tokens=max_new_tokens, eos_token_ids=self.eos, metrics=metrics
         )
         total = time.perf_counter() - began
@@ -128,7 +132,9 @@ class Runner:
         Returns:
             Per text its tokens and counts; of the list's times each has an equal share.
         """
-        session = Session(self.target, self._drafter(method), max_nodes=self.max_nodes)
+        session = Session(
+            self.target, self._drafter(method), max_nodes=self.max_nodes, costs=self.costs
+        )
         whole, each = Metrics(), [Metrics() for _ in prompts]
         texts: list[list[int]] = [[] for _ in prompts]
         began = time.perf_counter()

@@ -31,8 +31,10 @@ from ..model.target import Target
 from ..observer import OnRound
 from ..pickers import Greedy, PathPicker, Picker, Recorded, sampler
 from ..processors import fused_settings, processors_of_rows
+from ..prompts import check_texts
+from ..row_statistics import Statistics
 from ..sampling import new_sampling
-from ..session import Session, check_texts
+from ..session import Session
 from ..state import Stops
 from .request import (
     check_inputs,
@@ -46,15 +48,23 @@ from .request import (
 from .streaming import Columns
 
 
+class SpeculativeOutput(GenerateDecoderOnlyOutput):
+    """The library's output, with the same items, and an attribute that says what drafting did."""
+
+    statistics: Statistics
+    """Per text of the call: tokens accepted and drafted, rounds, nodes, by drafter; when and why drafting stopped."""
+
+
 def generate(
     model: PreTrainedModel | Target,
     input_ids: Tensor | Sequence[Tensor | Sequence[int]],
-    drafter: Drafter | str | os.PathLike[str] = "best",
+    drafter: Drafter | str | os.PathLike[str] = "auto",
     *,
+    speculate: bool = True,
     streamer: BaseStreamer | None = None,
     seed: int | None = None,
     streams: Sequence[int] | None = None,
-    max_nodes: int | None = None,
+    max_nodes: int | Sequence[int] | None = None,
     rows_at_once: int | None = None,
     on_round: OnRound | None = None,
     **generate_kwargs: Any,
@@ -69,10 +79,11 @@ def generate(
             latter saves the load-time checks of every call.
         input_ids: `[B, L]` integers on the model's device, or B rows of any lengths, each a tensor or a list.
         drafter: a drafter, or a name or folder as in `load_drafter`; never changes the text.
+        speculate: False for one token per pass: nothing is drafted.
         streamer: gets the prompts and then each token as it is kept, as from the library.
         seed: of the noise, 0 to 2**64 - 1; None for one from torch's default generator.
         streams: one number per row, 0 to 2**32 - 1, which tell rows of one seed apart; None for 0, 1, 2, …
-        max_nodes: most nodes verified per row and round, 1 to 256; None as in `Session`.
+        max_nodes: most nodes verified per row and round, 1 to 256, or one number per row; None for what pays.
         rows_at_once: most rows written at once; the others wait, and begin as rows end. None for all. A result of rows
             that waited has no cache to go on with.
         on_round: told what the prefill and each round did (`specdec.observer.Round`).
@@ -82,7 +93,8 @@ def generate(
             transformers 5.24 it is called `past_key_values`, and both names are taken.
 
     Returns:
-        `[B * num_return_sequences, L + T]` int64, the input followed by up to T new tokens, or the library's output object.
+        `[B * num_return_sequences, L + T]` int64, the input followed by up to T new tokens, or the library's output object,
+        with what drafting did as `statistics`.
 
     Raises:
         TypeError: if an argument is of another kind.
@@ -105,6 +117,7 @@ def generate(
         custom_generate=method,
         target=target,
         drafter=drafter,
+        speculate=speculate,
         token_streamer=streamer,
         seed=seed,
         streams=streams,
@@ -125,11 +138,12 @@ def method(
     synced_gpus: bool = False,
     *,
     target: Target | None = None,
-    drafter: Drafter | str | os.PathLike[str] = "best",
+    drafter: Drafter | str | os.PathLike[str] = "auto",
+    speculate: bool = True,
     token_streamer: BaseStreamer | None = None,
     seed: int | None = None,
     streams: Sequence[int] | None = None,
-    max_nodes: int | None = None,
+    max_nodes: int | Sequence[int] | None = None,
     rows_at_once: int | None = None,
     on_round: OnRound | None = None,
     **model_kwargs: Any,
@@ -145,6 +159,7 @@ def method(
         synced_gpus: refused.
         target: from `load_target(model)`; None loads and certifies it at every call.
         drafter: as in `generate`.
+        speculate: as in `generate`.
         token_streamer: as `streamer` in `generate`; the library keeps that name to itself.
         seed: as in `generate`.
         streams: as in `generate`.
@@ -205,12 +220,12 @@ def method(
             torch.tensor(_ends(stopping_criteria), dtype=torch.int64, device=target.device),
             recorded,
         )
-    session = Session(
-        target,
-        _drafter(target, drafter),
-        max_nodes=max_nodes,
-        cache=past,
-    )
+    if not speculate:
+        # A cache is read on by the drafter that has read it.
+        drafter, max_nodes = ("plain", None) if past is None else (drafter, 1)
+    alike = None if isinstance(max_nodes, Sequence) else max_nodes
+    session = Session(target, _drafter(target, drafter), max_nodes=alike, cache=past)
+    statistics = Statistics()
     columns = Columns(rows, _pad(config), token_streamer)
     if token_streamer is not None:
         token_streamer.put(input_ids.cpu())
@@ -223,6 +238,8 @@ def method(
         stops=_stops(stopping_criteria, prompts, scores),
         copies=copies,
         rows_at_once=rows_at_once,
+        max_nodes=max_nodes,
+        statistics=statistics,
         on_round=on_round,
     ):
         columns.add(emitted)
@@ -231,13 +248,15 @@ def method(
     sequences = torch.cat([input_ids, new.to(input_ids.device)], 1)
     if not config.return_dict_in_generate:
         return sequences
-    return GenerateDecoderOnlyOutput(
+    output = SpeculativeOutput(
         sequences=sequences,
         scores=columns.recorded(recorded, "scores") if config.output_scores else None,
         logits=columns.recorded(recorded, "logits") if config.output_logits else None,
         # Rows that took turns have left the texts of the last ones alone.
         **{CACHE_NAME: None if waits else session.cache},
     )
+    output.statistics = statistics
+    return output
 
 
 def _streams(streams: Sequence[int] | None, rows: int) -> Sequence[int]:

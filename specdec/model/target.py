@@ -66,6 +66,8 @@ class Target:
         """Layers that run in few operators, from `lean_layers`; None where all are the library's."""
         self.drafters: dict[str, Any] = {}
         """Loaded by name, for those who ask again."""
+        self.costs: dict[int, Any] = {}
+        """Cost tables by the number of threads."""
         self.device, self.dtype = model.device, model.dtype
         self.layer_types = parts.layer_types
         self.position_limit = position_limit(parts)

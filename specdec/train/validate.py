@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..drafters.protocol import Drafter
-from ..limits import DEFAULT_NODES
 from ..metrics import CTAR_WIDTHS, Metrics
 from ..model.target import Target
 from ..session import Session, end_tokens
@@ -18,7 +17,7 @@ def acceptance(
     drafter: Drafter,
     prompts: Sequence[list[int]],
     *,
-    max_nodes: int = DEFAULT_NODES,
+    max_nodes: int | None = None,
 ) -> dict[str, float]:
     """Decode prompts greedily and measure.
 
@@ -26,7 +25,7 @@ def acceptance(
         target: writes.
         drafter: proposes.
         prompts: token ids.
-        max_nodes: most nodes verified per round.
+        max_nodes: as in `Session`.
 
     Returns:
         `tokens_per_round`, `nodes_per_round`, and `ctar_1` to `ctar_6`: the share of rounds that accepted as many

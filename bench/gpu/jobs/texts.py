@@ -87,7 +87,7 @@ def loaded(store: Path, dry: bool) -> Loaded:
         f"question {prompt.question.question_id}": prompt.ids
         for prompt in chat_prompts(target.tokenizer, questions, 1)
     }
-    runner = Runner(target, stock, max_nodes=session.DEFAULT_NODES, eos=eos)
+    runner = Runner(target, stock, eos=eos)
     return Loaded(runner, folder, prompts, load)
 
 

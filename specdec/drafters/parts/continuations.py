@@ -92,13 +92,14 @@ class Trie(NamedTuple):
         return Trie(self.tokens[kept], parents, self.depth[kept], self.scores[kept])
 
 
-def proposals_of(tries: Sequence[Trie], like: Tensor, width: int) -> Proposals:
+def proposals_of(tries: Sequence[Trie], like: Tensor, width: int, spent: float) -> Proposals:
     """Make proposals of one tree per row, in one upload.
 
     Args:
         tries: of at most `width` nodes each.
         like: any tensor on the device that the proposals go to.
         width: K where the device is not looked at in a round; else K is the widest tree's.
+        spent: what they cost, in milliseconds.
     """
     if host_may_look(like):
         width = max(len(trie.tokens) for trie in tries)
@@ -113,4 +114,4 @@ def proposals_of(tries: Sequence[Trie], like: Tensor, width: int) -> Proposals:
     uploaded = torch.from_numpy(packed).to(like.device, non_blocking=True)
     tokens, parents = uploaded[:2].long()
     scores, valid = uploaded[2].view(torch.float32), uploaded[3].bool()
-    return Proposals(tokens, parents, scores, valid, source=torch.zeros_like(tokens))
+    return Proposals(tokens, parents, scores, valid, torch.zeros_like(tokens), spent=spent)

@@ -28,7 +28,7 @@ class LookaheadConfig:
     """Most n-grams kept per key and proposed at once, G, 1 to 64."""
     text_ngrams: bool = True
     """Whether the n-grams of the text itself, the prompt's first, go into the pool too."""
-    min_prob: float = 0.05
+    min_prob: float | None = None
     """Probability under which a node is not worth verifying, above 0 to 1."""
 
     def __post_init__(self) -> None:

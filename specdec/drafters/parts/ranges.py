@@ -6,14 +6,16 @@ from typing import Any
 
 
 def check_between(config: Any, least: int, most: int, *names: str) -> None:
-    """Raise ValueError unless fields lie between two numbers, these included."""
+    """Raise ValueError unless fields lie between two numbers, these included, or are None."""
     for name in names:
-        if not least <= (value := getattr(config, name)) <= most:
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
             raise ValueError(f"{name}: expected {least} to {most}, got {value}")
 
 
 def check_shares(config: Any, *names: str) -> None:
-    """Raise ValueError unless fields are above 0 and at most 1."""
+    """Raise ValueError unless fields are above 0 and at most 1, or None."""
     for name in names:
-        if not 0 < (value := getattr(config, name)) <= 1:
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name}: expected above 0 to 1, got {value}")

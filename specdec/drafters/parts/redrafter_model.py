@@ -30,16 +30,16 @@ class ReDrafterConfig:
     """Probabilities are those among so many likeliest tokens, 50 in the authors' code; None for all."""
     trained_length: int = 5
     """Tokens ahead that the model was trained for."""
-    beam_width: int = 8
-    """W, 1 to 64."""
+    beam_width: int | None = None
+    """W, 1 to 64; None for what this machine makes of it."""
     draft_length: int = 5
     """Most tokens drafted behind the root; the authors' beam length counts the root too."""
     keep: str = "expanded"
     """Which nodes are verified: those of the final beams (`final`, as the authors) or of every beam there was."""
-    min_prob: float = 0.03
-    """Cumulative probability under which a node is not worth verifying; 0 for the authors' way."""
-    min_step_prob: float = 0.15
-    """Probability of all beams together under which a further step is not worth its time; 0 for the authors' way."""
+    min_prob: float | None = None
+    """Cumulative probability under which a node is not worth verifying; 0 for the authors' way, None as above."""
+    min_step_prob: float | None = None
+    """Probability of all beams, on average over rows, under which a further step is not worth its time; likewise."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -49,6 +49,8 @@ class ReDrafterConfig:
             ("min_prob", 0, 1), ("min_step_prob", 0, 1),
         ):  # fmt: skip
             value = getattr(self, name)
+            if value is None and name in ("beam_width", "min_prob", "min_step_prob"):
+                continue
             whole = name not in ("min_prob", "min_step_prob")
             fits = isinstance(value, int if whole else int | float) and value >= least
             if not fits or (most is not None and value > most):

@@ -104,7 +104,7 @@ def test_drafting_settings_may_be_overridden_when_loading(tmp_path):
     save_drafter(tmp_path / "k", kangaroo(target))
     loaded = load_drafter_checkpoint(tmp_path / "r", target, beam_width=3, keep="final", min_prob=0)
     assert (loaded.config.beam_width, loaded.config.keep) == (3, "final")
-    assert loaded.model.config.beam_width == 8
+    assert loaded.model.config.beam_width is None
     assert load_drafter_checkpoint(tmp_path / "k", target, eta=0.9, gamma=2).config.gamma == 2
     with pytest.warns(UserWarning, match="draft_length: expected at most the 3 tokens"):
         load_drafter_checkpoint(tmp_path / "r", target, draft_length=4)

@@ -64,7 +64,8 @@ def test_nothing_makes_an_empty_tree():
 
 def test_rows_become_proposals_padded_to_the_widest():
     one, two = (Trie.of(np.array([row]), np.ones((1, len(row)))) for row in ([70_000, 5], [3]))
-    made = proposals_of([one, Trie.empty(), two], torch.zeros(1), 15)
+    made = proposals_of([one, Trie.empty(), two], torch.zeros(1), 15, 0.5)
+    assert made.spent == 0.5
     assert made.tokens.tolist() == [[70_000, 5], [0, 0], [3, 0]]
     assert made.parents.tolist() == [[-1, 0], [-1, -1], [-1, -1]]
     assert made.valid.tolist() == [[True, True], [False, False], [True, False]]
@@ -73,4 +74,7 @@ def test_rows_become_proposals_padded_to_the_widest():
 
 
 def test_on_a_device_proposals_have_their_full_width():
-    assert proposals_of([Trie.empty()], torch.zeros(1, device="meta"), 15).tokens.shape == (1, 15)
+    assert proposals_of([Trie.empty()], torch.zeros(1, device="meta"), 15, 0.0).tokens.shape == (
+        1,
+        15,
+    )

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from specdec.drafters import Budget, LookupConfig, LookupDrafter, load_drafter
-from specdec.drafters.lookup import FOLLOWS, matches
+from specdec.drafters.calibration import calibration_of
+from specdec.drafters.lookup import matches
 from specdec.drafters.mixed import MixedDrafter
 from specdec.model.target import Target
 from specdec.state import State
@@ -70,18 +71,18 @@ def test_scores_decrease_along_a_path_and_min_prob_prunes_nodes():
     _, proposals = draft(text)
     scores = proposals.scores[0][proposals.valid[0]]
     assert (scores.diff() < 0).all()
-    assert scores[0].exp().item() == pytest.approx(FOLLOWS[0])
+    assert scores[0].exp().item() == pytest.approx(calibration_of("lookup").tables["follows"][0])
     (kept,), _ = draft(text, min_prob=0.1)
     assert kept == [[2, 3]]  # 0.24, then 0.24 * 0.55, then under a tenth
 
 
 def test_match_lengths_are_counted_backwards_to_the_first_token():
     text = torch.tensor([[3, 1, 2, 3, 1, 2, 3]])
-    assert matches(text, torch.tensor([[6]])).tolist() == [[1, 0, 0, 4, 0, 0, 7]]
+    assert matches(text, torch.tensor([[6]]), 8).tolist() == [[1, 0, 0, 4, 0, 0, 7]]
 
 
 @pytest.mark.parametrize(
-    "change", [{"places": 0}, {"length": 65}, {"discount": 0.0}, {"min_prob": 1.5}]
+    "change", [{"places": 0}, {"length": 65}, {"min_prob": 0.0}, {"min_prob": 1.5}]
 )
 def test_error_names_the_out_of_range_setting(change):
     (name,) = change

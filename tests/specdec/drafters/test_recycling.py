@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from specdec.drafters import Budget
-from specdec.drafters.recycling import RIGHT, UNKNOWN, RecyclingConfig, RecyclingDrafter, template
+from specdec.drafters.calibration import calibration_of
+from specdec.drafters.recycling import UNKNOWN, RecyclingConfig, RecyclingDrafter, template
 from specdec.model.passed import Verified
 from specdec.model.target import Target
 from specdec.session import Session
@@ -15,11 +16,12 @@ from specdec.text import Text
 from specdec.tree import TokenTree
 from tiny import VOCABULARY, tiny_model
 
+RIGHT = calibration_of("recycling").tables["right"]
+
 
 @pytest.mark.parametrize("nodes", [1, 7, 40])
 def test_template_holds_the_likeliest_paths_and_their_parents(nodes):
-    config = RecyclingConfig(ranks=4, length=3, min_prob=1e-9)
-    shape = template(config, nodes)
+    shape = template(RIGHT[:4], 3, nodes, -math.inf)
     every = [
         sum(math.log(RIGHT[rank]) for rank in path)
         for length in (1, 2, 3)
@@ -36,9 +38,9 @@ def test_template_holds_the_likeliest_paths_and_their_parents(nodes):
 
 
 def test_template_ends_where_a_node_is_not_worth_it():
-    kept = template(RecyclingConfig(min_prob=RIGHT[1] - 1e-6, length=2), 99)
+    kept = template(RIGHT, 2, 99, math.log(RIGHT[1] - 1e-6))
     assert [x.tolist() for x in kept.ranks] == [[0, 1], [0]]  # 0.46, 0.13; 0.46 squared
-    assert template(RecyclingConfig(min_prob=1.0), 99).ranks == []
+    assert template(RIGHT, 2, 99, 0.0).ranks == []
 
 
 def state_of(roots):
@@ -131,11 +133,9 @@ def test_settings_out_of_range_are_refused_by_name(change, message):
         RecyclingConfig(**change)
 
 
-def test_table_keeps_no_more_ranks_than_drafts_read():
-    drafter = RecyclingDrafter(vocabulary_size=VOCABULARY)
-    assert drafter.ranks == 2
-    assert RecyclingDrafter(RecyclingConfig(min_prob=1e-6), vocabulary_size=VOCABULARY).ranks == 8
-    assert RecyclingDrafter(RecyclingConfig(min_prob=1e-6), vocabulary_size=3).ranks == 3
+def test_table_keeps_no_more_ranks_than_there_are_tokens():
+    assert RecyclingDrafter(vocabulary_size=VOCABULARY).ranks == 8
+    assert RecyclingDrafter(vocabulary_size=3).ranks == 3
 
 
 def test_table_goes_on_with_a_cache_that_is_handed_on():

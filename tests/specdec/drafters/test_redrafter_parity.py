@@ -1,6 +1,7 @@
 """ReDrafter against the authors' code: beams, trees, verification, rounds and training on their arrays."""
 
 import json
+import math
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from specdec.checkpoints import import_drafter, load_drafter_checkpoint
-from specdec.drafters.redrafter import trace_back
+from specdec.drafters.parts.beams import trace_back
+from specdec.drafters.redrafter import Extent
 from specdec.model.cache import Rows
 from specdec.model.target import Target
 from specdec.session import Session
@@ -61,9 +63,10 @@ def by_tokens(beams, scores):
 @pytest.mark.parametrize("name", SETS)
 def test_beams_and_scores_equal_the_authors(name):
     _, _, _, drafter = golden(name)
-    length = drafter.config.draft_length
+    config = drafter.config
+    extent = Extent(config.beam_width, config.draft_length, -math.inf, 0.0)
     for step in steps_of(name):
-        searched = drafter._search(step["init_tokens"], step["context"], length)
+        searched = drafter._search(step["init_tokens"], step["context"], extent)
         beams, scores = trace_back(searched)
         for row in range(len(beams)):
             ours, our_scores = by_tokens(beams[row], scores[row, :, -1])
@@ -84,7 +87,8 @@ def test_kernel_beams_equal_the_authors(kernel_device, monkeypatch):
 def test_root_distribution_equals_the_authors(name):
     tensors, _, _, drafter = golden(name)
     theirs = tensors["step0/draft_log_probs"]  # [B, M, C-1, V]
-    first = drafter._search(tensors["step0/init_tokens"], tensors["step0/context"], 1)[0]
+    extent = Extent(drafter.config.beam_width, 1, -math.inf, 0.0)
+    first = drafter._search(tensors["step0/init_tokens"], tensors["step0/context"], extent)[0]
     # Column 0 of every beam was drawn from one distribution: that behind the root.
     for row in range(len(first.tokens)):
         expected = theirs[row, 0, 0, first.tokens[row]]
@@ -133,7 +137,8 @@ def test_greedy_rounds_equal_the_authors(name):
     tensors, summary, target, drafter = golden(name)
     steps = list(steps_of(name))
     prompts = tensors["prompt"].tolist()
-    session = Session(target, drafter, max_nodes=summary["beam_width"] * summary["beam_length"])
+    most = summary["beam_width"] * summary["beam_length"]
+    session = Session(target, drafter, max_nodes=most, guard=False)
     gains = [[] for _ in prompts]
     texts = [list(prompt) for prompt in prompts]
     for emitted in session.stream(prompts, max_new_tokens=80):

@@ -8,9 +8,11 @@ import torch
 
 from specdec.datastore.build import build_datastore
 from specdec.datastore.store import Datastore, tokenizer_fingerprint
+from specdec.drafters import Budget
+from specdec.drafters.calibration import calibration_of
 from specdec.drafters.lookup import LookupDrafter
 from specdec.drafters.mixed import MixedDrafter
-from specdec.drafters.rest import ODDS, RestConfig, RestDrafter, new_drafter
+from specdec.drafters.rest import RestConfig, RestDrafter, new_drafter
 from specdec.model.target import Target
 from specdec.session import Session
 from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
@@ -32,7 +34,7 @@ def drafter_of(path, texts, **config):
 
 
 def drafted(drafter, text, depth=10, nodes=63):
-    trie = drafter._trie(text, depth, nodes)
+    trie = drafter._trie(text, Budget(nodes + 1, depth, torch.tensor([depth])))
     paths = []
     for token, parent in zip(trie.tokens.tolist(), trie.parents.tolist(), strict=True):
         paths.append((*paths[parent], token) if parent >= 0 else (token,))
@@ -44,7 +46,8 @@ def test_what_followed_the_longest_match_is_proposed_by_its_share(tmp_path):
     found = drafted(drafter, [8, 2, 3])
     assert set(found) == {(4,), (5,)}
     assert found[4,] / found[5,] == pytest.approx(2)
-    assert found[4,] == pytest.approx(2 * ODDS[1] / (3 * ODDS[1] + 3**0.5))
+    odds = calibration_of("rest").tables["odds"]
+    assert found[4,] == pytest.approx(2 * odds[1] / (3 * odds[1] + 3**0.5))
     assert set(drafted(drafter, [9, 3])) == {(6,)}
 
 

@@ -2,12 +2,14 @@ import pytest
 import torch
 
 from specdec.drafters import Budget, SuffixConfig, SuffixDrafter, load_drafter
-from specdec.drafters.suffix import ODDS
+from specdec.drafters.calibration import calibration_of
 from specdec.model.target import Target
 from specdec.session import Session
 from specdec.state import State
 from specdec.text import Text
 from tiny import library_greedy, random_prompt, tiny_model
+
+ODDS = torch.tensor(calibration_of("suffix").tables["odds"], dtype=torch.float64)
 
 
 def state_of(texts, memory=None):
@@ -51,7 +53,7 @@ def drafted(texts, depth=15, nodes=64, **config):
 def test_longer_and_later_matches_are_likelier():
     (found,) = drafted([[7, 8, 9, 1, 5, 9, 2, 6, 9, 3, 7, 8, 9]], length=1, recency=0.5)
     assert sorted(found, key=found.get, reverse=True) == [(1,), (3,), (2,)]
-    weights = ODDS[2], ODDS[0] / 2, ODDS[0] / 4
+    weights = (ODDS[[2, 0, 0]] / torch.tensor([1, 2, 4])).tolist()
     for token, weight in zip((1, 3, 2), weights, strict=True):
         assert found[token,] == pytest.approx(weight / (sum(weights) + 1), rel=1e-5)
 

@@ -1,0 +1,217 @@
+"""Measuring a cost table: the target's passes behind a short text, and drafts in a few rounds of decoding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import count
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..decode import decode
+from ..drafters.mixed import MixedDrafter
+from ..drafters.protocol import Budget, DraftCost, Drafter, Proposals
+from ..host.progress import Show
+from ..limits import DEFAULT_NODES
+from ..metrics import Metrics
+from ..model.cache import Rows
+from ..model.passed import Verified
+from ..model.target import Target
+from ..pickers import Greedy
+from ..prompts import Prompts
+from ..state import Emitted, State
+from ..text import Text
+from ..tree import Accepted, TokenTree
+from .table import Costs, keep, known_costs, machine_of, name_of, parts_of
+
+NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Of the passes that are timed."""
+PROMPT = 64
+SECONDS = 2.0
+"""Passes are timed for at least so long, and every size twice."""
+# Of slower to faster passes of one size: beyond it something else runs, and the table is not for other days.
+STEADY = 1.25
+# A draft's fixed and step costs are told apart by drafts of one step and of several.
+DEPTHS = (1, 4)
+ROUNDS = 6
+
+
+def costs_of(target: Target, drafter: Drafter) -> Costs:
+    """Return the cost table of a target and a drafter on this machine, measured now where it is not known.
+
+    Args:
+        target: whose passes are timed, about two seconds where a step takes 20 ms. Kept on disk if the machine was
+            steady meanwhile.
+        drafter: whose drafts are timed as well.
+    """
+    threads, kept = torch.get_num_threads(), True
+    known = target.costs.get(threads) or known_costs(target)
+    if known is None:
+        passes = measure_passes(target)
+        known, kept = Costs(passes.points, machine=machine_of(target)), passes.spread < STEADY
+    parts = [part for part in parts_of(drafter) if part.calibration is not None]
+    missing = [part for part in parts if name_of(part) not in known.drafts]
+    if missing:
+        drafts = dict(known.drafts) | measure_drafts(target, missing)
+        known = Costs(known.passes, drafts, known.machine)
+    if known is not target.costs.get(threads) and kept:
+        keep(known, target)
+    target.costs[threads] = known
+    return known
+
+
+def tuned(target: Target, drafter: Drafter, seconds: float, show: Show) -> tuple[Costs, float]:
+    """Measure the table anew, for longer, and keep it; other drafters' times stay. Returns the spread of passes too."""
+    passes = measure_passes(target, seconds, show)
+    known = known_costs(target)
+    drafts = {} if known is None else dict(known.drafts)
+    drafts |= measure_drafts(target, parts_of(drafter), 4 * ROUNDS)
+    costs = Costs(passes.points, drafts, machine_of(target))
+    keep(costs, target)
+    target.costs[torch.get_num_threads()] = costs
+    return costs, passes.spread
+
+
+class Passes(NamedTuple):
+    """Times of passes."""
+
+    points: tuple[tuple[int, float], ...]
+    """Nodes and milliseconds: the lower quartile, as other work on the machine only adds."""
+    spread: float
+    """Of slower to faster passes of one size: the median of upper by lower quartiles."""
+
+
+@torch.inference_mode()
+def measure_passes(target: Target, seconds: float = SECONDS, show: Show | None = None) -> Passes:
+    """Time passes of `NODES` in turn."""
+    prompt = _prompt(target)
+    length = len(prompt)
+    cache = target.new_cache(rows=1, capacity=length, tree_capacity=max(NODES))
+    target.prefill(torch.tensor([prompt], device=target.device), [length], cache)
+    rows = Rows.first(1, target.device)
+    chains = [
+        TokenTree.chain(torch.ones(1, nodes, dtype=torch.int64, device=target.device))
+        for nodes in NODES
+        if length + nodes <= target.position_limit
+    ]
+    times: list[list[float]] = [[] for _ in chains]
+    target.verify(chains[-1], cache, rows)
+    began = time.perf_counter()
+    for turn in count():
+        spent = time.perf_counter() - began
+        if turn > 1 and spent >= seconds:
+            break
+        if show is not None:
+            show("passes", min(ceil(spent), ceil(seconds)), ceil(seconds), "seconds")
+        for chain, found in zip(chains, times, strict=True):
+            _wait(target)
+            start = time.perf_counter()
+            target.verify(chain, cache, rows)
+            _wait(target)
+            found.append(1e3 * (time.perf_counter() - start))
+    low, high = np.quantile(np.array(times), (0.25, 0.75), axis=1, method="nearest")
+    sizes = (chain.tokens.shape[1] for chain in chains)
+    points = tuple(zip(sizes, map(float, low), strict=True))
+    return Passes(points, float(np.median(high / low)))
+
+
+def measure_drafts(
+    target: Target, drafters: Sequence[Drafter], rounds: int = ROUNDS
+) -> dict[str, DraftCost]:
+    """Time drafts of one step and of several, each drafter by itself but all in the same rounds where they can share trees."""
+    if len(drafters) > 1:
+        timed = [Timed(drafter) for drafter in drafters]
+        _decode(target, MixedDrafter(timed), timed, rounds)
+    else:
+        timed = [Timed(drafters[0])]
+        _decode(target, timed[0], timed, rounds)
+    return {name_of(each.drafter): each.cost() for each in timed}
+
+
+class Timed(Drafter):
+    """A drafter whose drafts are timed, together with what it learns from them."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        """Take its place."""
+        self.drafter = drafter
+        self.tap, self.side_nodes = drafter.tap, drafter.side_nodes
+        self.times: list[tuple[float, float]] = []
+        """Steps and milliseconds."""
+
+    def start(self, state: State) -> None:
+        """Start it."""
+        self.drafter.start(state)
+
+    def draft(self, state: State, budget: Budget) -> Proposals:
+        """Time it; with steps of one millisecond, what a draft has spent is how many there were."""
+        budget = budget._replace(costs={self.drafter: DraftCost(0.0, 1.0)})
+        began = time.perf_counter()
+        proposals = self.drafter.draft(state, budget)
+        self.times.append((proposals.spent, 1e3 * (time.perf_counter() - began)))
+        return proposals
+
+    def observe(
+        self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
+    ) -> None:
+        """Add its time to the draft's."""
+        began = time.perf_counter()
+        self.drafter.observe(state, tree, accepted, verified)
+        steps, spent = self.times[-1]
+        self.times[-1] = steps, spent + 1e3 * (time.perf_counter() - began)
+
+    def cost(self) -> DraftCost:
+        """Tell fixed from step costs; the first two drafts have warmed it up."""
+        by_steps: dict[float, list[float]] = {}
+        for steps, spent in self.times[2:]:
+            by_steps.setdefault(steps, []).append(spent)
+        (few, first), (many, last) = (
+            (steps, float(np.median(by_steps[steps]))) for steps in (min(by_steps), max(by_steps))
+        )
+        step = max(0.0, (last - first) / (many - few)) if many > few else 0.0
+        return DraftCost(max(0.0, first - few * step), step)
+
+
+class _Turns:
+    """Budgets without prices, of one step and of several in turn."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+
+    def budget(self, state: State) -> Budget:
+        self.turn += 1
+        depth = min(DEPTHS[self.turn % 2], max(state.remaining) - 1)
+        return Budget(DEFAULT_NODES, depth, state.row_depth, width=4)
+
+    def count(self, proposals: Proposals, tree: TokenTree, emitted: list[Emitted]) -> None:
+        """Nothing is watched."""
+
+
+def _decode(target: Target, drafter: Drafter, timed: list[Timed], rounds: int) -> None:
+    new = (2 + 2 * rounds) * (1 + max(DEPTHS))
+    prompt = _prompt(target)
+    nodes = DEFAULT_NODES + drafter.side_nodes
+    cache = target.new_cache(rows=1, capacity=len(prompt) + new, tree_capacity=nodes)
+    limit = min(new, target.position_limit - len(prompt))
+    text = Text([prompt], [limit], margin=DEFAULT_NODES + 1, device=target.device)
+    state = State(cache, text, eos_token_ids=frozenset())
+    rounds_of = decode(
+        target, drafter, Greedy(), state, Prompts(state), spending=_Turns(), metrics=Metrics()
+    )
+    for _ in rounds_of:
+        if len(timed[0].times) >= 2 + 2 * rounds:
+            break
+
+
+def _prompt(target: Target) -> list[int]:
+    """Make a text that repeats itself now and then, as texts do."""
+    length = max(1, min(PROMPT, target.position_limit // 2))
+    return [(at % 16) ** 2 % target.config.vocab_size for at in range(length)]
+
+
+def _wait(target: Target) -> None:
+    """Wait for what runs on a device of its own."""
+    if target.device.type != "cpu":
+        torch.accelerator.synchronize(target.device)

@@ -1,0 +1,32 @@
+"""What searches with beams have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specdec_kernels import Beams
+
+
+def hopeless(scores: Tensor, least: float) -> bool:
+    """Tell whether beams of log-probabilities `[B, W]` hold less than this probability, on average over rows."""
+    return least > 0 and bool(scores.exp().sum() < least * len(scores))
+
+
+def trace_back(steps: list[Beams]) -> tuple[Tensor, Tensor]:
+    """Follow the final beams back to the root.
+
+    Args:
+        steps: of one beam search, L of them.
+
+    Returns:
+        Tokens `[B, W, L]` int64 and cumulative scores `[B, W, L]` float32, best beam first.
+    """
+    at = torch.arange(steps[-1].tokens.shape[1], device=steps[-1].tokens.device)
+    at = at.expand(len(steps[-1].tokens), -1)
+    tokens, scores = [], []
+    for beams in reversed(steps):
+        tokens.append(beams.tokens.gather(1, at))
+        scores.append(beams.scores.gather(1, at))
+        at = beams.parents.gather(1, at)
+    return torch.stack(tokens[::-1], 2), torch.stack(scores[::-1], 2)
