@@ -32,6 +32,7 @@ NAMES = {
 FREQUENCIES = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 # The authors' code has it as a constant, whatever the target's is.
 AUTHORS_ROPE = 10000.0
+AUTHORS_ETA = 0.6
 
 
 def read_kangaroo(
@@ -135,6 +136,7 @@ def _config(
             exit_layer=exit_layer,
             rms_norm_eps=float(authors.get("rms_norm_eps", 1e-6)),
             rope_theta=rope_theta,
+            eta=AUTHORS_ETA,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(

@@ -83,16 +83,16 @@ class Spending:
         return self._terms[rows]
 
     def _priced(self, rows: int) -> Budget:
-        nothing = torch.empty(0)
+        unknown = torch.zeros(rows, dtype=torch.int64)
         if self.costs is None or self.drafter.calibration is None:
-            return Budget(self.max_nodes or DEFAULT_NODES, 0, nothing)
+            return Budget(self.max_nodes or DEFAULT_NODES, 0, unknown)
         line = self.costs.line
         now = price(line, self.drafter.calibration.rate, rows)
         longer = line.ms(rows) / line.ms(1)
         return Budget(
             self.max_nodes or now.nodes,
             0,
-            nothing,
+            unknown,
             width=now.width,
             node_price=now.node,
             ms_price=now.per_ms,

@@ -3,7 +3,7 @@
 import specdec
 
 
-def generate(model, inputs=None, input_ids=None, drafter="best", **kwargs):
+def generate(model, inputs=None, input_ids=None, drafter="auto", **kwargs):
     """Write what `model.generate` writes, in fewer passes; arguments as in `specdec.generate`."""
     known = {name: value for name, value in kwargs.items() if value is not None}
     return specdec.generate(model, input_ids if inputs is None else inputs, drafter, **known)

@@ -41,7 +41,7 @@ def test_kangaroo_layout_round_trip_is_bit_identical(tmp_path):
     import_drafter(KANGAROO, target, exit_layer=2).write(tmp_path / "ours")
     drafter = load_drafter_checkpoint(tmp_path / "ours", target)
     assert drafter.config == KangarooConfig(
-        hidden_size=64, heads=8, kv_heads=2, head_dim=8, exit_layer=2, rms_norm_eps=1e-6
+        hidden_size=64, heads=8, kv_heads=2, head_dim=8, exit_layer=2, rms_norm_eps=1e-6, eta=0.6
     )
     same = load_file(DATA / "kangaroo" / "gqa.safetensors")
     adapter = "adapter."

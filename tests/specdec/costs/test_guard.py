@@ -1,0 +1,61 @@
+"""When drafting rests: by sums of tokens and table costs, never by a clock."""
+
+import pytest
+
+from specdec.costs.guard import AGAIN, ALLOWED, MOST, Guard
+
+
+def rounds(guard, gains, plain, rows=1):
+    """Count rounds that each take the time of `plain` tokens per row; return which of them rested."""
+    rested = []
+    for gained in gains:
+        rested.append(guard.resting)
+        guard.count(gained * rows, plain * rows, rows)
+    return rested
+
+
+def test_drafting_that_pays_never_rests():
+    guard = Guard()
+    assert not any(rounds(guard, [2, 1, 3] * 50, 1.5))
+    assert guard.rests == [] and guard.lost <= MOST
+
+
+def test_lookups_that_find_nothing_and_cost_next_to_nothing_do_not_rest():
+    assert not any(rounds(Guard(), [1] * 500, 1.015))
+
+
+def test_what_was_gained_before_does_not_pay_for_losses_after():
+    guard = Guard()
+    rounds(guard, [4] * 100, 1.5)
+    assert guard.lost == 0
+    assert any(rounds(guard, [1] * 20, 1.3))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("plain", [1.1, 1.4, 2.0])
+def test_drafting_that_never_pays_costs_a_bounded_share(plain, rows):
+    guard, tokens, lost = Guard(), 2000, 0.0
+    for rested in rounds(guard, [1] * tokens, plain, rows):
+        lost += 0 if rested else plain - 1
+    # What starts it, what tries it again, and the round that goes beyond.
+    assert lost <= MOST + ALLOWED * tokens + plain
+    assert lost < 0.03 * tokens
+
+
+def test_rests_are_rare_trials_apart_and_say_why():
+    guard = Guard()
+    rested = rounds(guard, [1] * 300, 1.5)
+    first = rested.index(True)
+    assert first == 5  # 4 x 0.48 is within bounds, 5 x 0.48 is not
+    assert guard.rests[0] == (5, 5, 7.5)
+    again = rested.index(False, first)
+    assert again - first == pytest.approx((5 * 0.48 - AGAIN) / ALLOWED, abs=1.5)
+    assert len(guard.rests) > 1
+
+
+def test_a_drafter_that_becomes_good_is_found_again():
+    guard = Guard()
+    rounds(guard, [1] * 30, 1.5)
+    assert guard.resting
+    good = rounds(guard, [1] * 80 + [3] * 60, 1.0)
+    assert not good[-1]

@@ -1,0 +1,166 @@
+"""Measuring a cost table, and keeping it."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from every_drafter import DRAFTERS
+from specdec.costs import measure, table
+from specdec.costs.measure import NODES, costs_of, measure_drafts, measure_passes, tuned
+from specdec.costs.table import Costs, costs_file, known_costs, parts_of, read_costs
+from specdec.drafters import PlainDrafter, load_drafter
+from specdec.drafters.protocol import DraftCost
+from specdec.model.target import Target
+from specdec.session import Session
+from tiny import POSITIONS, tiny_model
+
+
+@pytest.fixture
+def target(tmp_path, monkeypatch):
+    """A target whose tables are kept in a folder of this test."""
+    monkeypatch.setattr(table, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(measure, "STEADY", float("inf"))
+    return Target(tiny_model("llama", dtype=torch.float32))
+
+
+def test_passes_of_all_sizes_are_timed(target):
+    passes = measure_passes(target, 0.0)
+    assert [nodes for nodes, _ in passes.points] == list(NODES)
+    assert all(ms > 0 for _, ms in passes.points) and passes.spread >= 1
+
+
+@pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
+def test_drafts_of_every_method_are_timed_and_leave_it_as_it_was(target, make):
+    drafter = make(target)
+    written = Session(target, drafter).generate([[5, 6, 7]], max_new_tokens=12).tokens
+    for part, cost in zip(
+        parts_of(drafter), measure_drafts(target, parts_of(drafter)).values(), strict=False
+    ):
+        assert cost.fixed >= 0 and cost.step >= 0
+        assert part is not None
+    assert Session(target, drafter).generate([[5, 6, 7]], max_new_tokens=12).tokens == written
+
+
+def test_steps_are_told_from_what_a_draft_costs_anyway(target):
+    class Stepping(PlainDrafter):
+        def draft(self, state, budget):
+            now[0] += 5 + 3 * budget.depth
+            return super().draft(state, budget)._replace(spent=budget.spent(self, budget.depth))
+
+    now = [0.0]
+    drafter = Stepping()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure.time, "perf_counter", lambda: now[0] / 1e3)
+        (cost,) = measure_drafts(target, [drafter]).values()
+    assert cost == pytest.approx(DraftCost(5.0, 3.0))
+
+
+def test_a_table_is_measured_once_and_kept_on_disk(target, monkeypatch):
+    timed = Counter()
+
+    def counted(name):
+        real = getattr(measure, name)
+
+        def call(*args, **kwargs):
+            timed[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(measure, name, call)
+
+    counted("measure_passes"), counted("measure_drafts")
+    first = costs_of(target, load_drafter("lookup", target))
+    assert costs_of(target, load_drafter("lookup", target)) is first
+    again = Target(target.model)
+    assert costs_of(again, load_drafter("lookup", again)) == first
+    assert timed == {"measure_passes": 1, "measure_drafts": 1}
+    union = costs_of(again, load_drafter("lookup+suffix", again))
+    assert union.passes == first.passes and set(union.drafts) == {"lookup", "suffix"}
+    assert union.drafts["lookup"] == first.drafts["lookup"]
+    assert timed == {"measure_passes": 1, "measure_drafts": 2}
+    kept = read_costs(costs_file(target))
+    assert kept == union and kept.machine["dtype"] == "float32"
+
+
+def test_threads_and_dtypes_have_tables_of_their_own(target):
+    threads = torch.get_num_threads()
+    files = {costs_file(target), costs_file(Target(tiny_model("llama", dtype=torch.float64)))}
+    try:
+        torch.set_num_threads(threads + 1)
+        files.add(costs_file(target))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(files) == 3
+
+
+def test_a_busy_machines_table_is_not_kept_for_other_days(target, monkeypatch):
+    monkeypatch.setattr(measure, "STEADY", 0.0)
+    costs = costs_of(target, load_drafter("lookup", target))
+    assert not costs_file(target).exists()
+    assert costs_of(target, load_drafter("lookup", target)) is costs
+
+
+def test_a_damaged_table_is_measured_anew(target):
+    costs_of(target, load_drafter("lookup", target))
+    costs_file(target).write_text("{")
+    assert known_costs(target) is None
+    costs_of(Target(target.model), load_drafter("lookup", target))
+    assert known_costs(target) is not None
+
+
+def test_a_folder_that_cannot_be_written_to_stops_nothing(target, tmp_path, monkeypatch):
+    (tmp_path / "costs").write_text("in the way")
+    assert costs_of(target, load_drafter("lookup", target)).drafts
+
+
+def test_tuning_replaces_the_table_and_keeps_other_drafters(target):
+    costs_of(target, load_drafter("suffix", target))
+    told = []
+    costs, spread = tuned(
+        target, load_drafter("lookup", target), 0.05, lambda *said: told.append(said)
+    )
+    assert set(costs.drafts) == {"suffix", "lookup"} and spread >= 1 and told
+    assert known_costs(target) == costs == costs_of(target, load_drafter("lookup", target))
+
+
+def test_short_models_are_timed_as_far_as_they_reach(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "cache_folder", lambda: tmp_path)
+    model = tiny_model.__wrapped__("llama", dtype=torch.float32)
+    model.config.max_position_embeddings = 40
+    short = Target(model)
+    assert POSITIONS > 40 == short.position_limit
+    assert [nodes for nodes, _ in measure_passes(short, 0.0).points] == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert costs_of(short, load_drafter("lookup", short)).drafts
+
+
+def test_tables_are_saved_and_read(tmp_path):
+    costs = Costs(((1, 2.5), (8, 3.0)), {"lookup": DraftCost(0.25, 0.0)}, {"threads": "2"})
+    costs.save(tmp_path / "costs.json")
+    assert read_costs(tmp_path / "costs.json") == costs
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"passes": [[1, 2.0]], "drafts": {}, "machine": {}},
+        {"passes": [[1, 2.0], [1, 3.0]], "drafts": {}, "machine": {}},
+        {"passes": [[1, 0.0], [8, 3.0]], "drafts": {}, "machine": {}},
+        {"passes": [[1, "2"], [8, 3.0]], "drafts": {}, "machine": {}},
+        {"passes": [[1, 2.0], [8, 3.0]], "drafts": {"lookup": {"fixed": -1, "step": 0}}, "machine": {}},
+        {"passes": [[1, 2.0], [8, 3.0]], "drafts": [], "machine": {}},
+        {"passes": [[1, 2.0], [8, float("inf")]], "drafts": {}, "machine": {}},
+    ],
+)  # fmt: skip
+def test_what_is_no_table_is_refused_by_its_name(tmp_path, content):
+    (tmp_path / "costs.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"costs: expected a cost table in .*costs\.json, got"):
+        read_costs(tmp_path / "costs.json")
+
+
+def test_a_table_without_the_drafter_is_refused(target):
+    costs = Costs(((1, 2.5), (8, 3.0)), {"lookup": DraftCost(0.25, 0.0)})
+    with pytest.raises(ValueError, match="costs: expected times of suffix, got a table of lookup"):
+        Session(target, "lookup+suffix", costs=costs).generate([[1, 2]], max_new_tokens=2)
