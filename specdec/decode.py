@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from specdec_kernels import accept_tree, pack_tree
 from specdec_kernels.dispatch import host_may_look
 from specdec_kernels.pack_tree import MAX_PROPOSALS
 
+from .costs.spending import Spending
 from .drafters.protocol import Budget, Drafter, Proposals
 from .metrics import Metrics
 from .model.cache import Rows
@@ -23,18 +23,6 @@ from .state import Emitted, State
 from .tree import Accepted, TokenTree
 
 
-class Budgets(Protocol):
-    """Decides how much is drafted."""
-
-    def budget(self, state: State) -> Budget:
-        """Say how much the next round may draft."""
-        ...
-
-    def count(self, proposals: Proposals, tree: TokenTree, emitted: list[Emitted]) -> None:
-        """Hear what a round has brought."""
-        ...
-
-
 @torch.inference_mode()
 def decode(
     target: Target,
@@ -43,7 +31,7 @@ def decode(
     state: State,
     prompts: Prompts,
     *,
-    spending: Budgets,
+    spending: Spending,
     metrics: Metrics,
     on_round: OnRound | None = None,
 ) -> Iterator[list[Emitted]]:

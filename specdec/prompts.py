@@ -45,7 +45,7 @@ class Prompts:
         if cache.places is not None:
             cache.places.give(rows, free[: len(rows)])
         state.begin(Rows.of(rows, device))
-        if self.begun:  # what others have left
+        if self.begun:
             cache.clear(state.rows)
         first = {row // self.copies: row for row in reversed(rows)}
         reading = Rows.of([row for row in rows if first[row // self.copies] == row], device)

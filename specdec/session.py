@@ -297,7 +297,9 @@ class Session:
         """Return the session's cache if this target, as it is now, and this drafter have read its texts."""
         cache = self.cache
         reader = (self.target, self.drafter, self.target.changes)
-        if cache is None or cache.made_for != reader or cache.shared or cache.places:
+        if cache is None or cache.made_for != reader or cache.shared is not None:
+            return None
+        if cache.places is not None:
             return None
         return cache if len(texts) == len(cache.texts) else None
 

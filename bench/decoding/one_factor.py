@@ -23,7 +23,7 @@ from rich.progress import track
 from bench import ROOT
 from specdec import Session, load_drafter, load_target
 from specdec.drafters import Drafter, Proposals
-from specdec.drafters.calibration import Calibration
+from specdec.drafters.parts.calibration import Calibration
 from specdec.drafters.protocol import Budget
 from specdec.evaluate.benchmark import chat_prompts, describe_machine
 from specdec.evaluate.questions import read_questions

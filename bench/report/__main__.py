@@ -37,6 +37,7 @@ from bench.report.pages import DOCS, README, fill, machine_line
 from bench.report.sampling import batches_table, coupled_table, equality_table, speed_table
 from bench.report.second import second_model_page
 from bench.report.self_text import value_table, writing_table
+from bench.report.settings.replay import draw_settings, replay_tables
 from bench.report.steps import kinds_table, steps_table
 from bench.report.training import PICTURE, draw_training, sizes_table, training_table
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
@@ -60,6 +61,7 @@ def main() -> None:
     report_launches()
     report_compat()
     report_sampling()
+    report_settings()
     measured = {"ops": ops_page(RESULTS, DOCS), "gpu": gpu_page(RESULTS / "gpu")}
     fill(DOCS / "benchmarks.md", measured)
 
@@ -174,6 +176,14 @@ def report_sampling() -> None:
         fill(DOCS / "sampling.md", {"coupled": coupled_table(result)})
     if compared.exists():
         fill(DOCS / "sampling.md", {"equality": equality_table(load(compared))})
+
+
+def report_settings() -> None:
+    replayed = RESULTS / "replay.json"
+    if replayed.exists():
+        result = load(replayed)
+        draw_settings(result, DOCS / "settings.png")
+        fill(DOCS / "settings.md", replay_tables(result))
 
 
 def report_architectures() -> None:

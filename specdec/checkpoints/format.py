@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..drafters.calibration import calibration_in
 from ..drafters.methods import METHODS, drafter_file, method_of
+from ..drafters.parts.calibration import calibration_in
 from ..drafters.parts.redrafter_model import check_draft_vocabulary
 from ..drafters.protocol import Drafter
 from ..host.json_files import read_json

@@ -44,6 +44,7 @@ def bench(
     turns: Annotated[int, typer.Option(help="Most turns of a question.", callback=between(1))] = 1,
     max_new_tokens: NewTokensOption = 128,
     max_nodes: NodesOption = None,
+    costs: CostsOption = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -52,7 +53,6 @@ def bench(
             callback=between(1),
         ),
     ] = None,
-    costs: CostsOption = None,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -89,7 +89,7 @@ def bench(
     asked = chat_prompts(target.tokenizer, questions, turns)
     count = sum(len(question.turns[:turns]) for question in questions)
     result = compare_methods(
-        target, choice, asked, names, max_new_tokens, max_nodes, count, table, batch
+        target, choice, asked, names, max_new_tokens, max_nodes, count, batch, table
     )
     if json_file is not None:
         with whole_file(json_file) as scratch:

@@ -67,7 +67,7 @@ def calibrate(
     from ..costs.measure import costs_of
     from ..costs.table import read_costs
     from ..drafters import load_drafter
-    from ..drafters.calibration import CALIBRATION
+    from ..drafters.parts.calibration import CALIBRATION
     from ..evaluate.benchmark import chat_prompts, check_questions
     from ..evaluate.calibrate import calibrate as measured
     from .loading import ModelChoice

@@ -27,8 +27,8 @@ def compare_methods(
     max_new_tokens: int,
     max_nodes: int | None,
     count: int = 1,
-    costs: Costs | None = None,
     batch: int | None = None,
+    costs: Costs | None = None,
 ) -> Benchmark:
     """Run methods on `count` prompts, show how far it is and what came out; `batch` as in `run_benchmark`."""
     methods = list(dict.fromkeys([PLAIN, *methods]))

@@ -25,6 +25,7 @@ from ..prompts import Prompts
 from ..state import Emitted, State
 from ..text import Text
 from ..tree import Accepted, TokenTree
+from .spending import Spending
 from .table import Costs, keep, known_costs, machine_of, name_of, parts_of
 
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -87,10 +88,10 @@ class Passes(NamedTuple):
 @torch.inference_mode()
 def measure_passes(target: Target, seconds: float = SECONDS, show: Show | None = None) -> Passes:
     """Time passes of `NODES` in turn."""
-    prompt = _prompt(target)
-    length = len(prompt)
+    prompt = torch.tensor([_prompt(target)], device=target.device)
+    length = prompt.shape[1]
     cache = target.new_cache(rows=1, capacity=length, tree_capacity=max(NODES))
-    target.prefill(torch.tensor([prompt], device=target.device), [length], cache)
+    target.prefill(prompt, [length], cache)
     rows = Rows.first(1, target.device)
     chains = [
         TokenTree.chain(torch.ones(1, nodes, dtype=torch.int64, device=target.device))
@@ -174,11 +175,10 @@ class Timed(Drafter):
         return DraftCost(max(0.0, first - few * step), step)
 
 
-class _Turns:
+class _Turns(Spending):
     """Budgets without prices, of one step and of several in turn."""
 
-    def __init__(self) -> None:
-        self.turn = 0
+    turn = 0
 
     def budget(self, state: State) -> Budget:
         self.turn += 1
@@ -191,14 +191,14 @@ class _Turns:
 
 def _decode(target: Target, drafter: Drafter, timed: list[Timed], rounds: int) -> None:
     new = (2 + 2 * rounds) * (1 + max(DEPTHS))
-    prompt = _prompt(target)
-    nodes = DEFAULT_NODES + drafter.side_nodes
-    cache = target.new_cache(rows=1, capacity=len(prompt) + new, tree_capacity=nodes)
+    prompt, nodes = _prompt(target), DEFAULT_NODES + drafter.side_nodes
     limit = min(new, target.position_limit - len(prompt))
+    cache = target.new_cache(rows=1, capacity=len(prompt) + limit, tree_capacity=nodes)
     text = Text([prompt], [limit], margin=DEFAULT_NODES + 1, device=target.device)
     state = State(cache, text, eos_token_ids=frozenset())
+    turns = _Turns(drafter, None, layers=1)
     rounds_of = decode(
-        target, drafter, Greedy(), state, Prompts(state), spending=_Turns(), metrics=Metrics()
+        target, drafter, Greedy(), state, Prompts(state), spending=turns, metrics=Metrics()
     )
     for _ in rounds_of:
         if len(timed[0].times) >= 2 + 2 * rounds:
@@ -206,7 +206,7 @@ def _decode(target: Target, drafter: Drafter, timed: list[Timed], rounds: int) -
 
 
 def _prompt(target: Target) -> list[int]:
-    """Make a text that repeats itself now and then, as texts do."""
+    """Make a text that repeats itself, as texts do now and then."""
     length = max(1, min(PROMPT, target.position_limit // 2))
     return [(at % 16) ** 2 % target.config.vocab_size for at in range(length)]
 

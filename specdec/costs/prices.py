@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 from .line import CostLine
 
-# The n-th best node of a tree is right in about 1.6 / n^1.5 of all rounds (n from 2 to 40, default model). Replays wrote fastest
-# with room for nodes that are right a little less often than that pays for, because thresholds leave many places empty: from
-# 2 to 2.5 rates differ by 1 %, with 1.6 or 4 single rows or batches are 2 to 7 % slower.
+# The n-th best node of a tree is right in about WORTH / n^FALL of all rounds: the 8th in 10 %, the 16th in 4 %, the 32nd in 1 %
+# (docs/settings.md). From 2 to 2.5 replayed rates differ by 1 to 2 %; with 1.6 single rows are 2 % slower, with 4 batches 5 to 6 %.
 WORTH, FALL = 2.25, 1.5
-# A root and its likeliest child always have their place; more than 64 nodes gained nothing even where they were almost free.
+# A root and its likeliest child always have their place; the 60th best node is right in 0.2 % of rounds.
 LEAST_NODES, MOST_NODES = 2, 64
-# A quarter of a tree's nodes were enough beams where nodes were almost free; fewer than 4 cost batches a percent.
+# Where nodes are almost free the best of all fixed settings had 8 beams; fewer than 4 cost batches up to a percent.
 LEAST_WIDTH, MOST_WIDTH = 4, 8
 
 
@@ -58,7 +57,7 @@ def price(line: CostLine, rate: float, rows: int) -> Price:
 
 def _nodes(line: CostLine, per_ms: float, rows: int) -> int:
     """Count the nodes per row whose last one still pays, at so many tokens per row and millisecond."""
-    paid = MOST_NODES * 1.0
+    paid = float(MOST_NODES)
     if line.slope:
         # One more place in every row takes `rows * slope` ms: WORTH / n^FALL tokens are to pay for it.
         paid = (WORTH / (per_ms * rows * line.slope)) ** (1 / FALL)

@@ -23,7 +23,7 @@ from ..model.cpu_linear import prepack_linears
 from ..model.passed import Shallow, Tap
 from ..model.target import Target
 from ..state import State
-from .calibration import Calibration, calibration_of
+from .parts.calibration import Calibration, calibration_of
 from .parts.redrafter_model import check_draft_vocabulary
 from .protocol import Budget, Drafter, Proposals
 

@@ -29,7 +29,7 @@ from ..model.target import Target
 from ..sampling import most_likely
 from ..state import State
 from ..tree import Accepted, TokenTree
-from .calibration import Calibration, calibration_of
+from .parts.calibration import Calibration, calibration_of
 from .parts.lookahead_window import LookaheadConfig, Row, Windows, level_sizes, window
 from .protocol import Budget, Drafter, Proposals
 

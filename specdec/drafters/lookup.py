@@ -19,7 +19,7 @@ from specdec_kernels import beam_parents
 
 from ..model.target import Target
 from ..state import State
-from .calibration import Calibration, calibration_of
+from .parts.calibration import Calibration, calibration_of
 from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
 

@@ -10,7 +10,7 @@ from ..model.cache import Rows
 from ..model.passed import Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
-from .calibration import together
+from .parts.calibration import together
 from .protocol import Budget, Drafter, Proposals
 
 

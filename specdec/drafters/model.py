@@ -27,8 +27,8 @@ from ..load import follow_changes, load_target
 from ..model.cache import Rows
 from ..model.target import Target
 from ..state import State
-from .calibration import Calibration, calibration_of
 from .parts.beams import hopeless
+from .parts.calibration import Calibration, calibration_of
 from .parts.coupling import CANDIDATES, coupled
 from .parts.model_reader import Reader
 from .parts.ranges import check_between

@@ -14,7 +14,7 @@ from ..model.cache import Rows
 from ..model.passed import Shallow, SideNodes, Tap, Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
-from .calibration import Calibration
+from .parts.calibration import Calibration
 
 
 class DraftCost(NamedTuple):

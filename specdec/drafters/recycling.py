@@ -24,7 +24,7 @@ from ..model.passed import Verified
 from ..model.target import Target
 from ..state import State
 from ..tree import Accepted, TokenTree
-from .calibration import Calibration, calibration_of
+from .parts.calibration import Calibration, calibration_of
 from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals
 

@@ -33,8 +33,8 @@ from ..model.cpu_linear import prepack_linears
 from ..model.model_state import check_plain
 from ..model.target import Target
 from ..state import State
-from .calibration import Calibration, calibration_of
 from .parts.beams import hopeless, trace_back
+from .parts.calibration import Calibration, calibration_of
 from .parts.coupling import CANDIDATES, coupled
 from .parts.redrafter_model import ReDrafterConfig, ReDrafterModel
 from .protocol import Budget, Drafter, Proposals

@@ -16,7 +16,7 @@ from ..datastore.order import CONTEXT
 from ..datastore.store import Datastore
 from ..model.target import Target
 from ..state import State
-from .calibration import Calibration, calibration_of
+from .parts.calibration import Calibration, calibration_of
 from .parts.continuations import Trie, proposals_of
 from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals

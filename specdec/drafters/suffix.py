@@ -18,7 +18,7 @@ from ..datastore.growing import GrowingIndex, KnownText
 from ..model.cache import Rows
 from ..model.target import Target
 from ..state import State
-from .calibration import Calibration, calibration_of
+from .parts.calibration import Calibration, calibration_of
 from .parts.continuations import Trie, proposals_of
 from .parts.ranges import check_between, check_shares
 from .protocol import Budget, Drafter, Proposals

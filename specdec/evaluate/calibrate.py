@@ -13,8 +13,8 @@ from typing import Any
 
 from ..costs.table import Costs
 from ..drafters import Drafter, load_drafter
-from ..drafters.calibration import Calibration
 from ..drafters.methods import METHODS
+from ..drafters.parts.calibration import Calibration
 from ..model.target import Target
 from ..observer import Round, VerifiedTree
 from ..session import Session, end_tokens

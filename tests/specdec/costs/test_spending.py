@@ -9,8 +9,8 @@ from specdec.costs.guard import Guard
 from specdec.costs.prices import price
 from specdec.costs.table import Costs
 from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, Proposals, load_drafter
-from specdec.drafters.calibration import Calibration
 from specdec.drafters.lookup import LookupConfig
+from specdec.drafters.parts.calibration import Calibration
 from specdec.drafters.protocol import Budget, DraftCost
 from specdec.huggingface.generate import generate
 from specdec.model.target import Target

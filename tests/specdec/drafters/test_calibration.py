@@ -7,8 +7,8 @@ import pytest
 from checkpoint_parts import redrafter, tiny_target
 from specdec.checkpoints import save_drafter
 from specdec.drafters import load_drafter
-from specdec.drafters.calibration import CALIBRATION, Calibration, calibrations, together
 from specdec.drafters.methods import METHODS
+from specdec.drafters.parts.calibration import CALIBRATION, Calibration, calibrations, together
 from specdec.evaluate.calibrate import Scores
 from specdec.observer import VerifiedTree
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from specdec.drafters import Budget, LookupConfig, LookupDrafter, load_drafter
-from specdec.drafters.calibration import calibration_of
 from specdec.drafters.lookup import matches
 from specdec.drafters.mixed import MixedDrafter
+from specdec.drafters.parts.calibration import calibration_of
 from specdec.model.target import Target
 from specdec.state import State
 from specdec.text import Text

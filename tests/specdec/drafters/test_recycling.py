@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specdec.drafters import Budget
-from specdec.drafters.calibration import calibration_of
+from specdec.drafters.parts.calibration import calibration_of
 from specdec.drafters.recycling import UNKNOWN, RecyclingConfig, RecyclingDrafter, template
 from specdec.model.passed import Verified
 from specdec.model.target import Target

@@ -9,9 +9,9 @@ import torch
 from specdec.datastore.build import build_datastore
 from specdec.datastore.store import Datastore, tokenizer_fingerprint
 from specdec.drafters import Budget
-from specdec.drafters.calibration import calibration_of
 from specdec.drafters.lookup import LookupDrafter
 from specdec.drafters.mixed import MixedDrafter
+from specdec.drafters.parts.calibration import calibration_of
 from specdec.drafters.rest import RestConfig, RestDrafter, new_drafter
 from specdec.model.target import Target
 from specdec.session import Session

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from specdec.drafters import Budget, SuffixConfig, SuffixDrafter, load_drafter
-from specdec.drafters.calibration import calibration_of
+from specdec.drafters.parts.calibration import calibration_of
 from specdec.model.target import Target
 from specdec.session import Session
 from specdec.state import State

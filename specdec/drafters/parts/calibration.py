@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..host.json_files import read_json
+from ...host.json_files import read_json
 
 CALIBRATION = "calibration.json"
-FILE = Path(__file__).with_name("calibrations.json")
+FILE = Path(__file__).parents[1] / "calibrations.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Tables and the picture of settings that are computed."""
