@@ -46,10 +46,10 @@ def test_rests_are_rare_trials_apart_and_say_why():
     guard = Guard()
     rested = rounds(guard, [1] * 300, 1.5)
     first = rested.index(True)
-    assert first == 5  # 4 x 0.48 is within bounds, 5 x 0.48 is not
-    assert guard.rests[0] == (5, 5, 7.5)
+    assert first == 4  # 3 x 0.485 is within bounds, 4 x 0.485 is not
+    assert guard.rests[0] == (4, 4, 6.0)
     again = rested.index(False, first)
-    assert again - first == pytest.approx((5 * 0.48 - AGAIN) / ALLOWED, abs=1.5)
+    assert again - first == pytest.approx((4 * 0.485 - AGAIN) / ALLOWED, abs=1.5)
     assert len(guard.rests) > 1
 
 
