@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..costs.table import Costs
 
 # Columns of the plot.
-WIDTH = 40
+WIDTH = 36
 
 
 def tune(
