@@ -88,11 +88,12 @@ def walk(
             rounds[live] = settings(live)
         resting = guarded and guard.resting
         how = Round(None) if resting else rounds[live]
-        tokens, ms = written.tokens, written.ms
+        tokens, nodes, ms = written.tokens, written.nodes, written.ms
         _round(positions, table, how, batch, written)
         written.rested += resting
         plain = live * (written.ms - ms) / line.ms(live)
-        guard.count(written.tokens - tokens, plain, live)
+        drafted = written.nodes - nodes > live
+        guard.count(written.tokens - tokens, plain, live, drafted=drafted)
         batch = [row for row in batch if row[0] < row[1]]
     return written
 
