@@ -145,7 +145,7 @@ def test_the_pages_tables_are_made_of_the_result(tmp_path):
     rows = {name: sum(line.startswith("|") for line in text.splitlines()) for name, text in tables.items()}  # fmt: skip
     assert rows["replay-single"] == rows["replay-prices"] == 2 + 4
     assert rows["replay-batches"] == 2 + 16
-    assert rows["replay-disturbed"] == 2 + 6
+    assert rows["replay-disturbed"] == 2 + 7
     assert "aims are met" in tables["replay-gates"]
     draw_settings(result, tmp_path / "settings.png")
     assert (tmp_path / "settings.png").stat().st_size > 10_000
