@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         save_drafter,
     )
     from .layout import Layout
+    from .public import load_folder, method_in
     from .target_facts import TargetFacts
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "export_drafter",
     "import_drafter",
     "load_drafter_checkpoint",
+    "load_folder",
+    "method_in",
     "read_description",
     "save_checkpoint",
     "save_drafter",
@@ -44,6 +47,7 @@ __getattr__, __dir__ = lazily(
             "save_drafter",
         ],
         "layout": ["Layout"],
+        "public": ["load_folder", "method_in"],
         "target_facts": ["TargetFacts"],
     },
 )

@@ -164,7 +164,8 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
         folder: with `config.json` and `model.safetensors`.
         target: the model that it was made for.
         settings: how to draft, where it shall differ from what was saved: for ReDrafter `beam_width`,
-            `draft_length`, `keep`, `min_prob`, `min_step_prob` and `top_rule`, for Kangaroo `eta` and `gamma`.
+            `draft_length`, `keep`, `min_prob`, `min_step_prob` and `top_rule`, for Kangaroo `eta` and `gamma`, for EAGLE-3
+            `depth`, `width`, `min_prob` and `min_step_prob`.
 
     Returns:
         The drafter, in the target's dtype and on its device.
@@ -174,27 +175,47 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
             another one than the checkpoint's; if a setting is unknown or out of range.
     """
     description = read_description(folder)
-    renamed = METHODS[description.method].renamed
+    config = replace(description.drafter, **settings_of(description.method, settings))
+    description.target.check(target)
+    return join_weights(folder, config, read_weights(folder, description), target)
+
+
+def settings_of(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a trained method by their names of today; raise ValueError for one that it has not."""
+    renamed = METHODS[method].renamed
     for old in settings.keys() & renamed.keys():
         warnings.warn(
             f"{old}: expected its new name, {renamed[old]}; the old one goes with the next release",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         settings[renamed[old]] = settings.pop(old)
     for name in settings:
-        if name not in (known := METHODS[description.method].settings):
+        if name not in (known := METHODS[method].settings):
             raise ValueError(f"{name}: expected one of the settings {', '.join(known)}")
-    config = replace(description.drafter, **settings)
-    description.target.check(target)
-    weights = read_weights(folder, description)
-    module = _new_module(folder, description.drafter, weights, description.target.vocab_size)
+    return settings
+
+
+def join_weights(
+    folder: Path, config: DrafterConfig, weights: dict[str, Tensor], target: Target
+) -> Drafter:
+    """Join weights under our names to their target.
+
+    Args:
+        folder: they were read from, perhaps with a calibration.
+        config: the drafter's.
+        weights: all of it.
+        target: the model that they were made for.
+
+    Raises:
+        ValueError: if weights are not those of the configuration, do not fit the target, or the calibration is damaged.
+    """
+    method = method_of(config)
+    module = _new_module(folder, config, weights, target.config.vocab_size)
     own = module.state_dict()
     module.load_state_dict({name: weights[name] for name in own}, assign=True)
-    joined: Drafter = drafter_file(description.method).join(
-        target, config, module, weights.get(VOCABULARY)
-    )
-    if (calibration := calibration_in(folder, description.method)) is not None:
+    joined: Drafter = drafter_file(method).join(target, config, module, weights.get(VOCABULARY))
+    if (calibration := calibration_in(folder, method)) is not None:
         joined.calibration = calibration
     return joined
 

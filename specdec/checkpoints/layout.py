@@ -11,3 +11,5 @@ class Layout(StrEnum):
     own = "own"
     apple = "apple"
     kangaroo = "kangaroo"
+    eagle3 = "eagle3"
+    speculators = "speculators"

@@ -25,6 +25,7 @@ from .options import (
     above,
     between,
     home,
+    numbers,
 )
 from .terminal import help_alone, messages
 
@@ -72,7 +73,7 @@ VocabularyOption = Annotated[
 EpochsOption = Annotated[int, typer.Option(help="Passes over the data.", callback=between(1))]
 BatchOption = Annotated[
     int,
-    typer.Option(help="Positions (ReDrafter) or texts (Kangaroo) a step.", callback=between(1)),
+    typer.Option(help="Positions (ReDrafter) or texts (the others) a step.", callback=between(1)),
 ]
 RateOption = Annotated[float, typer.Option(help="Peak learning rate.", callback=above(0))]
 SeedOption = Annotated[
@@ -238,6 +239,67 @@ def kangaroo(
     _train(target, config, data, run, out, recipe, features, layers)
 
 
+@app.command(help=f"Train {METHODS['eagle3'].help}.")
+def eagle3(
+    data: DataArgument,
+    out: OutOption,
+    run: RunOption,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Layers that it reads, by commas; a low, a middle and a high one if not given."
+        ),
+    ] = "",
+    intermediate_size: Annotated[
+        int | None,
+        typer.Option(help="Of its MLP; the target's if not given.", callback=between(1, 262144)),
+    ] = None,
+    depth: Annotated[
+        int, typer.Option(help="Most tokens of a draft.", callback=between(1, 16))
+    ] = 6,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            help="Beams, when it drafts; what pays if not given.", callback=between(1, 16)
+        ),
+    ] = None,
+    draft_vocabulary: VocabularyOption = 8192,
+    epochs: EpochsOption = 4,
+    batch: BatchOption = 8,
+    learning_rate: RateOption = 1e-3,
+    held_out: HeldOutOption = 24,
+    seed: SeedOption = 0,
+    features: FeaturesOption = None,
+    exit_layers: ExitsOption = "",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train an EAGLE-3 by training-time test."""
+    further = _check_arguments(data, out, run, features, exit_layers)
+    named = tuple(numbers("layers", layers)) or None
+
+    from ..drafters.eagle3 import Eagle3Config
+    from ..train.loop import Schedule
+    from ..train.run import Recipe
+    from .loading import ModelChoice
+
+    recipe = Recipe(
+        Schedule(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed),
+        draft_vocabulary=draft_vocabulary or None,
+        held_out=held_out,
+    )
+    target = ModelChoice.of(
+        model, revision, trust_remote_code, dtype=DType.bfloat16, device=device, threads=threads
+    ).target()
+    config = Eagle3Config.beside(
+        target.config, named, intermediate_size=intermediate_size, depth=depth, width=width
+    )
+    _train(target, config, data, run, out, recipe, features, further)
+
+
 def _check_arguments(
     data: list[Path], out: Path, run: Path, features: Path | None, exit_layers: str
 ) -> list[int]:
@@ -248,10 +310,7 @@ def _check_arguments(
     for folder, name in ((out, "out"), (run, "run"), (features, "features")):
         if folder is not None:
             check_folder(folder, name)
-    try:
-        return [int(layer) for layer in exit_layers.split(",") if layer]
-    except ValueError as error:
-        raise ValueError(f"exit_layers: expected numbers by commas, got {exit_layers!r}") from error
+    return numbers("exit_layers", exit_layers)
 
 
 def _train(

@@ -139,6 +139,7 @@ class Timed(Drafter):
         """Take its place."""
         self.drafter = drafter
         self.tap, self.side_nodes = drafter.tap, drafter.side_nodes
+        self.listener = drafter.listener
         self.times: list[tuple[float, float]] = []
         """Steps and milliseconds."""
 
@@ -192,6 +193,8 @@ class _Turns(Spending):
 def _decode(target: Target, drafter: Drafter, timed: list[Timed], rounds: int) -> None:
     new = (2 + 2 * rounds) * (1 + max(DEPTHS))
     prompt, nodes = _prompt(target), DEFAULT_NODES + drafter.side_nodes
+    if drafter.listener is not None:
+        nodes = max(nodes, drafter.listener.nodes)
     limit = min(new, target.position_limit - len(prompt))
     cache = target.new_cache(rows=1, capacity=len(prompt) + limit, tree_capacity=nodes)
     text = Text([prompt], [limit], margin=DEFAULT_NODES + 1, device=target.device)

@@ -83,6 +83,11 @@ METHODS = {
         trained=True,
         alone=True,
     ),
+    "eagle3": Method(
+        "an EAGLE-3, a decoder layer that reads several of the target's layers, by training-time test",
+        settings=("depth", "width", "min_prob", "min_step_prob"),
+        trained=True,
+    ),
 }
 
 
