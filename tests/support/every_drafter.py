@@ -9,6 +9,7 @@ import torch
 from specdec.datastore.build import build_datastore
 from specdec.datastore.store import Datastore
 from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter, SuffixDrafter
+from specdec.drafters.eagle3 import Eagle3Config, Eagle3Drafter, new_module
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter
 from specdec.drafters.model import ModelConfig, ModelDrafter
@@ -72,6 +73,24 @@ def lean_kangaroo(target):
     return kangaroo(target, torch.arange(0, VOCABULARY, 3))
 
 
+def eagle3(target, vocabulary=None, **settings):
+    """Reads all layers of a tiny model but the first."""
+    torch.manual_seed(4)
+    settings = {"depth": 3, "width": 3, "min_prob": 0, "min_step_prob": 0} | settings
+    config = Eagle3Config(
+        target.config.hidden_size, intermediate_size=40, heads=4, kv_heads=2, head_dim=16,
+        layers=tuple(range(1, len(target.layer_types))), **settings,
+    )  # fmt: skip
+    model = new_module(config, VOCABULARY, vocabulary).requires_grad_(False)
+    return Eagle3Drafter(target, config, model, vocabulary)
+
+
+def lean_eagle3(target):
+    """Beside what needs no training, and with a head of some tokens."""
+    drafter = eagle3(target, torch.arange(1, VOCABULARY, 2), depth=4, norm_residual=True)
+    return MixedDrafter([drafter, LookupDrafter(), lookahead(target)])
+
+
 def mixed(target):
     return MixedDrafter([redrafter(target), LookupDrafter()])
 
@@ -106,6 +125,6 @@ def own_model(target):
 
 # Each training-free method is in one of the unions.
 DRAFTERS = [
-    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, training_free, all_training_free,
-    own_model,
+    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, eagle3, lean_eagle3, mixed, training_free,
+    all_training_free, own_model,
 ]  # fmt: skip
