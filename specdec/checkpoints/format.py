@@ -177,7 +177,9 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
     description = read_description(folder)
     config = replace(description.drafter, **settings_of(description.method, settings))
     description.target.check(target)
-    return join_weights(folder, config, read_weights(folder, description), target)
+    return join_weights(
+        folder, description.drafter, config, read_weights(folder, description), target
+    )
 
 
 def settings_of(method: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -197,21 +199,26 @@ def settings_of(method: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def join_weights(
-    folder: Path, config: DrafterConfig, weights: dict[str, Tensor], target: Target
+    folder: Path,
+    saved: DrafterConfig,
+    config: DrafterConfig,
+    weights: dict[str, Tensor],
+    target: Target,
 ) -> Drafter:
     """Join weights under our names to their target.
 
     Args:
         folder: they were read from, perhaps with a calibration.
-        config: the drafter's.
+        saved: the configuration that lies beside them.
+        config: the same but for how to draft.
         weights: all of it.
         target: the model that they were made for.
 
     Raises:
         ValueError: if weights are not those of the configuration, do not fit the target, or the calibration is damaged.
     """
-    method = method_of(config)
-    module = _new_module(folder, config, weights, target.config.vocab_size)
+    method = method_of(saved)
+    module = _new_module(folder, saved, weights, target.config.vocab_size)
     own = module.state_dict()
     module.load_state_dict({name: weights[name] for name in own}, assign=True)
     joined: Drafter = drafter_file(method).join(target, config, module, weights.get(VOCABULARY))

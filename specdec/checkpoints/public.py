@@ -50,8 +50,7 @@ def load_folder(folder: Path, target: Target, **settings: Any) -> Drafter:
         TargetFacts.of(target),
         embedding=target.embedding,
     )
-    config = replace(config, **settings)
-    return join_weights(folder, config, mapping.tensors, target)
+    return join_weights(folder, config, replace(config, **settings), mapping.tensors, target)
 
 
 def _published(folder: Path) -> str | None:

@@ -35,6 +35,8 @@ from .parts.eagle3_tree import DraftTree
 from .parts.redrafter_model import check_draft_vocabulary
 from .protocol import Budget, Drafter, Proposals
 
+__all__ = ["Eagle3Config", "Eagle3Drafter", "Eagle3Model"]
+
 
 class Level(NamedTuple):
     """Candidates of one step of a draft: k continuations of each of W beams."""

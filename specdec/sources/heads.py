@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..host.quiet import quiet
 from ..host.reasons import foreign
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -25,6 +24,8 @@ def fetched_head(name: str) -> Path:
         ValueError: if there is no such id, or it cannot be fetched and is not there.
     """
     from huggingface_hub import snapshot_download
+
+    from ..host.quiet import quiet
 
     message = f"drafter: expected a method, a checkpoint's folder or a hub id that can be fetched, got {name!r}"
     with foreign(message), quiet():

@@ -30,13 +30,13 @@ def trained(tiny_folder, tmp_path):
         return (
             "train", method, data, "--out", tmp_path / "out", "--run", tmp_path / "run", "--features",
             tmp_path / "features", "--model", tiny_folder, "--epochs", 1, "--batch", 4, "--held-out", 2,
-            "--draft-vocabulary", 0,
+            "--draft-vocabulary", 0, *(("--layers", "1,2") if method == "eagle3" else ()),
         )  # fmt: skip
 
     return arguments
 
 
-@pytest.mark.parametrize("method", ["redrafter", "kangaroo"])
+@pytest.mark.parametrize("method", ["redrafter", "kangaroo", "eagle3"])
 def test_train_reports_progress_and_resumes(trained, run, tmp_path, method):
     said = run(*trained(method)).err
     assert re.search(r"^reading 18/18$", said, re.M)

@@ -2,8 +2,10 @@
 
 import torch
 
+from specdec.drafters.eagle3 import Eagle3Config, new_module
 from specdec.drafters.kangaroo import KangarooConfig
 from specdec.drafters.redrafter import ReDrafterConfig, ReDrafterModel
+from specdec.train.eagle3 import Eagle3Task
 from specdec.train.kangaroo import KangarooTask
 from specdec.train.redrafter import ReDrafterTask, frequent_tokens
 from tiny import VOCABULARY
@@ -29,3 +31,16 @@ def kangaroo_task(target, features, **options):
     return KangarooTask(
         target, kangaroo_config().new_adapter(), features, exit_layer=EXIT, **options
     )
+
+
+def eagle3_config():
+    return Eagle3Config(
+        hidden_size=48, intermediate_size=64, heads=4, kv_heads=2, head_dim=16, layers=(1, EXIT)
+    )
+
+
+def eagle3_task(target, features, **options):
+    torch.manual_seed(0)
+    ids = frequent_tokens(features, 30, VOCABULARY)
+    model = new_module(eagle3_config(), VOCABULARY, ids)
+    return Eagle3Task(target, model, features, draft_vocabulary=ids, **options)

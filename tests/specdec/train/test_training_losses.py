@@ -5,17 +5,22 @@ import copy
 import pytest
 import torch
 
+from specdec.drafters.eagle3 import Eagle3Drafter
 from specdec.drafters.kangaroo import KangarooDrafter
+from specdec.drafters.parts.eagle3_tree import DraftTree
 from specdec.model.cache import Rows
 from specdec.model.target import Target
+from specdec.state import State
+from specdec.text import Text
 from specdec.train import features as features_module
+from specdec.train.eagle3 import DECAY, PASSES
 from specdec.train.features import Features, collect_features
 from specdec.train.loss import chunked_cross_entropy
 from specdec.train.redrafter import frequent_tokens
 from specdec.tree import TokenTree
 from specdec_kernels import LMHeadTopK, tree_attention
 from tiny import tiny_model
-from training_tasks import EXIT, kangaroo_config, kangaroo_task, redrafter_task
+from training_tasks import EXIT, eagle3_task, kangaroo_config, kangaroo_task, redrafter_task
 
 
 def test_draft_vocabulary_holds_the_most_probable_tokens():
@@ -75,7 +80,7 @@ def test_feature_collection_resumes_after_a_kill(
     assert torch.equal(collect_features(target, conversations, tmp_path).tokens, again.tokens)
     other = Target(tiny_model("llama", 8, torch.float32))
     for who, what, layers in (
-        (target, conversations[:-1], [EXIT]), (target, conversations, [1]), (other, conversations, [EXIT])
+        (target, conversations[:-1], [EXIT]), (target, conversations, [3]), (other, conversations, [EXIT])
     ):  # fmt: skip
         with pytest.raises(ValueError, match="features: expected those of"):
             collect_features(who, what, tmp_path, exit_layers=layers)
@@ -178,3 +183,60 @@ def test_kangaroo_loss_equals_drafting_one_token_at_a_time(target, features):
     # One position more or less would show.
     assert losses[end - 1] != pytest.approx(float(loss), rel=1e-2)
     assert losses[first] != pytest.approx(float(loss), rel=1e-2)
+
+
+def test_eagle3_loss_equals_drafting_behind_the_true_text_at_every_place(target, features):
+    """The loss is that of drafts which are given the true tokens: one place and one pass at a time, on a cache."""
+    task = eagle3_task(target, features)
+    unit = 3
+    start, end = int(features.starts[unit]), int(features.ends[unit])
+    ids = task.teacher.id_map
+    layers = task.model.config.layers
+    drafter = Eagle3Drafter(target, task.model.config, copy.deepcopy(task.model), ids)
+    losses = [[] for _ in range(PASSES)]
+    with torch.no_grad():
+        loss, figures = task.loss(torch.tensor([unit]))
+        tokens = features.tokens[start:end].long()
+        inputs = {layer: features.exits[layer][start:end].float() for layer in layers}
+        for place in range(end - start - 1):
+            state = state_behind(target, drafter, tokens[: place + 2], inputs)
+            tree, hidden = (
+                DraftTree(drafter.model, state),
+                drafter._fuse({layer: x[None, place, None] for layer, x in inputs.items()}),
+            )
+            for step in range(PASSES):
+                at = place + 1 + step  # whose distribution is learned
+                if at >= end - start:
+                    break
+                embedded = target.embed(tokens[None, at, None])
+                hidden = tree.add(embedded, hidden, torch.tensor([[0 if step else -1]]))
+                best = int(features.top_ids[start + at, 0])
+                if (
+                    start + at < int(features.begins[unit])
+                    or at >= end - start - 1
+                    or best not in ids
+                ):
+                    continue
+                said = features.hidden[start + at][None].float()
+                taught = task.teacher.logits(said).softmax(-1)
+                read = drafter.head.logits(drafter.model.output_norm(hidden[:, 0])).log_softmax(-1)
+                losses[step].append(float(-(taught * read).sum()))
+    means = [sum(each) / len(each) for each in losses if each]
+    assert len(means) == PASSES
+    assert float(loss) == pytest.approx(sum(DECAY**i * m for i, m in enumerate(means)), rel=1e-4)
+    assert figures.keys() == {"right_1", "right_7"}
+
+
+def state_behind(target, drafter, tokens, inputs):
+    """A row whose cache holds the drafter's keys and values of a text, but for its last pair."""
+    length = len(tokens) - 1
+    cache = target.new_cache(rows=1, capacity=length + 1, tree_capacity=PASSES + 1)
+    chain = TokenTree.chain(tokens[None, 1:])
+    cache.open(chain.ancestors, chain.depth, Rows.first(1, target.device))
+    read = {layer: x[None, :length] for layer, x in inputs.items()}
+    drafter._read_prompt(read, tokens[None, 1:], cache)
+    cache.set_lengths([length])
+    text = Text([tokens.tolist()], [1], margin=2, device=target.device)
+    state = State(cache, text, eos_token_ids=frozenset())
+    state._roots = 1
+    return state
