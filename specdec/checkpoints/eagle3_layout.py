@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..drafters.parts.eagle3_model import AUTHORS_LAYERS, Eagle3Config
+from ..drafters.parts.eagle3_model import AUTHORS_LAYERS, STRETCHING, Eagle3Config
 from .format import VOCABULARY
 from .mapping import TensorMapping
 from .target_facts import TargetFacts
@@ -132,6 +132,8 @@ def write_eagle3(
         raise ValueError(
             f"layers: expected {list(chosen)}, the authors' choice, got {list(config.layers or ())}"
         )
+    if kind == "authors" and config.rope_scaling is not None:
+        raise ValueError("rope_scaling: expected None, as the authors' code has none, got some")
     if kind == "authors" and config.norm_residual:
         raise ValueError(
             "norm_residual: expected False, as the authors' code adds to the state itself, got True"
@@ -156,6 +158,9 @@ def write_eagle3(
         "num_hidden_layers": 1,
         "num_key_value_heads": config.kv_heads,
         "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": None
+        if config.rope_scaling is None
+        else {"rope_type": "llama3", **config.rope_scaling},
         "rope_theta": config.rope_theta,
         "vocab_size": target.vocab_size,
     }
@@ -197,9 +202,10 @@ def _config(
     inner = _inner(kind, theirs)
     rope = inner.get("rope_parameters") or {}
     scaling = inner.get("rope_scaling") or rope
-    if (rotations := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
+    kinds = ("default", "llama3")
+    if (rotations := scaling.get("rope_type", scaling.get("type", "default"))) not in kinds:
         raise ValueError(
-            f"{where}: expected rotations without scaling in a drafter, got rope_type {rotations!r}"
+            f"{where}: expected rotations of rope_type {' or '.join(kinds)} in a drafter, got {rotations!r}"
         )
     named = theirs.get(LAYER_IDS) or (theirs.get("eagle_config") or {}).get(LAYER_IDS)
     # A fourth one is the last layer's, which is no feature but a label of the training.
@@ -217,6 +223,9 @@ def _config(
             layers=layers or named,
             rms_norm_eps=float(inner.get("rms_norm_eps", 1e-6)),
             rope_theta=float(inner.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+            rope_scaling={name: float(scaling[name]) for name in STRETCHING}
+            if rotations == "llama3"
+            else None,
             norm_residual=kind == "speculators" and bool(theirs.get("norm_before_residual", False)),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from .ranges import check_between
 
 AUTHORS_LAYERS = 3
 """How many layers are fused where none are named."""
+STRETCHING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 FEWEST_LAYERS = 7
 """Of a target in which the authors' choice names three."""
 
@@ -49,6 +51,8 @@ class Eagle3Config:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     """Base of the rotary frequencies; 10000 in the authors' code unless the drafter's configuration says otherwise."""
+    rope_scaling: Mapping[str, float] | None = None
+    """How frequencies are stretched, as Llama 3.1 does it: a number for each of `STRETCHING`; None for not at all."""
     norm_residual: bool = False
     """Whether the layer adds to the normed state instead of the state; `norm_before_residual` in the library speculators."""
     depth: int = 6
@@ -79,6 +83,10 @@ class Eagle3Config:
         for name in ("rms_norm_eps", "rope_theta"):
             if not (value := getattr(self, name)) > 0:
                 raise ValueError(f"{name}: expected above 0, got {value}")
+        if self.rope_scaling is not None and self.rope_scaling.keys() != set(STRETCHING):
+            raise ValueError(
+                f"rope_scaling: expected {', '.join(STRETCHING)}, got {', '.join(self.rope_scaling)}"
+            )
         layers = self.layers
         if layers is not None and not (layers and layers[0] > 0 and _ascend(layers)):
             raise ValueError(f"layers: expected ascending numbers from 1 on, got {list(layers)}")
@@ -222,4 +230,24 @@ class Eagle3Model(nn.Module):
         return out
 
     def _angles(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rotation(positions, self.config.head_dim, self.config.rope_theta, like.dtype)
+        config = self.config
+        if config.rope_scaling is None:
+            return rotation(positions, config.head_dim, config.rope_theta, like.dtype)
+        exponents = torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim
+        frequencies = stretched(config.rope_theta**-exponents, config.rope_scaling)
+        angles = positions[..., None].float() * frequencies
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def stretched(frequencies: Tensor, scaling: Mapping[str, float]) -> Tensor:
+    """Lower the rotary frequencies `[D / 2]` of waves that are long beside the positions of a first training, as Llama 3.1 does.
+
+    Args:
+        frequencies: of the base.
+        scaling: a number for each of `STRETCHING`.
+    """
+    factor, low, high, positions = (scaling[name] for name in STRETCHING)
+    waves = positions * frequencies / (2 * math.pi)  # how often each turns within them
+    kept = ((waves - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / factor)

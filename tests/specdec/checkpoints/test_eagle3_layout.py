@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import every_drafter
+from specdec import cli
 from specdec.checkpoints import (
     Layout,
     export_drafter,
@@ -21,6 +24,7 @@ from specdec.checkpoints import (
 )
 from specdec.checkpoints.tensors import read_tensors, write_pickle, write_safetensors
 from specdec.drafters import check_drafter_name, load_drafter
+from specdec.drafters.eagle3 import Eagle3Config
 from specdec.model.target import Target
 from specdec.session import Session
 from tiny import tiny_model
@@ -152,6 +156,66 @@ def test_speculators_entries_are_read(targets, tmp_path):
         load_folder(folder, target)
 
 
+def test_stretched_rotations_are_the_librarys(targets, head, tmp_path):
+    target = targets["gqa_d2t"]
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+    configure(head, rope_scaling={"rope_type": "llama3", **scaling}, rope_theta=500.0)
+    drafter = load_folder(head, target)
+    assert drafter.config.rope_scaling == scaling
+    rope = {"rope_type": "llama3", "rope_theta": 500.0, **scaling}
+    llama = LlamaConfig(hidden_size=64, num_attention_heads=4, head_dim=16, rope_parameters=rope)
+    place = torch.tensor([[0, 1, 17, 300]])
+    ours = drafter.model._angles(torch.zeros(1), place)
+    for a, b in zip(ours, LlamaRotaryEmbedding(llama)(torch.zeros(1), place), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    save_drafter(tmp_path / "own", drafter)
+    assert load_drafter_checkpoint(tmp_path / "own", target).config == drafter.config
+    export_drafter(tmp_path / "own", Layout.speculators).write(tmp_path / "theirs")
+    assert load_folder(tmp_path / "theirs", target).config.rope_scaling == scaling
+    with pytest.raises(ValueError, match="rope_scaling: expected None"):
+        export_drafter(tmp_path / "own", Layout.eagle3)
+    with pytest.raises(ValueError, match="rope_scaling: expected factor"):
+        Eagle3Config(8, 8, 2, 2, 4, rope_scaling={"factor": 2.0})
+
+
+def test_convert_command_reads_and_writes_heads(targets, head, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "specdec.cli.loading.load_weights", lambda name, **options: targets[name].model
+    )
+    monkeypatch.setenv("COLUMNS", "150")
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["specdec", "convert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert (stopped.value.code or 0) == code
+        return capsys.readouterr()
+
+    own, back = tmp_path / "own", tmp_path / "back"
+    out = run(head, own, "--target", "gqa_d2t", "--dry-run").out
+    for fact in (
+        "midlayer.hidden_norm.weight",
+        "hidden_norm.weight",
+        "ids in place of offsets",
+        "64 x 192",
+    ):
+        assert fact in out
+    assert not own.exists()
+    run(head, own, "--target", "gqa_d2t", "--layers", "1,3,5")
+    assert read_description(own).drafter.layers == (1, 3, 5)
+    assert "as membership" in run(own, back, "--to", "speculators").out
+    assert method_in(back) == "eagle3"
+    for arguments, message in (
+        ((head, back, "--layers", "x"), "layers: expected numbers by commas, got 'x'"),
+        ((head, tmp_path / "n", "--target", "gqa_d2t", "--layers", "1,3,7"), "layers: expected 1 to 6 of the target's 7"),
+        ((head, tmp_path / "n", "--target", "gqa_d2t", "--layers", "1,3"), "expected tensor fc.weight of shape"),
+        ((head, tmp_path / "n", "--target", "gqa_d2t", "--exit-layer", "1"), "exit_layer: expected none for an EAGLE-3"),
+        ((own, tmp_path / "n", "--to", "eagle3"), "layers: expected [2, 3, 4], the authors' choice"),
+    ):  # fmt: skip
+        assert message in run(*arguments, code=2).err
+    assert not (tmp_path / "n").exists()
+
+
 def change(name, tensor):
     return lambda tensors: tensors.__setitem__(name, tensor)
 
@@ -200,7 +264,7 @@ def test_truncated_files_and_files_with_code_are_refused(targets, head):
     [
         ({"hidden_size": 32}, "hidden_size: expected the target's 64, got 32"),
         ({"vocab_size": 128256}, "vocab_size: expected the target's vocabulary of 240, got 128256"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "expected rotations without scaling in a drafter, got rope_type 'linear'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "expected rotations of rope_type default or llama3 in a drafter, got 'linear'"),
         ({"num_attention_heads": "many"}, "expected a configuration with hidden_size"),
         ({"speculators_model_type": "dflash"}, "expected a head of eagle3, got one of dflash"),
         ({"eagle_aux_hidden_state_layer_ids": [1, 2, 9]}, r"layers: expected 1 to 6 of the target's 7 layers, got \[1, 2, 9\]"),
