@@ -26,6 +26,7 @@ from transformers.generation.logits_process import (
 )
 
 from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, PlainDrafter, SuffixDrafter
+from specdec.drafters.eagle3 import Eagle3Config, Eagle3Drafter, new_module
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.lookahead import LookaheadDrafter
 from specdec.drafters.model import ModelDrafter
@@ -108,6 +109,11 @@ def kangaroo(target: Target) -> Drafter:
     return KangarooDrafter(target, config, config.new_adapter())
 
 
+def eagle3(target: Target) -> Drafter:
+    config = Eagle3Config.beside(target.config, layers=(1,))
+    return Eagle3Drafter(target, config, new_module(config, VOCABULARY, None))
+
+
 def drafters(target: Target) -> Iterator[tuple[str, int | None, Drafter]]:
     """Make each method, with its beam width where it has one."""
     yield "plain", None, PlainDrafter()
@@ -117,6 +123,7 @@ def drafters(target: Target) -> Iterator[tuple[str, int | None, Drafter]]:
     yield "lookahead", None, LookaheadDrafter()
     yield "model", None, ModelDrafter(target, small_target(1))
     yield "kangaroo", None, kangaroo(target)
+    yield "eagle3", None, eagle3(target)
     for width in WIDTHS:
         yield "redrafter", width, redrafter(target, width)
     for width in WIDTHS:

@@ -155,6 +155,7 @@ class Eagle3Drafter(Drafter):
     def _read_prompt(
         self, inputs: Mapping[int, Tensor], following: Tensor, cache: TreeCache
     ) -> None:
+        cache.drafter_kv_moves = False  # `observe` writes them
         assert cache.current is not None
         self._write(inputs, following, cache.current.positions, cache)
 

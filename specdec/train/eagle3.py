@@ -49,7 +49,13 @@ def new_task(
     labels: str,
     validate: Callable[[], dict[str, float]],
 ) -> Eagle3Task:
-    """Begin with random weights; `labels` is ReDrafter's, here it is the distribution."""
+    """Begin with random weights; `labels` is ReDrafter's, here it is the distribution.
+
+    Raises:
+        ValueError: if the target's embedding has another width than the layer.
+    """
+    if (found := target.embedding.shape[1]) != config.hidden_size:
+        raise ValueError(f"hidden_size: expected the target's {found}, got {config.hidden_size}")
     model = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)
     return Eagle3Task(target, model, features, draft_vocabulary=draft_vocabulary, validate=validate)
 
