@@ -11,3 +11,4 @@ class Layout(StrEnum):
     own = "own"
     apple = "apple"
     kangaroo = "kangaroo"
+    medusa = "medusa"

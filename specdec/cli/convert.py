@@ -28,7 +28,7 @@ def convert(
     to: Annotated[Layout, typer.Option(help="What to write.")] = Layout.own,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the mapping alone.")] = False,
 ) -> None:
-    """Read drafters of Apple's, ModelOpt's and Kangaroo's code, or write ours for Apple's and Kangaroo's."""
+    """Read drafters of Apple's, ModelOpt's, Medusa's and Kangaroo's code, or write ours for them, ModelOpt's apart."""
     if not dry_run:
         check_new_folder(out, "out")  # before seconds are spent on the model
 

@@ -113,9 +113,9 @@ def check_drafter_name(name: str) -> None:
                 f"drafter: expected one of {', '.join(SHOWN)}, a checkpoint's folder, or several joined by '+', "
                 f"got {name!r}"
             )
-        from ..checkpoints import read_description  # needs torch, unlike a name
+        from ..checkpoints.folders import method_in  # needs torch, unlike a name
 
-        method = read_description(folder).method
+        method = method_in(folder)
         if METHODS[method].alone and len(parts) > 1:
             raise ValueError(
                 f"drafter: expected {part} alone, as it drafts with the target's layers, got {name!r}"
@@ -171,7 +171,8 @@ def _new(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
 
 
 def _load(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
-    from ..checkpoints import load_drafter_checkpoint, read_description
+    from ..checkpoints import read_description
+    from ..checkpoints.folders import load_folder
 
     folder = _folder(part)
     if part in SHIPPED:
@@ -182,7 +183,7 @@ def _load(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
             raise ValueError(
                 f"drafter: {part} is shipped for {DEFAULT_MODEL}; {_advice(part)} ({error})"
             ) from error
-    drafter = load_drafter_checkpoint(folder, target, **settings)
+    drafter = load_folder(folder, target, **settings)
     drafter.name = part
     return drafter
 

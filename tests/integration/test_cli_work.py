@@ -36,7 +36,7 @@ def trained(tiny_folder, tmp_path):
     return arguments
 
 
-@pytest.mark.parametrize("method", ["redrafter", "kangaroo"])
+@pytest.mark.parametrize("method", ["redrafter", "medusa", "kangaroo"])
 def test_train_reports_progress_and_resumes(trained, run, tmp_path, method):
     said = run(*trained(method)).err
     assert re.search(r"^reading 18/18$", said, re.M)
