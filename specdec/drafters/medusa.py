@@ -2,7 +2,7 @@
 
     h (last accepted node) ─┬─► head 1 ─► what follows the root
                             ├─► head 2 ─► what follows that
-                            └─► head K ─► …        paths of their best tokens ─► tree
+                            └─► head T ─► …        paths of their best tokens ─► tree
 
 One forward of all heads is the whole draft. Heads do not see each other's choices, so a path's score is the sum of its
 tokens' log-probabilities. Beyond the paper: the tree is not the same every time, but holds the paths that are likeliest
@@ -130,7 +130,7 @@ class MedusaDrafter(Drafter):
 
         Args:
             hidden: `[B, E]`, the target's last hidden states.
-            length: how many heads, 1 to K.
+            length: how many heads, 1 to T.
             k: tokens of each; no more than it has are given.
 
         Returns:
@@ -162,7 +162,7 @@ class MedusaDrafter(Drafter):
 
 
 def heads_of(target: Target, model: MedusaModel) -> list[LMHeadTopK]:
-    """Return what reads the model's features: a head for each of the K, or the target's for all."""
+    """Return what reads the model's features: a head for each of the T, or the target's for all."""
     ids, impl = model.draft_vocabulary, target.impl
     if model.config.output != "own":
         return [target.draft_head(ids)]

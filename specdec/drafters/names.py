@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .protocol import Drafter
 
 
-# Methods that are made on the spot, and those with a checkpoint for the default model in a folder of their name.
+# Methods that are made on the spot, and those with a checkpoint; where one is shipped, it lies in a folder of their name.
 DRAFTERS = tuple(name for name, method in METHODS.items() if not method.trained)
 SHIPPED = tuple(name for name, method in METHODS.items() if method.trained)
 RENAMED = {"none": "plain"}
@@ -48,7 +48,7 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
 
     Args:
         name: a method that needs no training, by its name, or `name:argument` where it takes one; `redrafter` or
-            `kangaroo`, shipped for the default model; a checkpoint's folder; `a+b` for the union of several, of which
+            `kangaroo`, shipped for the default model; a folder with a checkpoint or Medusa heads as released; `a+b` for the union of several, of which
             `mixed` is redrafter+lookup; `auto`, or `best`, for what `best_drafter` chooses.
         target: whose text is drafted.
         settings: how the method drafts, where it shall differ from its defaults or from what was saved; of a union,

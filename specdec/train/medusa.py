@@ -101,7 +101,7 @@ class MedusaTask:
         device, dtype = self.target.device, self.target.dtype
         hidden = self.features.hidden[units].to(device, dtype)
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
-            read = self.model(hidden)  # [K, P, E]
+            read = self.model(hidden)  # [T, P, E]
         loss = torch.zeros((), device=device)
         rights = {}
         weights = self.model.config.loss_weights

@@ -52,7 +52,7 @@ TRAINING = [
         "--heads": ["0", "17"], "--blocks": ["-1"], "--head-weights": ["1", "1,x,1,1", "1,1,1,nan", "1,1,1,-1"],
     }.items() for value in values),
     *(("kangaroo", name, value) for name, values in {
-        "--exit-layer": ["0", "-1"], "--kv-heads": ["0"], "--eta": ["nan", "inf", "-1"], "--gamma": ["0"],
+        "--exit-layer": ["0", "-1"], "--kv-heads": ["0"], "--eta": ["nan", "inf", "-1"], "--gamma": ["0"], "--adapter": ["", "rnn"],
     }.items() for value in values),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Medusa's heads: their shape, how they draft, and what turns a hidden state into features of the next K tokens."""
+"""Medusa's heads: their shape, how they draft, and what turns a hidden state into features of the next T tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MedusaConfig:
     hidden_size: int
     """E, of the target."""
     heads: int = 4
-    """K, 1 to 16; the first guesses the token behind the root."""
+    """T, 1 to 16; the first guesses the token behind the root."""
     blocks: int = 1
     """Residual blocks of each head, 0 to 16."""
     output: str = "own"
@@ -41,7 +41,7 @@ class MedusaConfig:
     ranks: int = 10
     """Tokens of each head that `likeliest` chooses from, 1 to 64."""
     draft_length: int | None = None
-    """Heads that draft, 1 to K; None for all."""
+    """Heads that draft, 1 to T; None for all."""
     min_prob: float | None = None
     """Cumulative probability under which a node is not worth verifying; 0 for all, None for what this machine makes of
     it, and for all of a static tree."""
@@ -118,7 +118,7 @@ class MedusaHead(nn.Module):
 
 
 class MedusaModel(nn.Module):
-    """K heads beside each other."""
+    """T heads beside each other."""
 
     draft_vocabulary: Tensor | None
 
@@ -157,7 +157,7 @@ class MedusaModel(nn.Module):
             heads: how many heads, from the first on; None for all.
 
         Returns:
-            `[K, P, E]`.
+            `[T, P, E]`.
         """
         features = [head(hidden) for head in self.heads[:heads]]
         if self.config.output == "projected":

@@ -1,6 +1,6 @@
 """Trees over independent heads: a node is a path of ranks, and its score the sum of its tokens' log-probabilities.
 
-What head i says does not depend on what was chosen before, so of the next K tokens all paths are known at once. The
+What head i says does not depend on what was chosen before, so of the next T tokens all paths are known at once. The
 best of them are found without a search: every path that could be among the n best is written down once, in a table,
 and per round their scores are added up and sorted.
 """
@@ -22,7 +22,7 @@ class Paths(NamedTuple):
     """Paths as tensors; they are in order of length, and those of a length in order of ranks."""
 
     places: Tensor
-    """`[C, K]` int64, where the log-probabilities of a path's tokens lie among all heads' and a zero behind them."""
+    """`[C, T]` int64, where the log-probabilities of a path's tokens lie among all heads' and a zero behind them."""
     last: Tensor
     """`[C]` int64, where its own token lies among all heads'."""
     parents: Tensor
@@ -50,13 +50,13 @@ class Paths(NamedTuple):
         """Add up what each path's tokens have.
 
         Args:
-            log_probs: `[B, K, k]` float32.
+            log_probs: `[B, T, k]` float32.
 
         Returns:
             `[B, C]` float32; no path has more than its beginnings.
         """
         # Rounding may leave a certain token a little more than zero.
-        flat = F.pad(log_probs.flatten(1).clamp(max=0), (0, 1))  # [B, K k + 1]
+        flat = F.pad(log_probs.flatten(1).clamp(max=0), (0, 1))  # [B, T k + 1]
         return flat[:, self.places].sum(-1)
 
 
@@ -82,7 +82,7 @@ def likeliest(paths: Paths, log_probs: Tensor, nodes: int) -> Chosen:
 
     Args:
         paths: all that can be among them, as `contenders` lists them.
-        log_probs: `[B, K, k]` float32, the best first.
+        log_probs: `[B, T, k]` float32, the best first.
         nodes: how many, at most.
     """
     scores, order = paths.scores(log_probs).sort(dim=1, descending=True, stable=True)

@@ -6,15 +6,26 @@ import math
 import pytest
 import torch
 
-from every_drafter import medusa
+from every_drafter import medusa, mixed_medusa
 from specdec.decode import pack
 from specdec.drafters import Budget
 from specdec.drafters.medusa import MedusaConfig, MedusaDrafter, MedusaModel
 from specdec.drafters.parts.medusa_trees import TREES, Paths, contenders, likeliest
 from specdec.drafters.protocol import DraftCost
 from specdec.model.target import Target
+from specdec.pickers import PathPicker
+from specdec.sampling import Sampling
 from specdec.session import Session
-from tiny import VOCABULARY, library_greedy, random_prompt, tiny_model
+from specdec_kernels import pick_tokens
+from tiny import (
+    FAMILIES,
+    SEED,
+    VOCABULARY,
+    library_greedy,
+    library_sampled,
+    random_prompt,
+    tiny_model,
+)
 
 CPU = torch.device("cpu")
 
@@ -167,14 +178,72 @@ def test_heads_equal_one_another_however_they_are_read(target):
         torch.testing.assert_close(other.scores, said[0].scores, atol=1e-5, rtol=0)
 
 
-def test_text_is_greedy_with_heads_that_are_right(target):
-    """Heads that repeat the target's own head are right where a text repeats a token."""
-    drafter = medusa(target, output="target", blocks=0)
-    prompt = random_prompt(7, 3)
-    written = Session(target, drafter, max_nodes=9, guard=False).generate(
-        [prompt], max_new_tokens=30
-    )
-    assert written.tokens == [library_greedy(target.model, prompt, 30)]
+NEW = 16
+# Ragged.
+PROMPTS = [random_prompt(5, 1) * 3, [7], random_prompt(9, 2) * 2]
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("how", ["greedy", "sampled"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("make", [medusa, mixed_medusa], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_is_the_librarys_own(family, make, rows, how):
+    model = tiny_model(family)
+    greedy, picker = how == "greedy", None
+    if greedy:
+        expected = [library_greedy(model, p, NEW) for p in PROMPTS[:rows]]
+    else:
+        expected = [library_sampled(model, p, NEW, i) for i, p in enumerate(PROMPTS[:rows])]
+        picker = PathPicker(Sampling(SEED, torch.arange(rows)))
+    target = Target(model)
+    session = Session(target, make(target), max_nodes=24)
+    written = session.generate(PROMPTS[:rows], max_new_tokens=NEW, picker=picker)
+    assert written.tokens == expected
+    end = expected[0][NEW // 2]
+    cut = [text[: text.index(end) + 1] if end in text else text for text in expected]
+    again = session.generate(PROMPTS[:rows], max_new_tokens=NEW, eos_token_ids=[end], picker=picker)
+    assert again.tokens == cut
+
+
+@pytest.mark.parametrize("make", [medusa, mixed_medusa], ids=lambda make: make.__name__)
+def test_something_is_accepted(target, make):
+    session = Session(target, make(target), max_nodes=40, guard=False)
+    assert session.generate(PROMPTS, max_new_tokens=40).metrics.tokens_per_round > 1.1
+
+
+def test_exact_bfloat16_text_does_not_depend_on_the_heads():
+    target = Target(tiny_model("llama", dtype=torch.bfloat16), exact=True)
+    plain = Session(target, "plain").generate(PROMPTS, max_new_tokens=NEW)
+    for make in (medusa, mixed_medusa):
+        assert (
+            Session(target, make(target)).generate(PROMPTS, max_new_tokens=NEW).tokens
+            == plain.tokens
+        )
+
+
+@torch.inference_mode()
+def test_ranks_are_those_of_the_draw_where_the_target_draws():
+    """A head that knows the target's distribution ranks the token first that will be drawn at its place."""
+    target = Target(tiny_model("llama"))
+    drafter, state = medusa(target, output="target", blocks=0, heads=3), Row(target)
+    logits, right = target.logits(state.hidden), 0
+    for position in range(20):
+        state.sampling = Sampling(SEED, torch.tensor([5]), temperature=0.9)
+        state.position_after = lambda depth, at=position: torch.tensor([at + depth])
+        _, ids = drafter._best_tokens(state, 3)
+        drawn = [
+            pick_tokens(
+                logits,
+                seed=SEED,
+                streams=torch.tensor([5]),
+                positions=torch.tensor([position + depth]),
+                temperature=0.9,
+            )
+            for depth in range(3)
+        ]
+        right += sum(int(d) == i for d, i in zip(drawn, ids[0, :, 0].tolist(), strict=True))
+    assert right >= 57  # of 60: the 32 likeliest are considered
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_training_logits_and_loss_equal_the_authors():
         for name in ("input_ids", "attention_mask", "labels", "logits", "loss")
     )
     hidden = case.target.model.base_model(ids, attention_mask=mask).last_hidden_state
-    read = case.drafter.model(hidden.flatten(0, 1)).unflatten(1, ids.shape)  # [K, B, T, E]
+    read = case.drafter.model(hidden.flatten(0, 1)).unflatten(1, ids.shape)  # [heads, B, tokens, E]
     ours, total = [], torch.zeros(())
     for ahead, (head, x) in enumerate(zip(case.drafter.heads, read, strict=True), 2):
         ours.append(head.logits(x))
