@@ -29,6 +29,7 @@ from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, PlainDrafter,
 from specdec.drafters.eagle3 import Eagle3Config, Eagle3Drafter, new_module
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.lookahead import LookaheadDrafter
+from specdec.drafters.medusa import MedusaConfig, MedusaDrafter, MedusaModel
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.recycling import RecyclingDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
@@ -104,6 +105,10 @@ def redrafter(target: Target, beam_width: int) -> Drafter:
     return ReDrafter(target, ReDrafterModel(config, VOCABULARY))
 
 
+def medusa(target: Target) -> Drafter:
+    return MedusaDrafter(target, MedusaModel(MedusaConfig(WIDTH), VOCABULARY))
+
+
 def kangaroo(target: Target) -> Drafter:
     config = KangarooConfig(WIDTH, heads=4, kv_heads=2, head_dim=16, exit_layer=1)
     return KangarooDrafter(target, config, config.new_adapter())
@@ -123,6 +128,7 @@ def drafters(target: Target) -> Iterator[tuple[str, int | None, Drafter]]:
     yield "lookahead", None, LookaheadDrafter()
     yield "model", None, ModelDrafter(target, small_target(1))
     yield "kangaroo", None, kangaroo(target)
+    yield "medusa", None, medusa(target)
     yield "eagle3", None, eagle3(target)
     for width in WIDTHS:
         yield "redrafter", width, redrafter(target, width)

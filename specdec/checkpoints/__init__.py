@@ -8,6 +8,7 @@ from ..host.lazy import lazily
 
 if TYPE_CHECKING:
     from .convert import Conversion, conversion_table, export_drafter, import_drafter
+    from .folders import load_folder, method_in
     from .format import (
         Description,
         load_drafter_checkpoint,
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
         save_drafter,
     )
     from .layout import Layout
-    from .public import load_folder, method_in
     from .target_facts import TargetFacts
 
 __all__ = [
@@ -46,8 +46,8 @@ __getattr__, __dir__ = lazily(
             "save_checkpoint",
             "save_drafter",
         ],
+        "folders": ["load_folder", "method_in"],
         "layout": ["Layout"],
-        "public": ["load_folder", "method_in"],
         "target_facts": ["TargetFacts"],
     },
 )

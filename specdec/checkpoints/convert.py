@@ -15,6 +15,7 @@ from torch import Tensor
 from ..drafters.kangaroo import KangarooConfig
 from ..drafters.methods import method_of
 from ..drafters.parts.eagle3_model import Eagle3Config
+from ..drafters.parts.medusa_model import MedusaConfig
 from ..drafters.redrafter import ReDrafterConfig
 from ..host.json_files import read_json
 from ..host.whole_file import check_new_folder, whole_file
@@ -24,6 +25,7 @@ from .format import CONFIG, read_description, read_weights, save_checkpoint
 from .kangaroo_layout import LAYER, read_kangaroo, write_kangaroo
 from .layout import Layout
 from .mapping import Move
+from .medusa_layout import RELEASED, is_medusa, medusa_tensors, read_medusa, write_medusa
 from .redrafter_layout import read_redrafter, write_redrafter
 from .target_facts import TargetFacts
 from .tensors import PICKLE, SAFETENSORS, read_tensors, write_pickle, write_safetensors
@@ -59,7 +61,7 @@ def import_drafter(
     exit_layer: int | None = None,
     layers: tuple[int, ...] | None = None,
 ) -> Conversion:
-    """Read a drafter in Apple's, ModelOpt's, Kangaroo's, EAGLE-3's or speculators' layout; which one, its tensors tell.
+    """Read a drafter in Apple's, ModelOpt's, Medusa's, Kangaroo's, EAGLE-3's or speculators' layout; its files and tensors tell which.
 
     Args:
         source: folder with safetensors or torch's own files, one or several.
@@ -77,9 +79,10 @@ def import_drafter(
     if (source / CONFIG).is_file() and "format" in read_json(source / CONFIG):
         raise ValueError(f"source: expected the layout of another project, got ours in {source}")
     facts = TargetFacts.of(target)
-    tensors = read_tensors(source)
-    config: ReDrafterConfig | KangarooConfig | Eagle3Config
-    is_eagle3 = kind_of(tensors) is not None
+    medusa = is_medusa(source)
+    tensors = medusa_tensors(source) if medusa else read_tensors(source)
+    config: ReDrafterConfig | KangarooConfig | MedusaConfig | Eagle3Config
+    is_eagle3 = not medusa and kind_of(tensors) is not None
     if layers is not None and not is_eagle3:
         raise ValueError(
             f"layers: expected none for another drafter than EAGLE-3, got {list(layers)}"
@@ -92,11 +95,14 @@ def import_drafter(
             source, tensors, theirs, facts, embedding=target.embedding, layers=layers
         )
         config.layers_of(facts.layers)  # whether there are such
-    elif any(name.startswith(LAYER) for name in tensors):
+    elif not medusa and any(name.startswith(LAYER) for name in tensors):
         authors = read_json(source / CONFIG)
         config, mapping = read_kangaroo(source, tensors, authors, facts, exit_layer=exit_layer)
     elif exit_layer is not None:
-        raise ValueError(f"exit_layer: expected none for a ReDrafter, got {exit_layer}")
+        method = "Medusa" if medusa else "ReDrafter"
+        raise ValueError(f"exit_layer: expected none for a {method}, got {exit_layer}")
+    elif medusa:
+        config, mapping = read_medusa(source, tensors, facts)
     else:
         config, mapping = read_redrafter(source, tensors, facts)
     write = partial(save_checkpoint, config=config, weights=mapping.tensors, target=facts)
@@ -108,7 +114,7 @@ def export_drafter(source: Path, layout: Layout) -> Conversion:
 
     Args:
         source: folder in our format.
-        layout: `apple` for a ReDrafter, `kangaroo` for a Kangaroo, `eagle3` or `speculators` for an EAGLE-3.
+        layout: `apple` for a ReDrafter, `medusa` for a Medusa, `kangaroo` for a Kangaroo, `eagle3` or `speculators` for an EAGLE-3.
 
     Returns:
         The conversion.
@@ -125,6 +131,9 @@ def export_drafter(source: Path, layout: Layout) -> Conversion:
     elif isinstance(config, KangarooConfig) and layout == Layout.kangaroo:
         authors, mapping = write_kangaroo(config, weights, description.target)
         write = partial(_write_pickle, tensors=mapping.tensors, config=authors)
+    elif isinstance(config, MedusaConfig) and layout == Layout.medusa:
+        authors, mapping = write_medusa(config, weights)
+        write = partial(_write_pickle, tensors=mapping.tensors, config=authors, name=RELEASED)
     elif isinstance(config, Eagle3Config) and layout in EAGLE3_LAYOUTS:
         authors, mapping = write_eagle3(config, weights, description.target, EAGLE3_LAYOUTS[layout])
         pickled = layout == Layout.eagle3
@@ -164,9 +173,11 @@ def _write_safetensors(folder: Path, tensors: dict[str, Tensor], config: dict[st
     _write_config(folder, config)
 
 
-def _write_pickle(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _write_pickle(
+    folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], name: str = PICKLE
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_pickle(folder / PICKLE, tensors)
+    write_pickle(folder / name, tensors)
     _write_config(folder, config)
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from ..checkpoints import Layout
 from ..host.whole_file import check_new_folder
 from ..sources.embedded import DEFAULT_MODEL
-from .options import DType, RevisionOption, TrustOption, home, numbers
+from .options import DType, RevisionOption, TrustOption, home
+from .training.start import numbers
 
 
 def convert(
@@ -31,8 +32,8 @@ def convert(
     to: Annotated[Layout, typer.Option(help="What to write.")] = Layout.own,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the mapping alone.")] = False,
 ) -> None:
-    """Read drafters of Apple's, ModelOpt's, Kangaroo's, EAGLE-3's and speculators' code, or write ours for these but ModelOpt's."""
-    named = numbers("layers", layers)
+    """Read drafters of Apple's, ModelOpt's, Medusa's, Kangaroo's, EAGLE-3's and speculators' code, or write ours for them, ModelOpt's apart."""
+    named = [int(layer) for layer in numbers("layers", layers, int)]
     if not dry_run:
         check_new_folder(out, "out")  # before seconds are spent on the model
 

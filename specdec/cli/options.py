@@ -53,14 +53,6 @@ def _check(fits: Callable[[float], bool], bounds: str) -> Check:
     return check
 
 
-def numbers(name: str, text: str) -> list[int]:
-    """Read numbers by commas; raise ValueError, naming the option, for anything else."""
-    try:
-        return [int(number) for number in text.split(",") if number]
-    except ValueError as error:
-        raise ValueError(f"{name}: expected numbers by commas, got {text!r}") from error
-
-
 def home(value: Any) -> Any:
     """Write out a leading `~`, which shells leave alone behind a `=`."""
     if isinstance(value, list):

@@ -77,6 +77,11 @@ METHODS = {
         trained=True,
         renamed={"least": "min_prob", "least_step": "min_step_prob"},
     ),
+    "medusa": Method(
+        "a Medusa, heads that each guess a token further ahead, by self-distillation",
+        settings=("tree", "ranks", "draft_length", "min_prob"),
+        trained=True,
+    ),
     "kangaroo": Method(
         "a Kangaroo, an adapter behind the target's first layers, by self-distillation",
         settings=("eta", "gamma"),

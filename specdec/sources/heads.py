@@ -8,8 +8,8 @@ from pathlib import Path
 from ..host.reasons import foreign
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# What a drafter is read from; nothing that is code.
-FILES = ("*.json", "*.safetensors", "*.bin")
+# What tells whether it is a drafter, and what one is read from; nothing that is code.
+DESCRIPTIONS, WEIGHTS = ("*.json",), ("*.safetensors", "*.bin", "*.pt")
 
 
 def is_hub_id(name: str) -> bool:
@@ -17,8 +17,8 @@ def is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None
 
 
-def fetched_head(name: str) -> Path:
-    """Return the folder of a hub id's files, fetched if they are not there yet.
+def fetched_head(name: str, *, weights: bool) -> Path:
+    """Return the folder of a hub id's files, fetched if they are not there yet; with weights, or what describes them alone.
 
     Raises:
         ValueError: if there is no such id, or it cannot be fetched and is not there.
@@ -29,4 +29,5 @@ def fetched_head(name: str) -> Path:
 
     message = f"drafter: expected a method, a checkpoint's folder or a hub id that can be fetched, got {name!r}"
     with foreign(message), quiet():
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        files = [*DESCRIPTIONS, *(WEIGHTS if weights else ())]
+        return Path(snapshot_download(name, allow_patterns=files))

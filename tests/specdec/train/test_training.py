@@ -9,6 +9,7 @@ import torch
 
 from specdec.checkpoints import load_drafter_checkpoint
 from specdec.drafters.eagle3 import new_module
+from specdec.drafters.medusa import MedusaConfig
 from specdec.drafters.redrafter import ReDrafterConfig
 from specdec.selftext.conversation import check_conversations, read_conversations, read_turns
 from specdec.selftext.record import Conversation
@@ -22,11 +23,12 @@ from training_tasks import (
     eagle3_task,
     kangaroo_config,
     kangaroo_task,
+    medusa_task,
     redrafter_task,
 )
 
 
-@pytest.mark.parametrize("make", [redrafter_task, kangaroo_task, eagle3_task])
+@pytest.mark.parametrize("make", [redrafter_task, medusa_task, kangaroo_task, eagle3_task])
 def test_training_reduces_loss_and_raises_accuracy(target, features, tmp_path, make):
     log = train(make(target, features), tmp_path, Schedule(epochs=60, batch=16, learning_rate=3e-3))
     losses = [line["loss"] for line in log if "loss" in line]
@@ -35,7 +37,7 @@ def test_training_reduces_loss_and_raises_accuracy(target, features, tmp_path, m
     assert rights[-1] > rights[0] + 0.1
 
 
-@pytest.mark.parametrize("make", [redrafter_task, kangaroo_task, eagle3_task])
+@pytest.mark.parametrize("make", [redrafter_task, medusa_task, kangaroo_task, eagle3_task])
 def test_killed_training_resumes_with_an_identical_loss_curve(
     target, features, tmp_path, make, monkeypatch
 ):
@@ -72,8 +74,8 @@ def test_error_names_the_invalid_setting_or_data(target, features, conversations
     with pytest.raises(ValueError, match="labels: expected one of"):
         redrafter_task(target, features, labels="data")
     with pytest.raises(ValueError, match=r"exit_layer: expected one of \[1, 2\]"):
-        adapter = kangaroo_config().new_adapter()
-        KangarooTask(target, adapter, features, exit_layer=3)
+        config = replace(kangaroo_config(), exit_layer=3)
+        KangarooTask(target, config.new_adapter(), features, config=config)
     for layers, message in ((None, "some that are named"), ((1, 3), r"some of \[1, 2\] .*, got 3")):
         shape = replace(eagle3_config(), layers=layers)
         with pytest.raises(ValueError, match=f"layers: expected {message}"):
@@ -111,13 +113,14 @@ def test_error_names_the_invalid_setting_or_data(target, features, conversations
         read_turns(path)
 
 
-@pytest.mark.parametrize("method", ["redrafter", "kangaroo", "eagle3"])
+@pytest.mark.parametrize("method", ["redrafter", "medusa", "kangaroo", "eagle3"])
 def test_train_drafter_writes_a_loadable_checkpoint(target, conversations, tmp_path, method):
     path = tmp_path / "data.jsonl"
     lines = [{"prompt_ids": c.prompt_ids, "answer_ids": c.answer_ids} for c in conversations]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = {
         "redrafter": ReDrafterConfig(hidden_size=48, exit_dim=96, tied_head=True, trained_length=3, draft_length=3),
+        "medusa": MedusaConfig(hidden_size=48, heads=3, output="projected"),
         "kangaroo": kangaroo_config(),
         "eagle3": eagle3_config(),
     }[method]  # fmt: skip
@@ -140,7 +143,7 @@ def test_train_drafter_writes_a_loadable_checkpoint(target, conversations, tmp_p
         ):
             train_drafter(target, config, [path], tmp_path / "r", out, recipe, exit_layers=wrong)
     # Nothing goes on from a training of something else.
-    setting = {"redrafter": "draft_length", "kangaroo": "gamma", "eagle3": "depth"}[method]
+    setting = {"kangaroo": "gamma", "eagle3": "depth"}.get(method, "draft_length")
     other = replace(config, **{setting: 2})
     with pytest.raises(ValueError, match="folder: expected a run of"):
         train_drafter(target, other, [path], tmp_path / "run", out, recipe)

@@ -15,12 +15,20 @@ from specdec.text import Text
 from specdec.train import features as features_module
 from specdec.train.eagle3 import DECAY, PASSES
 from specdec.train.features import Features, collect_features
+from specdec.train.kangaroo import new_task
 from specdec.train.loss import chunked_cross_entropy
 from specdec.train.redrafter import frequent_tokens
 from specdec.tree import TokenTree
 from specdec_kernels import LMHeadTopK, tree_attention
-from tiny import tiny_model
-from training_tasks import EXIT, eagle3_task, kangaroo_config, kangaroo_task, redrafter_task
+from tiny import VOCABULARY, tiny_model
+from training_tasks import (
+    EXIT,
+    eagle3_task,
+    kangaroo_config,
+    kangaroo_task,
+    medusa_task,
+    redrafter_task,
+)
 
 
 def test_draft_vocabulary_holds_the_most_probable_tokens():
@@ -150,6 +158,59 @@ def test_redrafter_loss_equals_the_papers_formula(target, features, labels):
     assert float(loss) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
+@pytest.mark.parametrize("labels", ["distribution", "greedy"])
+@pytest.mark.parametrize("output", ["own", "projected", "target"])
+def test_medusa_loss_equals_the_papers_formula(target, features, output, labels):
+    """Written again, slowly: one head and one position at a time, 0.8^k per head."""
+    task = medusa_task(target, features, output, labels=labels)
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    units = task.units[5:25:3]
+    loss, figures = task.loss(units)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.parameters())
+    assert set(figures) == {"right_1", "right_2", "right_3"}
+    ids = task.model.draft_vocabulary
+    ids = list(range(VOCABULARY)) if ids is None else ids.tolist()
+    expected = 0.0
+    for k in (1, 2, 3):
+        losses, head = [], task.model.heads[k - 1]
+        for position in units.tolist():
+            end = int(features.ends[features.ends > position].min())
+            path = range(position + 1, position + k)
+            left = any(features.tokens[t + 1] != features.top_ids[t, 0] for t in path)
+            if position + k >= end - 1 or (labels == "greedy" and left):
+                continue
+            with torch.no_grad():
+                read = head(features.hidden[position].float())
+                if head.output is not None:
+                    read = head.output(read)
+                if output != "own":
+                    read = target.model.lm_head.weight[ids] @ read
+                log_probs = read.log_softmax(-1)
+            kept = 1 if labels == "greedy" else 16
+            said = zip(
+                features.top_ids[position + k, :kept].tolist(),
+                features.top_probs[position + k, :kept].tolist(),
+                strict=True,
+            )
+            known = [(ids.index(i), p) for i, p in said if i in ids]
+            total = sum(p for _, p in known)
+            losses.append(-sum(p / total * float(log_probs[i]) for i, p in known) if known else 0.0)
+        expected += 0.8**k * sum(losses) / len(losses)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_medusa_begins_as_the_targets_own_head(target, features):
+    hidden = features.hidden[:5].float()
+    for output in ("own", "projected", "target"):
+        task = medusa_task(target, features, output)
+        for head, x in zip(task.heads, task.model(hidden), strict=True):
+            expected = target.draft_head(task.model.draft_vocabulary).logits(hidden)
+            torch.testing.assert_close(head.logits(x), expected)
+
+
 def test_kangaroo_loss_equals_drafting_one_token_at_a_time(target, features):
     """The loss over a text is that of drafting: one token at a time, on a cache."""
     task = kangaroo_task(target, features)
@@ -240,3 +301,23 @@ def state_behind(target, drafter, tokens, inputs):
     state = State(cache, text, eos_token_ids=frozenset())
     state._roots = 1
     return state
+
+
+@pytest.mark.parametrize("adapter", ["attention", "layer", "mlp", "none"])
+@pytest.mark.parametrize("own_head", [False, True])
+def test_every_kangaroo_adapter_learns(target, features, adapter, own_head):
+    size = 40 if adapter == "layer" else None
+    config = kangaroo_config(adapter=adapter, own_head=own_head, mlp_size=size)
+    torch.manual_seed(0)
+    task = new_task(target, config, features, None, labels="distribution", validate=dict)
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(30):
+        loss, figures = task.loss(task.units[(step % 2) :: 2])
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in task.model.parameters())
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert set(figures) == {"right_1", "overlap"}
+    assert losses[-1] < losses[1]
