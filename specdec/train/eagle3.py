@@ -177,8 +177,8 @@ def run_passes(
         with torch.no_grad():
             embedded = target.embed(tokens)
         joined = model.join(embedded, hidden)
-        query = model.queries(joined, place + step)
-        keys_values.append(model.keys_values(joined, place + step))
+        query, *kv = model.project(joined, place + step)
+        keys_values.append((kv[0], kv[1]))
         hidden = model.finish(joined, hidden, _attend(query, keys_values))
         yield hidden
 

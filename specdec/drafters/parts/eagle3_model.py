@@ -196,19 +196,30 @@ class Eagle3Model(nn.Module):
         """Norm embeddings of tokens and the states before them, `[..., E]` each; returns `[..., 2E]`."""
         return torch.cat([self.embedding_norm(embedded), self.hidden_norm(hidden)], -1)
 
-    def queries(self, joined: Tensor, positions: Tensor) -> Tensor:
-        """Compute `[B, N, H, D]` queries of `[B, N, 2E]` at positions `[B, N]` int64."""
+    def project(self, joined: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values.
+
+        Args:
+            joined: `[B, N, 2E]`.
+            positions: `[B, N]` int64, or broadcastable.
+
+        Returns:
+            Queries `[B, N, H, D]` as `tree_attention` takes them, keys and values `[B, G, N, D]` as caches hold them.
+        """
+        angles = self._angles(joined, positions)
         q = rearrange(self.q_proj(joined), "b n (h d) -> b n h d", d=self.config.head_dim)
-        return rotate(q, *self._angles(joined, positions))
+        return rotate(q, *angles), *self._keys_values(joined, angles)
 
     def keys_values(self, joined: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute keys and values `[B, G, N, D]`, as caches hold them; arguments as in `queries`."""
+        """Compute keys and values alone; arguments and results as in `project`."""
+        return self._keys_values(joined, self._angles(joined, positions))
+
+    def _keys_values(self, joined: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         k, v = (
             rearrange(projection(joined), "b n (g d) -> b n g d", d=self.config.head_dim)
             for projection in (self.k_proj, self.v_proj)
         )
-        k = rotate(k, *self._angles(joined, positions))
-        return k.transpose(1, 2), v.transpose(1, 2)
+        return rotate(k, *angles).transpose(1, 2), v.transpose(1, 2)
 
     def finish(self, joined: Tensor, hidden: Tensor, attended: Tensor) -> Tensor:
         """Compute what follows attention: the state that the next token is read with.

@@ -12,9 +12,10 @@ first. The newest pair, which ends in the row's root, is node 0 of the tree.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from specdec_kernels import ancestor_matrix, pack_bits
+from specdec_kernels import pack_bits
 
 from ...model.tree_pass import Shared
 from ...state import State
@@ -31,8 +32,10 @@ class DraftTree:
         """The drafter's, behind those of the target."""
         self.newest = 0
         """How many nodes were added last."""
-        self._parents = state.roots[:, None][:, :0]
-        self._depth = self._parents[0]
+        self._seen: Tensor | None = (
+            None  # [B, N, N], which nodes each one descends from, itself included
+        )
+        self._depth = state.roots[:0]
         self._levels = 0
         self._queries: Tensor | None = None
         self._keys_values: tuple[Tensor, Tensor] | None = None
@@ -48,18 +51,26 @@ class DraftTree:
         Returns:
             `[B, W, E]`, their states.
         """
-        first, count = self._parents.shape[1] - self.newest, parents.shape[1]
+        first, count = len(self._depth) - self.newest, parents.shape[1]
         parents = parents + first if self._levels else parents
-        self._parents = torch.cat([self._parents, parents], 1)
         self._depth = torch.cat([self._depth, torch.full_like(parents[0], self._levels)])
         self._levels, self.newest = self._levels + 1, count
         cache, rows = self.state.cache, self.state.rows
-        ancestors = pack_bits(ancestor_matrix(self._parents))
-        now = cache.open(ancestors, self._depth.expand_as(self._parents), rows, behind=-1)
+        itself = torch.eye(count, dtype=torch.bool, device=parents.device).expand(
+            len(parents), -1, -1
+        )
+        if self._seen is None:
+            self._seen = itself
+        else:  # what its parent sees, and itself
+            above = self._seen.take_along_dim(parents[..., None], 1)
+            self._seen = F.pad(self._seen, (0, count))
+            self._seen = torch.cat([self._seen, torch.cat([above, itself], 2)], 1)
+        now = cache.open(
+            pack_bits(self._seen), self._depth.expand(len(parents), -1), rows, behind=-1
+        )
         now.shared = Shared(None, None)  # copies of a prompt have pairs of their own
         joined, positions = self.model.join(embedded, hidden), now.positions[:, -count:]
-        q = self.model.queries(joined, positions)
-        k, v = self.model.keys_values(joined, positions)
+        q, k, v = self.model.project(joined, positions)
         if self._queries is not None and self._keys_values is not None:
             q = torch.cat([self._queries, q], 1)
             k, v = (torch.cat(both, 2) for both in zip(self._keys_values, (k, v), strict=True))
