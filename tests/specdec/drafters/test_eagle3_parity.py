@@ -18,12 +18,14 @@ from specdec.drafters.parts.eagle3_tree import DraftTree
 from specdec.drafters.protocol import Budget
 from specdec.metrics import Metrics
 from specdec.model.target import Target
-from specdec.pickers import Greedy
+from specdec.pickers import Greedy, PathPicker
 from specdec.prompts import Prompts
+from specdec.sampling import Sampling
 from specdec.session import Session
 from specdec.state import State
 from specdec.text import Text
 from specdec.train.eagle3 import DECAY, PASSES, run_passes
+from tiny import SEED, library_greedy, library_sampled
 
 GOLDENS = Path(__file__).parents[2] / "data" / "eagle3"
 CASES = sorted(folder.name for folder in GOLDENS.iterdir())
@@ -223,3 +225,24 @@ def test_training_logits_losses_and_accuracies_equal_the_authors(case):
     torch.testing.assert_close(torch.stack(losses), given["plosses"], rtol=1e-5, atol=1e-5)
     total = sum(DECAY**step * loss for step, loss in enumerate(losses))
     torch.testing.assert_close(total, given["loss"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["greedy", "sampled"])
+@pytest.mark.parametrize("at_once", [None, 2])
+def test_batches_with_accepted_drafts_write_the_librarys_text(how, at_once):
+    of = golden("gqa_d2t")
+    with torch.inference_mode(False):
+        model = copy.deepcopy(of.target.model).double()
+    target, final = Target(model), of.record["final"]
+    drafter = load_folder(GOLDENS / "gqa_d2t" / "draft", target, depth=4, width=4)
+    prompts = [final[:11], final[8:40], final[30:31], final[20:38]]
+    picker, new = None, 24
+    if how == "sampled":
+        picker = PathPicker(Sampling(SEED, torch.arange(len(prompts))))
+        expected = [library_sampled(model, ids, new, row) for row, ids in enumerate(prompts)]
+    else:
+        expected = [library_greedy(model, ids, new) for ids in prompts]
+    session = Session(target, drafter, max_nodes=12, guard=False)
+    written = session.generate(prompts, max_new_tokens=new, picker=picker, rows_at_once=at_once)
+    assert written.tokens == expected
+    assert written.metrics.tokens_per_round > 1.5
