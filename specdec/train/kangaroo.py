@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..drafters.kangaroo import Adapter, KangarooConfig, drafting_head, new_module
@@ -92,8 +92,11 @@ class KangarooTask:
         self.validate = validate
         self.exits = features.exits[exit_layer]
         self.teacher = target.draft_head(draft_vocabulary)
-        self.head = drafting_head(target, config, adapter, draft_vocabulary)
-        self.learned = list(self.head.parameters()) if config.own_head else []
+        self.head = self.teacher
+        self.learned: list[nn.Parameter] = []
+        if config.own_head:
+            self.head = drafting_head(target, config, adapter, draft_vocabulary)
+            self.learned = list(self.head.parameters())
         self.begins = features.begins
         self.units = torch.arange(len(features))
 
