@@ -80,3 +80,15 @@ def check_texts(texts: list[list[int]], target: Target, name: str) -> None:
             raise ValueError(
                 f"{name}: expected ids from 0 to {vocabulary - 1}, got {min(ids)} to {max(ids)} in row {row}"
             )
+
+
+def check_rows_at_once(most: int | None, rows: int, drafter: object) -> None:
+    """Raise ValueError unless at least one row is written at once, TypeError if some wait and the drafter cannot hear of it."""
+    if most is None:
+        return
+    if most < 1:
+        raise ValueError(f"rows_at_once: expected at least 1, got {most}")
+    if most < rows and not hasattr(drafter, "join"):
+        raise TypeError(
+            f"drafter: expected one with a method join, as rows_at_once is {most}, got {type(drafter).__name__}"
+        )

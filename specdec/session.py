@@ -27,7 +27,7 @@ from .model.passed import Listener
 from .model.target import Target
 from .observer import OnRound
 from .pickers import Greedy, Picker
-from .prompts import Prompts, check_texts
+from .prompts import Prompts, check_rows_at_once, check_texts
 from .row_statistics import Statistics
 from .state import Emitted, State, Stops
 from .text import Text, shared_length
@@ -187,13 +187,7 @@ class Session:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         if copies < 1:
             raise ValueError(f"copies: expected at least 1, got {copies}")
-        if rows_at_once is not None and rows_at_once < 1:
-            raise ValueError(f"rows_at_once: expected at least 1, got {rows_at_once}")
-        waits = rows_at_once is not None and rows_at_once < len(texts) * copies
-        if waits and not hasattr(self.drafter, "join"):
-            raise TypeError(
-                f"drafter: expected one with a method join, as rows_at_once is given, got {type(self.drafter).__name__}"
-            )
+        check_rows_at_once(rows_at_once, len(texts) * copies, self.drafter)
         metrics = Metrics() if metrics is None else metrics
         spending = self._spending(caps(max_nodes, len(texts) * copies))
         if statistics is not None:

@@ -106,8 +106,11 @@ def disturbed(replay: Replay, table: Table, half: Half) -> dict[str, float]:
     noise = [
         share(fitted, CostLine.fit(noisy(table.points(), NOISE, seed))) for seed in range(SEEDS)
     ]
+    guarded = replay.write(half.judged_on, table, replay.computed(table, fitted), guarded=True)
+    unguarded = replay.write(half.judged_on, table, replay.computed(table, fitted))
     replay.drafts.cache_clear()
     return {
+        "guarded": guarded.rate / unguarded.rate,
         "noise": sum(noise) / len(noise),
         "noise_worst": min(noise),
         "slope_lower": share(fitted, steeper(line, 0.8)),

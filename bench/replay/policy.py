@@ -68,9 +68,11 @@ class Replay:
         *,
         rows: int = 1,
         refill: bool = False,
+        guarded: bool = False,
     ) -> Written:
         """Write texts; arguments as in `walk`."""
-        return walk(self.positions, texts, table, settings, rows=rows, refill=refill)
+        how = {"rows": rows, "refill": refill, "guarded": guarded}
+        return walk(self.positions, texts, table, settings, **how)
 
     def plain(self, rows: int) -> Round:
         """Draft nothing."""

@@ -10,6 +10,7 @@ from bench.replay.drafts import Drafts
 from bench.replay.positions import Positions
 from bench.replay.record import FIXED_NODES, FIXED_SEARCH, STEPS
 from bench.replay.tables import Table
+from specdec.costs.guard import Guard
 
 
 class Round(NamedTuple):
@@ -37,6 +38,8 @@ class Written:
     nodes: int = 0
     """Over all rounds and rows, without padding."""
     steps: int = 0
+    rested: int = 0
+    """Rounds without a draft, because drafting did not pay."""
 
     @property
     def rate(self) -> float:
@@ -56,6 +59,7 @@ def walk(
     *,
     rows: int = 1,
     refill: bool = False,
+    guarded: bool = False,
 ) -> Written:
     """Write texts, so many rows at once.
 
@@ -66,19 +70,30 @@ def walk(
         settings: what rows draft, by how many of them are left.
         rows: texts in a batch; the last one may have fewer.
         refill: whether the next text begins where one ends; otherwise the next batch begins when all rows have ended.
+        guarded: whether drafting rests while it does not pay; each batch is a call.
     """
     written = Written()
     waiting = list(texts)
     batch: list[list[int]] = []
     rounds: dict[int, Round] = {}
+    line, guard = table.line(), Guard()
     while waiting or batch:
         if not batch or refill:
             taken, waiting = waiting[: rows - len(batch)], waiting[rows - len(batch) :]
+            if not batch:
+                guard = Guard()
             batch += [[int(at) for at in positions.starts[text : text + 2]] for text in taken]
         live = len(batch)
         if live not in rounds:
             rounds[live] = settings(live)
-        _round(positions, table, rounds[live], batch, written)
+        resting = guarded and guard.resting
+        how = Round(None) if resting else rounds[live]
+        tokens, nodes, ms = written.tokens, written.nodes, written.ms
+        _round(positions, table, how, batch, written)
+        written.rested += resting
+        plain = live * (written.ms - ms) / line.ms(live)
+        drafted = written.nodes - nodes > live
+        guard.count(written.tokens - tokens, plain, live, drafted=drafted)
         batch = [row for row in batch if row[0] < row[1]]
     return written
 

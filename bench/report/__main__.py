@@ -37,6 +37,7 @@ from bench.report.pages import DOCS, README, fill, machine_line
 from bench.report.sampling import batches_table, coupled_table, equality_table, speed_table
 from bench.report.second import second_model_page
 from bench.report.self_text import value_table, writing_table
+from bench.report.settings.one_factor import factors_table
 from bench.report.settings.replay import draw_settings, replay_tables
 from bench.report.steps import kinds_table, steps_table
 from bench.report.training import PICTURE, draw_training, sizes_table, training_table
@@ -184,6 +185,9 @@ def report_settings() -> None:
         result = load(replayed)
         draw_settings(result, DOCS / "settings.png")
         fill(DOCS / "settings.md", replay_tables(result))
+    factors = RESULTS / "one_factor.json"
+    if factors.exists():
+        fill(DOCS / "settings.md", {"one-factor": factors_table(load(factors))})
 
 
 def report_architectures() -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..costs.table import Costs
 
 # Columns of the plot.
-WIDTH = 40
+WIDTH = 36
 
 
 def tune(
@@ -95,6 +95,9 @@ def costs_table(costs: Costs) -> Table:
         table.add_row(
             str(nodes), f"{ms:.1f}", f"{here:.1f}", f"{here / line.ms(1):.2f}", "".join(bar)
         )
+    table.add_row(
+        "a tree", f"{costs.tree:.2f}", "", "", "more than a single token, beside its pass"
+    )
     for name, cost in costs.drafts.items():
         table.add_row(name, f"{cost.fixed:.2f}", "", "", f"{cost.step:.2f} ms more per step")
     return table

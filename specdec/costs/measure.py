@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import count
+from dataclasses import replace
+from itertools import count, islice
 from math import ceil
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from ..metrics import Metrics
 from ..model.cache import Rows
 from ..model.passed import Verified
 from ..model.target import Target
+from ..observer import OnRound, Round
 from ..pickers import Greedy
 from ..prompts import Prompts
 from ..state import Emitted, State
@@ -52,12 +54,13 @@ def costs_of(target: Target, drafter: Drafter) -> Costs:
     known = target.costs.get(threads) or known_costs(target)
     if known is None:
         passes = measure_passes(target)
-        known, kept = Costs(passes.points, machine=machine_of(target)), passes.spread < STEADY
+        tree, kept = measure_tree(target), passes.spread < STEADY
+        known = Costs(passes.points, tree=tree, machine=machine_of(target))
     parts = [part for part in parts_of(drafter) if part.calibration is not None]
     missing = [part for part in parts if name_of(part) not in known.drafts]
     if missing:
         drafts = dict(known.drafts) | measure_drafts(target, missing)
-        known = Costs(known.passes, drafts, known.machine)
+        known = replace(known, drafts=drafts)
     if known is not target.costs.get(threads) and kept:
         keep(known, target)
     target.costs[threads] = known
@@ -70,7 +73,7 @@ def tuned(target: Target, drafter: Drafter, seconds: float, show: Show) -> tuple
     known = known_costs(target)
     drafts = {} if known is None else dict(known.drafts)
     drafts |= measure_drafts(target, parts_of(drafter), 4 * ROUNDS)
-    costs = Costs(passes.points, drafts, machine_of(target))
+    costs = Costs(passes.points, drafts, measure_tree(target, 4 * ROUNDS), machine_of(target))
     keep(costs, target)
     target.costs[torch.get_num_threads()] = costs
     return costs, passes.spread
@@ -125,11 +128,40 @@ def measure_drafts(
     """Time drafts of one step and of several, each drafter by itself but all in the same rounds where they can share trees."""
     if len(drafters) > 1:
         timed = [Timed(drafter) for drafter in drafters]
-        _decode(target, MixedDrafter(timed), timed, rounds)
+        _decode(target, MixedDrafter(timed), 2 + 2 * rounds)
     else:
         timed = [Timed(drafters[0])]
-        _decode(target, timed[0], timed, rounds)
+        _decode(target, timed[0], 2 + 2 * rounds)
     return {name_of(each.drafter): each.cost() for each in timed}
+
+
+def measure_tree(target: Target, rounds: int = ROUNDS) -> float:
+    """Time what else a round does, with a tree and without one in turn: the milliseconds that a tree adds."""
+    found: tuple[list[float], list[float]] = [], []
+
+    def listen(round: Round) -> None:
+        if round.tree is not None:
+            others = sum(
+                s for stage, s in round.seconds.items() if stage not in ("draft", "verify")
+            )
+            found[round.tree.tokens.shape[1] > 1].append(1e3 * others)
+
+    _decode(target, _Chains(), 2 * rounds, listen)
+    without, with_tree = (float(np.median(times[1:])) for times in found)
+    return max(0.0, with_tree - without)
+
+
+class _Chains(Drafter):
+    """Proposes four tokens, or nothing in every other round."""
+
+    turn = 0
+
+    def draft(self, state: State, budget: Budget) -> Proposals:
+        self.turn += 1
+        length = min(4, budget.depth) if self.turn % 2 else 0
+        chain = torch.arange(length, device=state.text.ids.device)[None]
+        sure = torch.zeros(chain.shape, device=chain.device)
+        return Proposals(torch.zeros_like(chain), chain - 1, sure, sure == 0, chain)
 
 
 class Timed(Drafter):
@@ -190,8 +222,9 @@ class _Turns(Spending):
         """Nothing is watched."""
 
 
-def _decode(target: Target, drafter: Drafter, timed: list[Timed], rounds: int) -> None:
-    new = (2 + 2 * rounds) * (1 + max(DEPTHS))
+def _decode(target: Target, drafter: Drafter, rounds: int, on_round: OnRound | None = None) -> None:
+    """Write a text for so many rounds, or as far as the model's positions reach."""
+    new = rounds * (1 + max(DEPTHS))
     prompt, nodes = _prompt(target), DEFAULT_NODES + drafter.side_nodes
     if drafter.listener is not None:
         nodes = max(nodes, drafter.listener.nodes)
@@ -200,12 +233,11 @@ def _decode(target: Target, drafter: Drafter, timed: list[Timed], rounds: int) -
     text = Text([prompt], [limit], margin=DEFAULT_NODES + 1, device=target.device)
     state = State(cache, text, eos_token_ids=frozenset())
     turns = _Turns(drafter, None, layers=1)
-    rounds_of = decode(
-        target, drafter, Greedy(), state, Prompts(state), spending=turns, metrics=Metrics()
-    )
-    for _ in rounds_of:
-        if len(timed[0].times) >= 2 + 2 * rounds:
-            break
+    written = decode(
+        target, drafter, Greedy(), state, Prompts(state), spending=turns, metrics=Metrics(), on_round=on_round
+    )  # fmt: skip
+    for _ in islice(written, 1 + rounds):
+        pass
 
 
 def _prompt(target: Target) -> list[int]:

@@ -72,9 +72,11 @@ class Spending:
         cost = self.costs.line.ms(rows * (nodes + side))
         if proposals.shallow is not None:  # the target runs the other layers alone
             cost *= 1 - proposals.shallow.layers / self.layers
+        if nodes > 1:
+            cost += self.costs.tree
         gained = sum(len(e.tokens) for e in emitted)
         plain = rows * (cost + proposals.spent) / self.costs.line.ms(rows)
-        self.guard.count(gained, plain, rows)
+        self.guard.count(gained, plain, rows, drafted=nodes > 1)
 
     def terms(self, rows: int) -> Budget:
         """Return what pays in rounds of so many rows; a budget without its depths."""

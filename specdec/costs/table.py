@@ -35,6 +35,8 @@ class Costs:
     """Nodes of a pass, of all rows together, and milliseconds."""
     drafts: Mapping[str, DraftCost] = field(default_factory=dict)
     """By the drafter's name."""
+    tree: float = 0.0
+    """Milliseconds that packing, picking, accepting and committing a tree take more than a single token does."""
     machine: Mapping[str, str] = field(default_factory=dict)
     """Where it was measured, and with what."""
 
@@ -60,6 +62,7 @@ class Costs:
         """Write a file that `read_costs` reads."""
         content = {
             "machine": dict(self.machine),
+            "tree": self.tree,
             "passes": [list(point) for point in self.passes],
             "drafts": {name: cost._asdict() for name, cost in sorted(self.drafts.items())},
         }
@@ -82,10 +85,11 @@ def read_costs(path: Path) -> Costs:
         }
         if len({nodes for nodes, _ in passes}) < 2 or min(min(point) for point in passes) <= 0:
             raise ValueError(f"passes of two sizes at least, all above 0, got {passes}")
+        tree = _number(found["tree"], float)
         machine = {str(name): str(value) for name, value in found["machine"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"costs: expected a cost table in {path}, got {error}") from error
-    return Costs(passes, drafts, machine)
+    return Costs(passes, drafts, tree, machine)
 
 
 def _number(value: Any, kind: type) -> Any:

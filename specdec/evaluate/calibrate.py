@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..costs.table import Costs
+from ..costs.table import Costs, name_of
 from ..drafters import Drafter, load_drafter
 from ..drafters.methods import METHODS
 from ..drafters.parts.calibration import Calibration
@@ -108,11 +108,12 @@ def calibrate(
         Session(target, drafter, costs=costs, guard=False).generate([prompt], on_round=count, **how)
     if not scores.claimed or not spent:
         raise ValueError(f"prompts: expected texts in which {name} drafts, got none")
+    steps = costs.drafts[name_of(drafter)].step > 0
     return replace(
         known,
         rate=max(1.0, tokens * costs.line.ms(1) / spent),
         share=max(scores.right / scores.claimed, 0.01),
-        step_gain=max(scores.gained / scores.held, 0.01) if scores.held else known.step_gain,
+        step_gain=max(scores.gained / scores.held, 0.01) if steps else known.step_gain,
     )
 
 

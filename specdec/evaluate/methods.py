@@ -132,7 +132,9 @@ class Runner:
         Returns:
             Per text its tokens and counts; of the list's times each has an equal share.
         """
-        session = Session(self.target, self._drafter(method), max_nodes=self.max_nodes)
+        session = Session(
+            self.target, self._drafter(method), max_nodes=self.max_nodes, costs=self.costs
+        )
         whole, each = Metrics(), [Metrics() for _ in prompts]
         texts: list[list[int]] = [[] for _ in prompts]
         began = time.perf_counter()

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import every_drafter
-from specdec.drafters import PlainDrafter
+from specdec.drafters import PlainDrafter, SuffixConfig, SuffixDrafter
 from specdec.model.cache import TreeCache
 from specdec.model.target import Target
 from specdec.observer import Round
 from specdec.pickers import Greedy, PathPicker, TreeSampler
+from specdec.row_statistics import Statistics
 from specdec.sampling import Sampling
 from specdec.session import Session
 from tiny import (
@@ -71,7 +72,7 @@ def test_each_text_is_as_if_alone(family, make, how):
     ends, drafter = ends_of(family, how), make(target)
     expected = texts_alone(family, ends, how)
     assert len(set(map(len, expected))) > 2 and min(map(len, expected)) == 1
-    session = Session(target, drafter, max_nodes=8)
+    session = Session(target, drafter, max_nodes=8, guard=False)
     for rows in (3, 1, 2, 7, 3, 99):  # what was kept of earlier texts is of no harm
         written = session.generate(
             PROMPTS, max_new_tokens=NEW, eos_token_ids=ends, picker=picker_of(how), rows_at_once=rows
@@ -86,7 +87,7 @@ def test_each_text_of_other_families_is_as_if_alone(family):
     target = Target(tiny_model(family))
     ends = ends_of(family)
     for make in (every_drafter.plain, every_drafter.kangaroo, every_drafter.training_free):
-        session = Session(target, make(target), max_nodes=8)
+        session = Session(target, make(target), max_nodes=8, guard=False)
         written = session.generate(PROMPTS, max_new_tokens=NEW, eos_token_ids=ends, rows_at_once=2)
         assert written.tokens == texts_alone(family, ends), make.__name__
 
@@ -278,7 +279,6 @@ def test_room_for_all_rows_lets_a_session_go_on(monkeypatch):
 
 
 def test_late_rows_are_drafted_for():
-    # A union that is told of the rows that begin: what each part keeps of them is read again.
     target = Target(tiny_model("llama"))
     for make in (every_drafter.suffix, every_drafter.lookahead, every_drafter.own_model):
         session = Session(target, make(target), max_nodes=16, guard=False)
@@ -287,6 +287,35 @@ def test_late_rows_are_drafted_for():
         session.generate(prompts, max_new_tokens=40, rows_at_once=1, on_round=rounds.append)
         late = [e for each in rounds for e in each.emitted if e.row == 2 and e.nodes]
         assert sum(e.nodes for e in late) > len(late), make.__name__
+
+
+def test_caps_statistics_and_the_guard_go_by_prompt():
+    target, ends = Target(tiny_model("llama")), ends_of("llama")
+    expected, statistics = texts_alone("llama", ends), Statistics()
+    session = Session(target, every_drafter.training_free(target))
+    caps = [1, 8, 4, 1, 8, 2, 8]
+    texts = [[] for _ in PROMPTS]
+    for emitted in session.stream(
+        PROMPTS, max_new_tokens=NEW, eos_token_ids=ends, rows_at_once=2, max_nodes=caps, statistics=statistics
+    ):  # fmt: skip
+        for e in emitted:
+            texts[e.row] += e.tokens
+            assert e.nodes <= caps[e.row]
+    assert texts == expected
+    assert [row.new_tokens for row in statistics.rows] == list(map(len, expected))
+    assert statistics.rows[0].drafted == statistics.rows[3].drafted == 0
+
+
+def test_the_oldest_texts_are_forgotten_as_others_begin():
+    target = Target(tiny_model("llama"))
+    drafter = SuffixDrafter(SuffixConfig(memory=128))
+    session = Session(target, drafter, max_nodes=8, guard=False)
+    for rows in (1, 3):
+        written = session.generate(PROMPTS, max_new_tokens=NEW, rows_at_once=rows)
+        assert written.tokens == texts_alone("llama")
+        memory = session.memory[drafter]
+        assert len(memory.texts) <= rows
+        assert memory.young.size < 64 + 2 * rows * POSITIONS
 
 
 def test_drafter_without_join_is_refused_where_rows_wait():

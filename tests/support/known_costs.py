@@ -10,4 +10,4 @@ DRAFT = DraftCost(fixed=0.3, step=0.6)
 
 def known_costs(target, drafter):
     """Stand in for `costs_of`."""
-    return Costs(PASSES, {name_of(part): DRAFT for part in parts_of(drafter)})
+    return Costs(PASSES, {name_of(part): DRAFT for part in parts_of(drafter)}, tree=0.5)

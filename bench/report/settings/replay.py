@@ -14,6 +14,7 @@ PICTURE = (
 )
 GREY, BLUE, RED = "#8c959f", "#0969da", "#cf222e"
 DISTURBED = {
+    "guarded": "nothing wrong, with the guard",
     "noise": "times 20 % wrong, each by itself: mean",
     "noise_worst": "the worst of 30 such tables",
     "slope_lower": "slope 20 % lower",

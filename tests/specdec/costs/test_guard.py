@@ -5,12 +5,12 @@ import pytest
 from specdec.costs.guard import AGAIN, ALLOWED, MOST, Guard
 
 
-def rounds(guard, gains, plain, rows=1):
+def rounds(guard, gains, plain, rows=1, drafted=True):
     """Count rounds that each take the time of `plain` tokens per row; return which of them rested."""
     rested = []
     for gained in gains:
         rested.append(guard.resting)
-        guard.count(gained * rows, plain * rows, rows)
+        guard.count(gained * rows, plain * rows, rows, drafted=drafted and not guard.resting)
     return rested
 
 
@@ -21,7 +21,7 @@ def test_drafting_that_pays_never_rests():
 
 
 def test_lookups_that_find_nothing_and_cost_next_to_nothing_do_not_rest():
-    assert not any(rounds(Guard(), [1] * 500, 1.015))
+    assert not any(rounds(Guard(), [1] * 500, 1.015, drafted=False))
 
 
 def test_what_was_gained_before_does_not_pay_for_losses_after():
@@ -46,10 +46,10 @@ def test_rests_are_rare_trials_apart_and_say_why():
     guard = Guard()
     rested = rounds(guard, [1] * 300, 1.5)
     first = rested.index(True)
-    assert first == 5  # 4 x 0.48 is within bounds, 5 x 0.48 is not
-    assert guard.rests[0] == (5, 5, 7.5)
+    assert first == 4  # 3 x 0.5 is within bounds, 4 x 0.5 is not
+    assert guard.rests[0] == (4, 4, 6.0)
     again = rested.index(False, first)
-    assert again - first == pytest.approx((5 * 0.48 - AGAIN) / ALLOWED, abs=1.5)
+    assert again - first == pytest.approx((4 * 0.5 - AGAIN) / ALLOWED, abs=1.5)
     assert len(guard.rests) > 1
 
 

@@ -8,7 +8,14 @@ import torch
 
 from every_drafter import DRAFTERS
 from specdec.costs import measure, table
-from specdec.costs.measure import NODES, costs_of, measure_drafts, measure_passes, tuned
+from specdec.costs.measure import (
+    NODES,
+    costs_of,
+    measure_drafts,
+    measure_passes,
+    measure_tree,
+    tuned,
+)
 from specdec.costs.table import Costs, costs_file, known_costs, parts_of, read_costs
 from specdec.drafters import PlainDrafter, load_drafter
 from specdec.drafters.protocol import DraftCost
@@ -42,6 +49,10 @@ def test_drafts_of_every_method_are_timed_and_leave_it_as_it_was(target, make):
         assert cost.fixed >= 0 and cost.step >= 0
         assert part is not None
     assert Session(target, drafter).generate([[5, 6, 7]], max_new_tokens=12).tokens == written
+
+
+def test_what_a_tree_takes_beside_its_pass_is_timed(target):
+    assert 0 <= measure_tree(target) < 50
 
 
 def test_steps_are_told_from_what_a_draft_costs_anyway(target):
@@ -136,7 +147,7 @@ def test_short_models_are_timed_as_far_as_they_reach(tmp_path, monkeypatch):
 
 
 def test_tables_are_saved_and_read(tmp_path):
-    costs = Costs(((1, 2.5), (8, 3.0)), {"lookup": DraftCost(0.25, 0.0)}, {"threads": "2"})
+    costs = Costs(((1, 2.5), (8, 3.0)), {"lookup": DraftCost(0.25, 0.0)}, 0.5, {"threads": "2"})
     costs.save(tmp_path / "costs.json")
     assert read_costs(tmp_path / "costs.json") == costs
 
@@ -145,13 +156,14 @@ def test_tables_are_saved_and_read(tmp_path):
     "content",
     [
         {},
-        {"passes": [[1, 2.0]], "drafts": {}, "machine": {}},
-        {"passes": [[1, 2.0], [1, 3.0]], "drafts": {}, "machine": {}},
-        {"passes": [[1, 0.0], [8, 3.0]], "drafts": {}, "machine": {}},
-        {"passes": [[1, "2"], [8, 3.0]], "drafts": {}, "machine": {}},
-        {"passes": [[1, 2.0], [8, 3.0]], "drafts": {"lookup": {"fixed": -1, "step": 0}}, "machine": {}},
-        {"passes": [[1, 2.0], [8, 3.0]], "drafts": [], "machine": {}},
-        {"passes": [[1, 2.0], [8, float("inf")]], "drafts": {}, "machine": {}},
+        {"passes": [[1, 2.0]], "drafts": {}, "tree": 0, "machine": {}},
+        {"passes": [[1, 2.0], [1, 3.0]], "drafts": {}, "tree": 0, "machine": {}},
+        {"passes": [[1, 0.0], [8, 3.0]], "drafts": {}, "tree": 0, "machine": {}},
+        {"passes": [[1, "2"], [8, 3.0]], "drafts": {}, "tree": 0, "machine": {}},
+        {"passes": [[1, 2.0], [8, 3.0]], "drafts": {"lookup": {"fixed": -1, "step": 0}}, "tree": 0, "machine": {}},
+        {"passes": [[1, 2.0], [8, 3.0]], "drafts": [], "tree": 0, "machine": {}},
+        {"passes": [[1, 2.0], [8, 3.0]], "drafts": {}, "machine": {}},
+        {"passes": [[1, 2.0], [8, float("inf")]], "drafts": {}, "tree": 0, "machine": {}},
     ],
 )  # fmt: skip
 def test_what_is_no_table_is_refused_by_its_name(tmp_path, content):

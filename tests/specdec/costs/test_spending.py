@@ -118,7 +118,7 @@ def test_text_is_the_librarys_however_often_drafting_rests(make, monkeypatch):
     drafter = make(target)
     wanted = [library_greedy(model, prompt, 40) for prompt in PROMPTS]
 
-    def in_turn(self, gained, plain, rows):
+    def in_turn(self, gained, plain, rows, drafted):
         self._rounds += 1
         self.resting = self._rounds // 3 % 2 == 1
 
