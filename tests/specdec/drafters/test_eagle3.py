@@ -88,7 +88,7 @@ def test_keys_and_values_stay_exact_while_drafting_rests(monkeypatch):
     target = Target(tiny_model("llama"))
     drafter = every_drafter.eagle3(target)
 
-    def in_turn(self, gained, plain, rows):
+    def in_turn(self, gained, plain, rows, *, drafted):
         self._rounds += 1
         self.resting = self._rounds // 2 % 2 == 1
 
