@@ -52,6 +52,9 @@ def decode(
     Yields:
         What each row gained, from each prefill and each round.
     """
+    # Drafters of callers need not inherit from ours.
+    listener = getattr(drafter, "listener", None)
+    layers = () if listener is None else listener.layers
     while state.rows.host or prompts.waiting:
         if prompts.may_begin:  # at first, and where rows have ended
             emitted = begin(target, drafter, picker, state, prompts, metrics)
@@ -67,14 +70,14 @@ def decode(
             tree = pack(state.roots, proposals, budget)
         with metrics.stage("verify"):
             verified = target.verify(
-                tree, state.cache, state.rows, proposals.shallow, proposals.side
+                tree, state.cache, state.rows, proposals.shallow, proposals.side, layers
             )
         with metrics.stage("pick"):
             picked = picker.pick(state, tree, verified.logits)
         with metrics.stage("accept"):
             accepted = accept(tree, picked)
         with metrics.stage("commit"):
-            written = state.write(tree, accepted, verified.hidden, proposals.valid.sum(1))
+            written = state.write(tree, accepted, verified, proposals.valid.sum(1))
             state.cache.commit(accepted, state.rows)
         with metrics.stage("observe"):
             drafter.observe(state, tree, accepted, verified)
@@ -100,9 +103,9 @@ def begin(
     """Read waiting prompts into the free rows of the cache, and pick their first tokens."""
     first = not prompts.begun
     with metrics.stage("prefill"):
-        said = prompts.read(target, drafter.tap)
+        said = prompts.read(target, drafter.tap, getattr(drafter, "listener", None))
         picked = picker.pick(state, TokenTree.chain(state.roots[:, None]), said.logits[:, None])
-        emitted = state.open(picked[:, 0], said.hidden)
+        emitted = state.open(picked[:, 0], said)
     with metrics.stage("draft"):
         joining = [e.row for e in emitted if not e.finished]
         if first:

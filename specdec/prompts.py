@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from .model.cache import Rows
-from .model.passed import Tap, Verified
+from .model.passed import Listener, Tap, Verified
 from .model.target import Target
 from .state import State
 
@@ -32,11 +32,11 @@ class Prompts:
         """Whether a row waits and there is room for it."""
         return bool(self.waiting) and len(self.state.rows.host) < self.state.cache.shape[2]
 
-    def read(self, target: Target, tap: Tap | None) -> Verified:
+    def read(self, target: Target, tap: Tap | None, listener: Listener | None = None) -> Verified:
         """Let as many rows begin as there is room for; until `State.open` they are alone in the state.
 
         Returns:
-            Logits `[B, V]` and hidden states `[B, E]` after each row's prompt.
+            Logits `[B, V]` and hidden states `[B, E]` after each row's prompt, and what enters a listener's layers.
         """
         state, cache, device = self.state, self.state.cache, self.state.text.ids.device
         taken = {cache.row_of(row) for row in state.rows.host}
@@ -52,7 +52,7 @@ class Prompts:
         known = cache.host_lengths[rows[0]]
         lengths = [len(state.text.host[row]) - known for row in reading.host]
         ids = state.text.ids[reading.ids, known : known + max(lengths)]
-        said = target.prefill(ids, lengths, cache, tap, reading)
+        said = target.prefill(ids, lengths, cache, tap, reading, listener)
         if len(reading.host) < len(rows):
             readers = [first[row // self.copies] for row in rows]
             cache.share_prompts(state.rows, readers)

@@ -23,13 +23,14 @@ from .load import follow_changes
 from .metrics import Metrics
 from .model.cache import TreeCache
 from .model.memory import Needs, enough_memory, gigabytes
+from .model.passed import Listener
 from .model.target import Target
 from .observer import OnRound
 from .pickers import Greedy, Picker
 from .prompts import Prompts, check_rows_at_once, check_texts
 from .row_statistics import Statistics
 from .state import Emitted, State, Stops
-from .text import Text
+from .text import Text, shared_length
 
 
 @dataclass(slots=True)
@@ -93,6 +94,10 @@ class Session:
                 f"max_nodes: expected at most {MAX_NODES - self.pass_nodes + self.max_nodes} beside the "
                 f"{self.pass_nodes - self.max_nodes} side nodes of {type(drafter).__name__}, got {self.max_nodes}"
             )
+        self._listener: Listener | None = getattr(drafter, "listener", None)
+        own = 0 if self._listener is None else self._listener.nodes
+        self.tree_nodes = max(self.pass_nodes, own)
+        """Most nodes per row behind the text, those of a draft included."""
         self.cache = cache
         self.memory: dict[object, Any] = {} if cache is None else cache.memory
         """What each drafter keeps from one text to the next, by the drafter itself."""
@@ -307,13 +312,15 @@ class Session:
         """Keep the cached tokens that every text begins with, and make room."""
         shared = min(
             (
-                _shared(known, text, length)
+                shared_length(known, text, length)
                 for known, text, length in zip(cache.texts, texts, cache.host_lengths, strict=False)
             ),
             default=0,
         )
-        if capacity > cache.capacity or self.pass_nodes > cache.tree_capacity:
-            cache.grow(self._roomy(texts, capacity), self.pass_nodes)
+        if self._listener is not None and shared:
+            shared -= 1  # what it keeps of a token knows the next one, which may be another now
+        if capacity > cache.capacity or self.tree_nodes > cache.tree_capacity:
+            cache.grow(self._roomy(texts, capacity), self.tree_nodes)
         cache.set_lengths([shared] * len(texts))
         # All that still holds should prefill be interrupted.
         cache.texts = [known[:shared] for known in cache.texts]
@@ -322,7 +329,7 @@ class Session:
         self.cache = self.target.new_cache(
             rows=rows,
             capacity=self._roomy(texts, capacity),
-            tree_capacity=self.pass_nodes,
+            tree_capacity=self.tree_nodes,
             texts=None if rows == len(texts) else len(texts),
         )
         self.cache.made_for = (self.target, self.drafter, self.target.changes)
@@ -334,12 +341,6 @@ class Session:
         if len(texts) > 1:
             return capacity
         return max(capacity, min(2 * capacity, self.target.position_limit))
-
-
-def _shared(known: list[int], text: list[int], cached: int) -> int:
-    """Count the cached tokens that a text begins with; its last one is always read again: its logits are wanted."""
-    most = min(cached, len(known), len(text) - 1)
-    return next((i for i in range(most) if known[i] != text[i]), most)
 
 
 def end_tokens(source: GenerationConfig | int | Sequence[int]) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .model.cache import Rows, TreeCache
+from .model.passed import Verified
 from .text import Text
 from .tree import Accepted, TokenTree
 
@@ -66,6 +67,8 @@ class State:
         self.cache, self.text = cache, text
         self.hidden: Tensor = torch.empty(0)
         """`[R, E]`, the target's last hidden state at each row's last committed token, from its prefill on."""
+        self.inputs: dict[int, Tensor] = {}
+        """Likewise the hidden states that enter layers, by layer, of those that a drafter listens to."""
         self.rows = Rows.first(len(text.host), text.ids.device)
         """The B prompts still being written."""
         self.eos_token_ids, self.stops = eos_token_ids, stops
@@ -118,11 +121,15 @@ class State:
         """Let rows begin, beside those that are being written; until `open` there are no others."""
         self._beside, self.rows, self._roots = self.rows, rows, 0
 
-    def open(self, first_tokens: Tensor, hidden: Tensor) -> list[Emitted]:
-        """Take what prefill gave to the B rows that begin: tokens `[B]`, which become roots, and hidden states `[B, E]`."""
+    def open(self, first_tokens: Tensor, said: Verified) -> list[Emitted]:
+        """Take what prefill gave to the B rows that begin: tokens `[B]`, which become roots, and what the target said."""
         if not len(self.hidden):
-            self.hidden = hidden.new_zeros(len(self.text.host), hidden.shape[1])
-        self.hidden[self.rows.ids] = hidden
+            every = len(self.text.host)
+            self.hidden = said.hidden.new_zeros(every, said.hidden.shape[1])
+            self.inputs = {at: x.new_zeros(every, x.shape[1]) for at, x in said.inputs.items()}
+        self.hidden[self.rows.ids] = said.hidden
+        for layer, states in said.inputs.items():
+            self.inputs[layer][self.rows.ids] = states
         self.text.write(self.rows.ids, self.lengths, first_tokens)
         self._roots = 1
         emitted = [
@@ -137,14 +144,14 @@ class State:
         return emitted
 
     def write(
-        self, tree: TokenTree, accepted: Accepted, hidden: Tensor, proposed: Tensor
+        self, tree: TokenTree, accepted: Accepted, verified: Verified, proposed: Tensor
     ) -> Tensor:
         """Write the accepted tokens and the next roots into the text; comes before commit.
 
         Args:
             tree: what was verified.
             accepted: what was accepted.
-            hidden: `[B, N, E]`, the target's hidden states at the nodes.
+            verified: what the target said at the nodes.
             proposed: `[B]` int64, proposals behind each tree, without the root.
 
         Returns:
@@ -159,8 +166,11 @@ class State:
         prefix_lens = self.cache.current.prefix_lens  # what was verified lies behind them
         columns = prefix_lens[:, None] + torch.arange(1, nodes + 1, device=new.device)
         self.text.write(self.rows.ids[:, None], columns, new)
-        at_last = accepted.path.gather(1, ends)[..., None].expand(-1, -1, hidden.shape[-1])
+        hidden, last = verified.hidden, accepted.path.gather(1, ends)[..., None]
+        at_last = last.expand(-1, -1, hidden.shape[-1])
         self.hidden[self.rows.ids] = hidden.gather(1, at_last)[:, 0]
+        for layer, states in verified.inputs.items():
+            self.inputs[layer][self.rows.ids] = states.take_along_dim(last, 1)[:, 0]
         counts = torch.stack([accepted.lengths, tree.sizes, proposed], 1)
         return torch.cat([new, tree.source, accepted.path, counts], 1)
 

@@ -53,3 +53,9 @@ class Text:
     def so_far(self, row: int, columns: int) -> Tensor:
         """Return the first `columns` tokens of a row, `[1, columns]` int64."""
         return self.ids[row : row + 1, :columns]
+
+
+def shared_length(known: list[int], text: list[int], cached: int) -> int:
+    """Count the cached tokens that a text begins with; its last one is always read again: its logits are wanted."""
+    most = min(cached, len(known), len(text) - 1)
+    return next((i for i in range(most) if known[i] != text[i]), most)

@@ -26,8 +26,10 @@ from transformers.generation.logits_process import (
 )
 
 from specdec.drafters import Drafter, LookupDrafter, MixedDrafter, PlainDrafter, SuffixDrafter
+from specdec.drafters.eagle3 import Eagle3Config, Eagle3Drafter, new_module
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.lookahead import LookaheadDrafter
+from specdec.drafters.medusa import MedusaConfig, MedusaDrafter, MedusaModel
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.recycling import RecyclingDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
@@ -103,9 +105,18 @@ def redrafter(target: Target, beam_width: int) -> Drafter:
     return ReDrafter(target, ReDrafterModel(config, VOCABULARY))
 
 
+def medusa(target: Target) -> Drafter:
+    return MedusaDrafter(target, MedusaModel(MedusaConfig(WIDTH), VOCABULARY))
+
+
 def kangaroo(target: Target) -> Drafter:
     config = KangarooConfig(WIDTH, heads=4, kv_heads=2, head_dim=16, exit_layer=1)
     return KangarooDrafter(target, config, config.new_adapter())
+
+
+def eagle3(target: Target) -> Drafter:
+    config = Eagle3Config.beside(target.config, layers=(1,))
+    return Eagle3Drafter(target, config, new_module(config, VOCABULARY, None))
 
 
 def drafters(target: Target) -> Iterator[tuple[str, int | None, Drafter]]:
@@ -117,6 +128,8 @@ def drafters(target: Target) -> Iterator[tuple[str, int | None, Drafter]]:
     yield "lookahead", None, LookaheadDrafter()
     yield "model", None, ModelDrafter(target, small_target(1))
     yield "kangaroo", None, kangaroo(target)
+    yield "medusa", None, medusa(target)
+    yield "eagle3", None, eagle3(target)
     for width in WIDTHS:
         yield "redrafter", width, redrafter(target, width)
     for width in WIDTHS:

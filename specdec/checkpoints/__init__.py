@@ -8,6 +8,7 @@ from ..host.lazy import lazily
 
 if TYPE_CHECKING:
     from .convert import Conversion, conversion_table, export_drafter, import_drafter
+    from .folders import load_folder, method_in
     from .format import (
         Description,
         load_drafter_checkpoint,
@@ -27,6 +28,8 @@ __all__ = [
     "export_drafter",
     "import_drafter",
     "load_drafter_checkpoint",
+    "load_folder",
+    "method_in",
     "read_description",
     "save_checkpoint",
     "save_drafter",
@@ -43,6 +46,7 @@ __getattr__, __dir__ = lazily(
             "save_checkpoint",
             "save_drafter",
         ],
+        "folders": ["load_folder", "method_in"],
         "layout": ["Layout"],
         "target_facts": ["TargetFacts"],
     },

@@ -80,8 +80,7 @@ def save_checkpoint(
     Args:
         folder: made if it is not there; a checkpoint in it is replaced.
         config: the drafter's.
-        weights: `ReDrafterModel`'s state dict, or `EarlyExitAdapter`'s with `draft_vocabulary` where there is one;
-            dtypes are kept.
+        weights: the module's state dict, with `draft_vocabulary` where there is one; dtypes are kept.
         target: what the drafter was made for.
 
     Raises:
@@ -163,8 +162,7 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
     Args:
         folder: with `config.json` and `model.safetensors`.
         target: the model that it was made for.
-        settings: how to draft, where it shall differ from what was saved: for ReDrafter `beam_width`,
-            `draft_length`, `keep`, `min_prob`, `min_step_prob` and `top_rule`, for Kangaroo `eta` and `gamma`.
+        settings: how to draft, where it shall differ from what was saved: the method's `settings` in `METHODS`.
 
     Returns:
         The drafter, in the target's dtype and on its device.
@@ -174,29 +172,60 @@ def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Dr
             another one than the checkpoint's; if a setting is unknown or out of range.
     """
     description = read_description(folder)
-    renamed = METHODS[description.method].renamed
+    settings = known_settings(description.method, settings)
+    config = replace(description.drafter, **settings)
+    description.target.check(target)
+    weights = read_weights(folder, description)
+    return joined(folder, target, description.drafter, weights, config)
+
+
+def joined(
+    folder: Path,
+    target: Target,
+    shape: DrafterConfig,
+    weights: dict[str, Tensor],
+    config: DrafterConfig,
+) -> Drafter:
+    """Join weights that were read to their target.
+
+    Args:
+        folder: where they and perhaps a calibration of their own lie.
+        target: the model that they were made for.
+        shape: the configuration that they were saved with.
+        weights: under their names in our modules.
+        config: the same, or with other settings.
+
+    Raises:
+        ValueError: if weights or a calibration do not fit.
+    """
+    method = method_of(shape)
+    module = _new_module(folder, shape, weights, target.config.vocab_size)
+    own = module.state_dict()
+    module.load_state_dict({name: weights[name] for name in own}, assign=True)
+    drafter: Drafter = drafter_file(method).join(target, config, module, weights.get(VOCABULARY))
+    if (calibration := calibration_in(folder, method)) is not None:
+        drafter.calibration = calibration
+    return drafter
+
+
+def known_settings(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings by the names that they have now.
+
+    Raises:
+        ValueError: if one is not the method's.
+    """
+    known, renamed = METHODS[method].settings, METHODS[method].renamed
     for old in settings.keys() & renamed.keys():
         warnings.warn(
             f"{old}: expected its new name, {renamed[old]}; the old one goes with the next release",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-        settings[renamed[old]] = settings.pop(old)
-    for name in settings:
-        if name not in (known := METHODS[description.method].settings):
+    named = {renamed.get(name, name): value for name, value in settings.items()}
+    for name in named:
+        if name not in known:
             raise ValueError(f"{name}: expected one of the settings {', '.join(known)}")
-    config = replace(description.drafter, **settings)
-    description.target.check(target)
-    weights = read_weights(folder, description)
-    module = _new_module(folder, description.drafter, weights, description.target.vocab_size)
-    own = module.state_dict()
-    module.load_state_dict({name: weights[name] for name in own}, assign=True)
-    joined: Drafter = drafter_file(description.method).join(
-        target, config, module, weights.get(VOCABULARY)
-    )
-    if (calibration := calibration_in(folder, description.method)) is not None:
-        joined.calibration = calibration
-    return joined
+    return named
 
 
 def _new_module(

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..drafters.kangaroo import KangarooConfig
+from ..drafters.parts.kangaroo_adapters import ATTENTION
 from .format import VOCABULARY
 from .mapping import TensorMapping
 from .target_facts import TargetFacts
@@ -93,8 +94,14 @@ def write_kangaroo(
         The content of their `config.json`, and the mapping.
 
     Raises:
-        ValueError: if the authors' code would compute something else: other rotary frequencies or head sizes.
+        ValueError: if the authors' code would compute something else: another adapter, other rotary frequencies or
+            head sizes.
     """
+    if config.adapter != ATTENTION or config.own_head:
+        other = f"{config.adapter} with a head of its own" if config.own_head else config.adapter
+        raise ValueError(
+            f"adapter: expected {ATTENTION} before the target's head, which the authors' layout holds, got {other}"
+        )
     if config.rope_theta != AUTHORS_ROPE:
         raise ValueError(
             f"rope_theta: expected {AUTHORS_ROPE}, the authors' constant, got {config.rope_theta}"

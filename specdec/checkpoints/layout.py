@@ -11,3 +11,6 @@ class Layout(StrEnum):
     own = "own"
     apple = "apple"
     kangaroo = "kangaroo"
+    medusa = "medusa"
+    eagle3 = "eagle3"
+    speculators = "speculators"

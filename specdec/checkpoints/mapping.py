@@ -21,7 +21,7 @@ class Move(NamedTuple):
 
 
 class TensorMapping:
-    """Builds the tensors of a layout; every value is a copy, to the bit."""
+    """Builds the tensors of a layout; every value is a copy, to the bit, but for indices that are written another way."""
 
     def __init__(self, source: dict[str, Tensor]) -> None:
         """Begin with nothing built."""
@@ -52,6 +52,12 @@ class TensorMapping:
             where = "left" if side == left else "right"
             action = f"joined, {where} columns"
             self.moves.append(Move(side, tuple(half.shape), name, tuple(whole.shape), action))
+
+    def make(self, source: str, name: str, tensor: Tensor, action: str) -> None:
+        """Put a tensor that was made of another one under a name."""
+        self.tensors[name] = tensor.contiguous()
+        shapes = tuple(self.source[source].shape), tuple(tensor.shape)
+        self.moves.append(Move(source, shapes[0], name, shapes[1], action))
 
     def leave_out(self, source: str, why: str) -> None:
         """Do without a tensor."""

@@ -12,6 +12,7 @@ from ..checkpoints import Layout
 from ..host.whole_file import check_new_folder
 from ..sources.embedded import DEFAULT_MODEL
 from .options import DType, RevisionOption, TrustOption, home
+from .training.start import numbers
 
 
 def convert(
@@ -25,10 +26,14 @@ def convert(
     exit_layer: Annotated[
         int | None, typer.Option(help="Of a Kangaroo: layers that run before the adapter.")
     ] = None,
+    layers: Annotated[
+        str, typer.Option(help="Of an EAGLE-3: the target's layers that it reads, by commas.")
+    ] = "",
     to: Annotated[Layout, typer.Option(help="What to write.")] = Layout.own,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the mapping alone.")] = False,
 ) -> None:
-    """Read drafters of Apple's, ModelOpt's and Kangaroo's code, or write ours for Apple's and Kangaroo's."""
+    """Read drafters of Apple's, ModelOpt's, Medusa's, Kangaroo's, EAGLE-3's and speculators' code, or write ours for them, ModelOpt's apart."""
+    named = [int(layer) for layer in numbers("layers", layers, int)]
     if not dry_run:
         check_new_folder(out, "out")  # before seconds are spent on the model
 
@@ -39,7 +44,9 @@ def convert(
     if to == Layout.own:
         # Half the memory, and its fingerprint is the same.
         choice = ModelChoice.of(target, revision, trust_remote_code, dtype=DType.bfloat16)
-        conversion = import_drafter(source, Target(choice.weights()), exit_layer=exit_layer)
+        conversion = import_drafter(
+            source, Target(choice.weights()), exit_layer=exit_layer, layers=tuple(named) or None
+        )
     else:
         conversion = export_drafter(source, to)
     Console(highlight=False).print(conversion_table(conversion))

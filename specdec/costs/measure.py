@@ -171,6 +171,7 @@ class Timed(Drafter):
         """Take its place."""
         self.drafter = drafter
         self.tap, self.side_nodes = drafter.tap, drafter.side_nodes
+        self.listener = drafter.listener
         self.times: list[tuple[float, float]] = []
         """Steps and milliseconds."""
 
@@ -225,6 +226,8 @@ def _decode(target: Target, drafter: Drafter, rounds: int, on_round: OnRound | N
     """Write a text for so many rounds, or as far as the model's positions reach."""
     new = rounds * (1 + max(DEPTHS))
     prompt, nodes = _prompt(target), DEFAULT_NODES + drafter.side_nodes
+    if drafter.listener is not None:
+        nodes = max(nodes, drafter.listener.nodes)
     limit = min(new, target.position_limit - len(prompt))
     cache = target.new_cache(rows=1, capacity=len(prompt) + limit, tree_capacity=nodes)
     text = Text([prompt], [limit], margin=DEFAULT_NODES + 1, device=target.device)

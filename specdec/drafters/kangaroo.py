@@ -10,12 +10,13 @@ that made the drafter unsure is verified too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from specdec_kernels import EarlyExitAdapter
+from specdec_kernels import EarlyExitAdapter, LMHeadTopK
 
 from ..device_flag import flag_on
 from ..model.cache import TreeCache
@@ -24,11 +25,21 @@ from ..model.passed import Shallow, Tap
 from ..model.target import Target
 from ..state import State
 from .parts.calibration import Calibration, calibration_of
+from .parts.kangaroo_adapters import (
+    ADAPTERS,
+    ATTENTION,
+    LAYER,
+    MLP,
+    OUTPUT,
+    LayerAdapter,
+    TokenAdapter,
+)
 from .parts.redrafter_model import check_draft_vocabulary
 from .protocol import Budget, Drafter, Proposals
 
 # Arguments of `EarlyExitAdapter`, in its order.
 ADAPTER_SHAPE = ("hidden_size", "heads", "kv_heads", "head_dim", "rms_norm_eps", "rope_theta")
+Adapter = EarlyExitAdapter | TokenAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,12 @@ class KangarooConfig:
     token, None for what this machine makes of it."""
     gamma: int = 6
     """Most tokens drafted behind the root."""
+    adapter: str = ATTENTION
+    """What stands between the exit layer and the head: the paper's `attention`, a whole `layer`, an `mlp`, or `none`."""
+    own_head: bool = False
+    """Whether the head is the adapter's own; otherwise it is the target's."""
+    mlp_size: int | None = None
+    """Width of the MLP in a whole layer; None for the others."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -70,10 +87,38 @@ class KangarooConfig:
                 raise ValueError(f"{name}: expected above 0, got {value}")
         if self.eta is not None and not self.eta >= 0:
             raise ValueError(f"eta: expected at least 0, got {self.eta}")
+        if self.adapter not in ADAPTERS:
+            raise ValueError(
+                f"adapter: expected one of {', '.join(ADAPTERS)}, got {self.adapter!r}"
+            )
+        size, whole = self.mlp_size, self.adapter == LAYER
+        if (size is None or size < 1) if whole else size is not None:
+            wanted = "at least 1" if whole else f"None for {self.adapter}"
+            raise ValueError(f"mlp_size: expected {wanted}, got {size}")
 
-    def new_adapter(self) -> EarlyExitAdapter:
-        """Make an adapter of this shape with random weights."""
-        return EarlyExitAdapter(*(getattr(self, name) for name in ADAPTER_SHAPE))
+    @property
+    def attends(self) -> bool:
+        """Whether the adapter reads earlier tokens, and so keeps keys and values."""
+        return self.adapter in (ATTENTION, LAYER)
+
+    def new_adapter(self, head_size: int | None = None) -> Adapter:
+        """Make an adapter of this shape with random weights.
+
+        Args:
+            head_size: tokens of a head of its own; None where it has none.
+        """
+        shape = tuple(getattr(self, name) for name in ADAPTER_SHAPE)
+        adapter: Adapter
+        if self.mlp_size is not None:
+            adapter = LayerAdapter(self.mlp_size, *shape)
+        elif self.adapter == ATTENTION:
+            adapter = EarlyExitAdapter(*shape)
+        else:
+            adapter = TokenAdapter(self.hidden_size, self.rms_norm_eps, mlp=self.adapter == MLP)
+        if self.own_head:
+            assert head_size is not None
+            adapter.add_module(OUTPUT, nn.Linear(self.hidden_size, head_size, bias=False))
+        return adapter
 
 
 class KangarooDrafter(Drafter):
@@ -83,7 +128,7 @@ class KangarooDrafter(Drafter):
         self,
         target: Target,
         config: KangarooConfig,
-        adapter: EarlyExitAdapter,
+        adapter: Adapter,
         draft_vocabulary: Tensor | None = None,
     ) -> None:
         """Join an adapter to its target; packs its linear layers where the target's are packed.
@@ -111,7 +156,7 @@ class KangarooDrafter(Drafter):
             raise ValueError(
                 f"exit_layer: expected 1 to {depth - 1} of the target's {depth} layers, got {config.exit_layer}"
             )
-        for name in ADAPTER_SHAPE:
+        for name in ADAPTER_SHAPE if config.attends else ():
             if (has := getattr(adapter, name)) != (wants := getattr(config, name)):
                 raise ValueError(
                     f"adapter: expected {name} {wants} as in its configuration, got {has}"
@@ -120,7 +165,7 @@ class KangarooDrafter(Drafter):
         self.target, self.config = target, config
         self.calibration: Calibration = calibration_of("kangaroo")
         self.adapter = adapter.to(target.device, target.dtype).eval()
-        self.head = target.draft_head(draft_vocabulary)
+        self.head = drafting_head(target, config, self.adapter, draft_vocabulary)
         if target.prepacked:
             prepack_linears(self.adapter)
             prepack_linears(self.head)
@@ -153,20 +198,30 @@ class KangarooDrafter(Drafter):
             drafts = ~stopped
             now = cache.current
             assert now is not None
-            self.adapter.step(
-                hidden[:, 0],
-                *cache.drafter_layer(),
-                self.head,
-                prefix_lens=now.prefix_lens,
-                positions=now.positions[:, 0].clone(),
-                stopped=stopped,
-                tokens=tokens[:, step],
-                confidence=confidence[:, step],
-                eta=eta,
-                cache_rows=now.cache_rows,
-                appends=wrote,
-                impl=cache.impl,
-            )
+            if isinstance(self.adapter, TokenAdapter):
+                self.adapter.step(
+                    hidden[:, 0],
+                    self.head,
+                    stopped=stopped,
+                    tokens=tokens[:, step],
+                    confidence=confidence[:, step],
+                    eta=eta,
+                )
+            else:
+                self.adapter.step(
+                    hidden[:, 0],
+                    *cache.drafter_layer(),
+                    self.head,
+                    prefix_lens=now.prefix_lens,
+                    positions=now.positions[:, 0].clone(),
+                    stopped=stopped,
+                    tokens=tokens[:, step],
+                    confidence=confidence[:, step],
+                    eta=eta,
+                    cache_rows=now.cache_rows,
+                    appends=wrote,
+                    impl=cache.impl,
+                )
             # A row that is unsure keeps this token as its last; it runs on as padding while others draft.
             valid[:, step] = wrote = drafts
             newest = torch.where(drafts, tokens[:, step], newest)
@@ -195,10 +250,24 @@ class KangarooDrafter(Drafter):
         return step + budget.node_price / self.calibration.step_gain
 
     def _read(self, hidden: Tensor, cache: TreeCache) -> None:
-        """Write keys and values alone: of prompts, and where no token is drafted behind."""
+        """Write keys and values alone, where there are any: of prompts, and where no token is drafted behind."""
+        if isinstance(self.adapter, TokenAdapter):
+            return
         now = cache.current
         assert now is not None
         cache.update(*self.adapter.project_kv(hidden, now.positions), self._layer)
+
+
+def drafting_head(
+    target: Target, config: KangarooConfig, adapter: Adapter, draft_vocabulary: Tensor | None
+) -> LMHeadTopK:
+    """Make what reads the adapter's output: a head of its own, or rows of the target's."""
+    if not config.own_head:
+        return target.draft_head(draft_vocabulary)
+    if draft_vocabulary is not None:
+        draft_vocabulary = draft_vocabulary.to(target.device)
+    linear: Any = adapter.get_submodule(OUTPUT)
+    return LMHeadTopK(linear, id_map=draft_vocabulary, impl=target.impl)
 
 
 CONFIG, DRAFTER = KangarooConfig, KangarooDrafter
@@ -206,15 +275,17 @@ CONFIG, DRAFTER = KangarooConfig, KangarooDrafter
 
 def new_module(
     config: KangarooConfig, vocabulary_size: int, draft_vocabulary: Tensor | None
-) -> EarlyExitAdapter:
-    """Make an adapter with random weights."""
-    return config.new_adapter()
+) -> Adapter:
+    """Make an adapter with random weights; a head of its own chooses from `[Vd]` int64 tokens, or from all."""
+    return config.new_adapter(
+        vocabulary_size if draft_vocabulary is None else len(draft_vocabulary)
+    )
 
 
 def join(
     target: Target,
     config: KangarooConfig,
-    module: EarlyExitAdapter,
+    module: Adapter,
     draft_vocabulary: Tensor | None,
 ) -> KangarooDrafter:
     """Join an adapter to its target; it chooses from `[Vd]` int64 tokens, or from all."""

@@ -77,11 +77,21 @@ METHODS = {
         trained=True,
         renamed={"least": "min_prob", "least_step": "min_step_prob"},
     ),
+    "medusa": Method(
+        "a Medusa, heads that each guess a token further ahead, by self-distillation",
+        settings=("tree", "ranks", "draft_length", "min_prob"),
+        trained=True,
+    ),
     "kangaroo": Method(
         "a Kangaroo, an adapter behind the target's first layers, by self-distillation",
         settings=("eta", "gamma"),
         trained=True,
         alone=True,
+    ),
+    "eagle3": Method(
+        "an EAGLE-3, a decoder layer that reads several of the target's layers, by training-time test",
+        settings=("depth", "width", "min_prob", "min_step_prob"),
+        trained=True,
     ),
 }
 

@@ -21,8 +21,8 @@ class MixedDrafter(Drafter):
         """Combine drafters, the most trusted first.
 
         Raises:
-            ValueError: if there is none, two of them ask for side nodes, or one drafts with the target's own layers:
-                what those have seen is a chain of its own, which no other proposal may join.
+            ValueError: if there is none, two of them ask for side nodes or listen to layers, or one drafts with the target's
+                own layers: what those have seen is a chain of its own, which no other proposal may join.
         """
         if not drafters:
             raise ValueError("drafters: expected at least one, got none")
@@ -33,10 +33,13 @@ class MixedDrafter(Drafter):
                     "which drafts alone"
                 )
         asking = [drafter for drafter in drafters if drafter.side_nodes]
-        if len(asking) > 1:
-            names = ", ".join(type(drafter).__name__ for drafter in asking)
-            raise ValueError(f"drafters: expected one that asks for side nodes, got {names}")
+        listening = [drafter for drafter in drafters if drafter.listener is not None]
+        for some, what in ((asking, "asks for side nodes"), (listening, "listens to layers")):
+            if len(some) > 1:
+                names = ", ".join(type(drafter).__name__ for drafter in some)
+                raise ValueError(f"drafters: expected one that {what}, got {names}")
         self.drafters = list(drafters)
+        self.listener = listening[0].listener if listening else None
         self.side_nodes = sum(drafter.side_nodes for drafter in drafters)
         self.calibration = together([drafter.calibration for drafter in drafters])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources.embedded import DEFAULT_MODEL
+from ..sources.heads import fetched_head, is_hub_id
 from .methods import METHODS, drafter_file
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .protocol import Drafter
 
 
-# Methods that are made on the spot, and those with a checkpoint for the default model in a folder of their name.
+# Methods that are made on the spot, and those with a checkpoint; where one is shipped, it lies in a folder of their name.
 DRAFTERS = tuple(name for name, method in METHODS.items() if not method.trained)
 SHIPPED = tuple(name for name, method in METHODS.items() if method.trained)
 RENAMED = {"none": "plain"}
@@ -48,8 +49,9 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
 
     Args:
         name: a method that needs no training, by its name, or `name:argument` where it takes one; `redrafter` or
-            `kangaroo`, shipped for the default model; a checkpoint's folder; `a+b` for the union of several, of which
-            `mixed` is redrafter+lookup; `auto`, or `best`, for what `best_drafter` chooses.
+            `kangaroo`, shipped for the default model; a folder or hub id with a checkpoint, Medusa heads as released or an EAGLE-3
+            as published; `a+b` for the union of several, of which `mixed` is redrafter+lookup; `auto`, or `best`, for what
+            `best_drafter` chooses.
         target: whose text is drafted.
         settings: how the method drafts, where it shall differ from its defaults or from what was saved; of a union,
             its trained part.
@@ -108,14 +110,14 @@ def check_drafter_name(name: str) -> None:
             continue
         if part in SHIPPED and not folder.is_dir():
             raise ValueError(f"drafter: expected {part} in {folder}, got none; {_advice(part)}")
-        if not part or not folder.is_dir():
+        if not part or not (folder.is_dir() or is_hub_id(part)):
             raise ValueError(
-                f"drafter: expected one of {', '.join(SHOWN)}, a checkpoint's folder, or several joined by '+', "
+                f"drafter: expected one of {', '.join(SHOWN)}, a checkpoint's folder or hub id, or several joined by '+', "
                 f"got {name!r}"
             )
-        from ..checkpoints import read_description  # needs torch, unlike a name
+        from ..checkpoints.folders import method_in  # needs torch, unlike a name
 
-        method = read_description(folder).method
+        method = method_in(_fetched(part, weights=False))
         if METHODS[method].alone and len(parts) > 1:
             raise ValueError(
                 f"drafter: expected {part} alone, as it drafts with the target's layers, got {name!r}"
@@ -156,6 +158,12 @@ def _folder(part: str) -> Path:
     return SHIPPED_FOLDER / part if part in SHIPPED else Path(part)
 
 
+def _fetched(part: str, *, weights: bool) -> Path:
+    """Return a drafter's folder, perhaps the cached one of a hub id."""
+    folder = _folder(part)
+    return folder if folder.is_dir() else fetched_head(part, weights=weights)
+
+
 def _new(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
     method, _, argument = part.partition(":")
     if unknown := settings.keys() - METHODS[method].settings:
@@ -171,9 +179,10 @@ def _new(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
 
 
 def _load(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
-    from ..checkpoints import load_drafter_checkpoint, read_description
+    from ..checkpoints import read_description
+    from ..checkpoints.folders import load_folder
 
-    folder = _folder(part)
+    folder = _fetched(part, weights=True)
     if part in SHIPPED:
         made_for = read_description(folder).target
         try:
@@ -182,7 +191,7 @@ def _load(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
             raise ValueError(
                 f"drafter: {part} is shipped for {DEFAULT_MODEL}; {_advice(part)} ({error})"
             ) from error
-    drafter = load_drafter_checkpoint(folder, target, **settings)
+    drafter = load_folder(folder, target, **settings)
     drafter.name = part
     return drafter
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.cache import Rows
-from ..model.passed import Shallow, SideNodes, Tap, Verified
+from ..model.passed import Listener, Shallow, SideNodes, Tap, Verified
 from ..state import State
 from ..tree import Accepted, TokenTree
 from .parts.calibration import Calibration
@@ -101,6 +101,8 @@ class Drafter(Protocol):
     """What it was loaded by, for tables and statistics; the class's name where there is none."""
     tap: Tap | None = None
     """Reads prompts along with the target."""
+    listener: Listener | None = None
+    """Which hidden states it wants of every pass; it keeps keys and values beside the target's, so a union has one such."""
     side_nodes: int = 0
     """Most side nodes per row that a draft asks for."""
     calibration: Calibration | None = None

@@ -148,6 +148,8 @@ class TreeCache(AttendingCache):
         """`[layers, 2, rows, G, slots, D]`."""
         self.drafter_kv: Tensor | None = None
         """`[1, 2, rows, G', slots, D']`, of a drafter that attends too: one more layer, with heads of its own."""
+        self.drafter_kv_moves = True
+        """Whether accepted nodes of `drafter_kv` move with the target's; False for a drafter that writes them anew."""
         self.current: TreePass | None = None
         self.shared: Shared | None = None
         self.texts: list[list[int]] = []
@@ -303,7 +305,7 @@ class TreeCache(AttendingCache):
         assert self.kv is not None
         assert self.current is not None
         prefix_lens = self.current.prefix_lens
-        for kv in (self.kv, self.drafter_kv):
+        for kv in (self.kv, self.drafter_kv if self.drafter_kv_moves else None):
             if kv is not None:
                 commit_kv(
                     kv,

@@ -7,6 +7,7 @@ A decoder with weights of any other part is refused: our loop would leave it out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +99,30 @@ class DecoderParts(NamedTuple):
             return None
         # OPT's first two rows are for padding.
         return self.positions.weight.detach()[getattr(self.positions, "offset", 0) :]
+
+    def rotations(
+        self, hidden: Tensor, positions: Tensor, kinds: Sequence[str | None], made: dict[Any, Any]
+    ) -> dict[Any, Any]:
+        """Return cosines and sines at `[B, N]` int64 positions by kind of layer; what is `made` already stays, the rest is added.
+
+        Args:
+            hidden: `[B, N, E]`, for its dtype and device.
+            positions: of the nodes.
+            kinds: of the layers; None where all have the same rotations.
+            made: by kind.
+        """
+        rotary: Any = self.rotary
+        for kind in set(kinds) - made.keys():
+            by_type = () if kind is None else (kind,)
+            made[kind] = None if rotary is None else rotary(hidden, positions, *by_type)
+        return made
+
+    def place(self, embedded: Tensor, positions: Tensor) -> Tensor:
+        """Turn embeddings `[B, N, E]` at positions `[B, N]` int64 into what the first layer reads."""
+        hidden: Tensor = embedded if self.project_in is None else self.project_in(embedded)
+        if (table := self.position_table) is not None:
+            hidden = hidden + nn.functional.embedding(positions, table)
+        return hidden
 
 
 def find_parts(model: PreTrainedModel) -> DecoderParts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,18 @@ class Tap(NamedTuple):
     """Layers that have run before it reads."""
     read: Callable[[Tensor, TreeCache], None]
     """Takes hidden states `[B, N, E]` and the cache, whose pass is open."""
+
+
+class Listener(NamedTuple):
+    """A drafter's wish for hidden states of several layers, and for room behind the text."""
+
+    layers: tuple[int, ...]
+    """Layers, ascending from 1 on, whose inputs `[B, N, E]` it gets of every pass: of a tree by `Verified.inputs`."""
+    read: Callable[[Mapping[int, Tensor], Tensor, TreeCache], None]
+    """Called while prompts are read: takes these inputs by layer, the tokens `[B, N]` that follow and the cache, whose pass
+    is open. What follows a prompt's last token is not known yet, and is any valid id."""
+    nodes: int = 0
+    """Most nodes of its own that it keeps behind the text, with `drafter_kv`, while it drafts."""
 
 
 class Shallow(NamedTuple):
@@ -58,10 +71,14 @@ class Verified(NamedTuple):
     """`[B, N, E]`, or `[B, E]`: the input of the head, after the final norm."""
     side_logits: Tensor | None = None
     """`[B, wanted, V]`, after the last side nodes, where there were any."""
+    inputs: Mapping[int, Tensor] = MappingProxyType({})
+    """By layer, of those that a drafter listens to, the hidden states that enter it: in the library's words `hidden_states[layer]`.
+    `[B, N, E]`, or `[B, E]` after prefill."""
 
     def select(self, rows: Tensor) -> Verified:
         """Return these rows of a prefill, `[any]` int64, in this order, some perhaps more than once."""
-        return Verified(self.logits[rows], self.hidden[rows])
+        inputs = {layer: hidden[rows] for layer, hidden in self.inputs.items()}
+        return Verified(self.logits[rows], self.hidden[rows], inputs=inputs)
 
 
 class PassNodes(NamedTuple):

@@ -7,10 +7,11 @@ copied or patched; between our passes it is the same model as before.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec_kernels import LMHeadTopK
@@ -24,7 +25,7 @@ from .full_precision import full_precision_sums
 from .lean_layers import LeanLayers
 from .model_state import ModelState, check_mode, check_placement
 from .parts import draft_head, find_parts, position_limit
-from .passed import Shallow, SideNodes, Tap, Verified, pass_nodes
+from .passed import Listener, Shallow, SideNodes, Tap, Verified, pass_nodes
 from .tree_pass import Pass
 
 PREFILL_CHUNK = 256
@@ -98,15 +99,8 @@ class Target:
         """
         if self.device.type != "cpu":
             return 0
-        lean = (
-            []
-            if self.lean is None
-            else [
-                layer
-                for at, layer in enumerate(self.parts.layers)
-                if self.lean.layers[at] is not None
-            ]
-        )
+        ours = [] if self.lean is None else self.lean.layers
+        lean = [layer for layer, mine in zip(self.parts.layers, ours, strict=False) if mine]
         return prepack_linears(self.model, apart=lean)
 
     def new_cache(
@@ -160,11 +154,13 @@ class Target:
         lean = lean or self.lean
         layers, types = self.parts.layers[first:end], self.layer_types[first:end]
         if first == 0:
-            hidden = self._place(hidden, now.positions)
+            hidden = self.parts.place(hidden, now.positions)
         hidden, now.cache = hidden.contiguous(), cache
         shape = hidden.shape
         try:
-            rotations = self._rotations(hidden, now, types)
+            kinds = types if self._rotary_by_type else [None]
+            made = now.angles.setdefault("library", {})  # once per pass
+            rotations = self.parts.rotations(hidden, now.positions, kinds, made)
             with tree_attention_in(self.model, self.config, self.device):
                 for at in range(first, first + len(layers)):
                     now.windows.pop(at, None)  # of an earlier run of this pass
@@ -195,6 +191,16 @@ class Target:
                 "something changed the model's attention meanwhile"
             )
         return hidden.view(shape)
+
+    def run_all(
+        self, hidden: Tensor, cache: TreeCache, layers: Sequence[int] = (), first: int = 0
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run all layers from `first` on as `run_layers` does, and return beside the output what enters some, by layer."""
+        inputs = {}
+        for layer in layers:
+            inputs[layer] = hidden = self.run_layers(hidden, cache, first, layer)
+            first = layer
+        return self.run_layers(hidden, cache, first), inputs
 
     def head(self, hidden: Tensor) -> Verified:
         """Apply the final norm and the head to `[..., E]`."""
@@ -252,6 +258,7 @@ class Target:
         rows: Rows,
         shallow: Shallow | None = None,
         side: SideNodes | None = None,
+        layers: Sequence[int] = (),
     ) -> Verified:
         """Run the whole tree in one pass; its keys and values lie behind the prefix afterwards.
 
@@ -261,9 +268,10 @@ class Target:
             rows: the B cache rows that the trees belong to.
             shallow: where the trees are chains that the first layers have already seen.
             side: nodes run beside the trees, and forgotten.
+            layers: whose inputs are wanted, ascending.
 
         Returns:
-            Logits `[B, N, V]` and hidden states `[B, N, E]` after each node, and what side nodes asked for.
+            Logits `[B, N, V]` and hidden states `[B, N, E]` after each node, what side nodes asked for, and the inputs of layers.
         """
         nodes = tree.tokens.shape[1]
         alone = self.exact and side is None and nodes == len(tree.tokens) == 1
@@ -272,20 +280,21 @@ class Target:
         all_nodes = pass_nodes(tree, side)
         cache.open(all_nodes.ancestors, all_nodes.depth, rows)
         if shallow is None:
-            hidden = self.run_layers(self.embed(all_nodes.tokens), cache)
+            hidden, inputs = self.run_all(self.embed(all_nodes.tokens), cache, layers)
         else:
             hidden = shallow.hidden[:, :1].expand(-1, 2, -1) if alone else shallow.hidden
             hidden = hidden[:, : tree.tokens.shape[1]]
-            hidden = self.run_layers(hidden, cache, shallow.layers)
+            hidden, inputs = self.run_all(hidden, cache, layers, shallow.layers)
+        inputs = {layer: states[:, :nodes] for layer, states in inputs.items()}
         if side is not None:
             begin = hidden.shape[1] - side.wanted
             hidden = torch.cat([hidden[:, :nodes], hidden[:, begin:]], 1)
         verified = self.head(hidden)
         if side is None and not alone:
-            return verified
-        logits, hidden, _ = verified
+            return verified._replace(inputs=inputs) if inputs else verified
+        logits, hidden, *_ = verified
         wanted = None if side is None else logits[:, nodes:]
-        return Verified(logits[:, :nodes], hidden[:, :nodes], wanted)
+        return Verified(logits[:, :nodes], hidden[:, :nodes], wanted, inputs)
 
     def prefill(
         self,
@@ -294,6 +303,7 @@ class Target:
         cache: TreeCache,
         tap: Tap | None = None,
         rows: Rows | None = None,
+        listener: Listener | None = None,
     ) -> Verified:
         """Read prompts into the cache behind what it holds, a fixed number of columns at a time.
 
@@ -303,9 +313,10 @@ class Target:
             cache: whose B rows hold equally many tokens.
             tap: reads along.
             rows: that the prompts are read into; None for the first ones.
+            listener: reads along too, what enters several layers.
 
         Returns:
-            Logits `[B, V]` and hidden states `[B, E]` at the last token of each row.
+            Logits `[B, V]` and hidden states `[B, E]` at the last token of each row, and the inputs of a listener's layers.
         """
         batch, total = ids.shape
         rows = rows or Rows.first(batch, self.device)
@@ -314,7 +325,8 @@ class Target:
         if self.exact and batch == 1 and total % PREFILL_CHUNK == 1:
             ids = torch.cat([ids, ids[:, -1:]], 1)  # never a chunk of one row
         final = torch.tensor(lengths, device=self.device)[:, None] - 1  # [B, 1]
-        last: Tensor | None = None
+        last: dict[int, Tensor] = {}  # what enters layers, and what leaves the last one
+        end, wanted = len(self.layer_types), () if listener is None else listener.layers
         for begin in range(0, ids.shape[1], PREFILL_CHUNK):
             chunk = TokenTree.chain(ids[:, begin : begin + PREFILL_CHUNK])
             cache.set_lengths([start + begin] * batch, rows)
@@ -323,28 +335,16 @@ class Target:
             if tap is not None:
                 hidden, done = self.run_layers(hidden, cache, 0, tap.layers), tap.layers
                 tap.read(hidden, cache)
-            hidden = self.run_layers(hidden, cache, done)
+            hidden, inputs = self.run_all(hidden, cache, wanted, done)
+            if listener is not None:
+                # Behind the last column there is no token.
+                following = ids.roll(-1, 1)[:, begin : begin + PREFILL_CHUNK]
+                listener.read(inputs, following, cache)
             at = final - begin
-            here = hidden.take_along_dim(at.clamp(0, hidden.shape[1] - 1)[..., None], 1)[:, 0]
-            last = here if last is None else torch.where(at >= 0, here, last)
-        assert last is not None
+            ends = at.clamp(0, hidden.shape[1] - 1)[..., None]
+            for layer, states in {**inputs, end: hidden}.items():
+                here = states.take_along_dim(ends, 1)[:, 0]
+                last[layer] = torch.where(at >= 0, here, last[layer]) if begin else here
         cache.set_lengths([start + length for length in lengths], rows)
-        return self.head(last)
-
-    def _rotations(self, hidden: Tensor, now: Pass, types: list[str | None]) -> dict[Any, Any]:
-        """Return the pass's cosines and sines, per kind of layer; made once."""
-        rotary, positions = self.parts.rotary, now.positions
-        made: dict[Any, Any] = now.angles.setdefault("library", {})
-        for kind in set(types) if self._rotary_by_type else {None}:
-            if kind not in made:
-                by_type = (kind,) if self._rotary_by_type else ()
-                made[kind] = None if rotary is None else rotary(hidden, positions, *by_type)
-        return made
-
-    def _place(self, embedded: Tensor, positions: Tensor) -> Tensor:
-        """Turn embeddings into what the first layer reads."""
-        parts = self.parts
-        hidden: Tensor = embedded if parts.project_in is None else parts.project_in(embedded)
-        if (table := parts.position_table) is not None:
-            hidden = hidden + nn.functional.embedding(positions, table)
-        return hidden
+        said = self.head(last.pop(end))
+        return said._replace(inputs=last) if last else said

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from specdec_kernels import EarlyExitAdapter
-
-from ..drafters.kangaroo import KangarooConfig
+from ..drafters.kangaroo import Adapter, KangarooConfig, drafting_head, new_module
 from ..model.target import Target
 from .features import Features
 from .loss import chunked_cross_entropy
@@ -36,7 +34,7 @@ def new_task(
     validate: Callable[[], dict[str, float]],
 ) -> KangarooTask:
     """Begin with random weights, but for the last scale; `labels` is ReDrafter's, here it is the distribution."""
-    adapter = config.new_adapter().to(target.device)
+    adapter = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)
     with torch.no_grad():
         # The scale that the head is used to; from ones it would take thousands of steps to get there. Of numbers whose
         # mean is zero, as some norms subtract it; the difference leaves out what they add.
@@ -44,11 +42,14 @@ def new_task(
         signs[1::2] = -1
         norm: Any = target.parts.norm
         adapter.output_norm.weight.copy_((norm(signs) - norm(-signs)) / 2 * signs)
+        if config.own_head:
+            own = drafting_head(target, config, adapter, draft_vocabulary)
+            own.linear.weight.copy_(target.draft_head(draft_vocabulary).linear.weight)
     return KangarooTask(
         target,
         adapter,
         features,
-        exit_layer=config.exit_layer,
+        config=config,
         draft_vocabulary=draft_vocabulary,
         validate=validate,
     )
@@ -60,10 +61,10 @@ class KangarooTask:
     def __init__(
         self,
         target: Target,
-        adapter: EarlyExitAdapter,
+        adapter: Adapter,
         features: Features,
         *,
-        exit_layer: int,
+        config: KangarooConfig,
         draft_vocabulary: Tensor | None = None,
         validate: Callable[[], dict[str, float]] = dict,
     ) -> None:
@@ -73,7 +74,7 @@ class KangarooTask:
             target: the teacher, whose head is used.
             adapter: what is trained.
             features: of training texts, with hidden states at the exit layer.
-            exit_layer: after which layer the adapter reads.
+            config: the adapter's; says after which layer it reads, and whose head reads it.
             draft_vocabulary: `[Vd]` int64, what the adapter shall choose from; the teacher's distribution is
                 renormalised over it. None for all tokens.
             validate: measures the adapter after each epoch.
@@ -81,6 +82,7 @@ class KangarooTask:
         Raises:
             ValueError: if there are no hidden states at this layer.
         """
+        exit_layer = config.exit_layer
         if exit_layer not in features.exits:
             raise ValueError(
                 f"exit_layer: expected one of {sorted(features.exits)} whose hidden states were collected, "
@@ -89,7 +91,12 @@ class KangarooTask:
         self.target, self.model, self.features = target, adapter, features
         self.validate = validate
         self.exits = features.exits[exit_layer]
-        self.head = target.draft_head(draft_vocabulary)
+        self.teacher = target.draft_head(draft_vocabulary)
+        self.head = self.teacher
+        self.learned: list[nn.Parameter] = []
+        if config.own_head:
+            self.head = drafting_head(target, config, adapter, draft_vocabulary)
+            self.learned = list(self.head.parameters())
         self.begins = features.begins
         self.units = torch.arange(len(features))
 
@@ -110,16 +117,17 @@ class KangarooTask:
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
             out = self.model.forward_sequence(hidden.to(device, dtype), real)[learned.to(device)]
         at = (features.starts[units][:, None] + place)[learned]
-        out, teacher = out.to(dtype), features.hidden[at].to(device, dtype)  # [R, E]
+        out = out.to(self.head.linear.weight.dtype)
+        teacher = features.hidden[at].to(device, dtype)  # [R, E]
         agree = {"right_1": 0.0, "overlap": 0.0}
 
         def compare(predicted: Tensor, here: slice) -> Tensor:
-            taught = self.head.logits(teacher[here]).softmax(-1)
+            taught = self.teacher.logits(teacher[here]).softmax(-1)
             agree["right_1"] += float((predicted.argmax(1) == taught.argmax(1)).sum())
             agree["overlap"] += float(torch.minimum(predicted, taught).sum())
             loss = -(taught * predicted.clamp(min=1e-30).log()).sum(dtype=torch.float32)
             predicted -= taught
             return loss
 
-        loss = chunked_cross_entropy(self.head, out, compare, []) / len(out)
+        loss = chunked_cross_entropy(self.head, out, compare, self.learned) / len(out)
         return loss, {name: value / len(out) for name, value in agree.items()}

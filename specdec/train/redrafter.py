@@ -7,6 +7,7 @@ what the target would write after each of them. Gradients never reach the target
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,10 +16,9 @@ from specdec_kernels import LMHeadTopK
 
 from ..drafters.redrafter import ReDrafterConfig, ReDrafterModel, new_module
 from ..model.target import Target
+from .ahead import Ahead, cross_entropy
 from .features import Features
 from .loss import chunked_cross_entropy
-
-LABELS = ("greedy", "distribution")
 
 
 def exit_layers(config: ReDrafterConfig) -> list[int]:
@@ -64,44 +64,26 @@ class ReDrafterTask:
         Raises:
             ValueError: if `labels` is neither.
         """
-        if labels not in LABELS:
-            raise ValueError(f"labels: expected one of {', '.join(LABELS)}, got {labels!r}")
-        self.target, self.model, self.features, self.labels = target, model, features, labels
+        self.target, self.model, self.features = target, model, features
         self.validate = validate
-        length = model.config.trained_length
-        begins = features.begins.tolist()
-        # From the position that predicts the first written token to the last one with a label.
-        positions = [
-            torch.arange(begin, max(end - 2, begin))
-            for begin, end in zip(begins, features.ends.tolist(), strict=True)
-        ]
-        self.units = torch.cat(positions)
-        ends = [end.expand(len(p)) for end, p in zip(features.ends, positions, strict=True)]
-        self.end = torch.zeros(len(features.tokens), dtype=torch.int64)
-        self.end[self.units] = torch.cat(ends)
-        self.ahead = torch.arange(1, length + 1)
         ids = model.draft_vocabulary
+        self.ahead = Ahead(
+            features,
+            length=model.config.trained_length,
+            labels=labels,
+            vocabulary_size=target.config.vocab_size,
+            draft_vocabulary=ids,
+        )
+        self.units = self.ahead.units
         tied = model.config.tied_head
         self.head = target.draft_head(ids) if tied else LMHeadTopK(model.output)
         self.learned = [] if tied else list(model.output.parameters())
-        vocabulary = target.config.vocab_size
-        self.place = torch.arange(vocabulary)
-        if ids is not None:
-            self.place = torch.full((vocabulary,), -1).index_copy(
-                0, ids.cpu(), torch.arange(len(ids))
-            )
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the mean cross entropy over positions and steps, and per step how often the best token is right."""
         features = self.features
-        at = units[:, None] + self.ahead  # [P, T]
-        real = at < self.end[units][:, None] - 1
-        at = torch.where(real, at, units[:, None])
+        at, real = self.ahead.positions(units)  # [P, T]
         tokens = features.tokens[at].long()
-        best = features.top_ids[at, 0]
-        if self.labels == "greedy":
-            # Behind a token that the target would not write, nothing is ever accepted.
-            real[:, 1:] &= (tokens[:, 1:] == best[:, :-1]).long().cumprod(1).bool()
         device, dtype = self.target.device, self.target.dtype
         with torch.no_grad():
             embedded = self.target.embed(tokens.T.to(device))  # [T, P, E]
@@ -110,24 +92,12 @@ class ReDrafterTask:
             read = self.model(embedded, context).transpose(0, 1)[real.to(device)]  # [R, E or X]
         read = read.to(self.head.linear.weight.dtype)
 
-        at, kept = at[real], 1 if self.labels == "greedy" else None
-        # The draft vocabulary's ids, -1 outside it.
-        ids = self.place[features.top_ids[at, :kept].long()].to(device)  # [R, 16]
-        probs = features.top_probs[at, :kept].to(device) * (ids >= 0)
-        probs = probs / probs.sum(-1, keepdim=True).clamp(min=1e-6)
-        known, first, ids = ids.amax(1, keepdim=True) >= 0, ids[:, 0], ids.clamp(min=0)
-        right = torch.zeros(len(at), device=device)
-
-        def compare(predicted: Tensor, here: slice) -> Tensor:
-            chosen = predicted.gather(1, ids[here])
-            right[here] = ((chosen[:, 0] == predicted.amax(1)) & (first[here] >= 0)).float()
-            predicted *= known[here]  # nothing is learned from tokens that cannot be drafted
-            predicted.scatter_add_(1, ids[here], -probs[here].to(predicted.dtype))
-            return -(probs[here] * chosen.float().clamp(min=1e-30).log()).sum()
-
+        taught = self.ahead.taught(at[real], device)
+        right = torch.zeros(len(read), device=device)
+        compare = partial(cross_entropy, taught=taught, right=right)
         loss = chunked_cross_entropy(self.head, read, compare, self.learned) / len(read)
         step = real.nonzero()[:, 1]
-        rights = torch.bincount(step, right.cpu(), minlength=len(self.ahead))
+        rights = torch.bincount(step, right.cpu(), minlength=len(self.ahead.steps))
         rights /= real.sum(0).clamp(min=1)
         return loss, {f"right_{i + 1}": share for i, share in enumerate(rights.tolist())}
 

@@ -38,7 +38,7 @@ class Recipe:
     held_out: int = 24
     """The first conversations of the data, which are only validated on."""
     labels: str = "distribution"
-    """What ReDrafter learns; see `ReDrafterTask`."""
+    """What ReDrafter and Medusa learn; see `ReDrafterTask`."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""

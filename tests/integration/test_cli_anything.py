@@ -66,6 +66,7 @@ COMMANDS = [
     ["convert", "APPLE", "NEW", "--target", "MODEL"],
     ["convert", "DRAFTER", "NEW", "--to", "apple"],
     ["train", "redrafter", "FILE", "--out", "NEW/a", "--run", "NEW/b", *SMALL, "--held-out", "1", "--batch", "1", "--epochs", "1"],
+    ["train", "medusa", "FILE", "--out", "NEW/a", "--run", "NEW/b", *SMALL, "--held-out", "1", "--batch", "1", "--epochs", "1"],
     ["train", "kangaroo", "FILE", "--out", "NEW/a", "--run", "NEW/b", *SMALL, "--held-out", "1", "--batch", "1", "--epochs", "1"],
 ]  # fmt: skip
 values = (

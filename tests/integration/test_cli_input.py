@@ -39,7 +39,7 @@ NUMBERS = [
 
 
 TRAINING = [
-    *((method, name, value) for method in ("redrafter", "kangaroo") for name, values in {
+    *((method, name, value) for method in ("redrafter", "medusa", "kangaroo", "eagle3") for name, values in {
         "--epochs": ["0", "-1"], "--batch": ["0"], "--learning-rate": ["0", "nan", "inf", "-1"], "--held-out": ["0"],
         "--seed": ["-1", "9" * 30], "--draft-vocabulary": ["-1"], "--exit-layers": ["1,x", "1.5", "²"],
         "--threads": ["0"],
@@ -48,8 +48,14 @@ TRAINING = [
         "--exit-dim": ["0", "9" * 30], "--residual-blocks": ["-1", "9" * 30], "--length": ["0", "65"],
         "--beam-width": ["0", "65"], "--min-prob": ["nan", "-1", "2"], "--min-step-prob": ["nan", "inf"], "--labels": ["", "data"],
     }.items() for value in values),
+    *(("eagle3", name, value) for name, values in {
+        "--layers": ["x", "1;2"], "--intermediate-size": ["0"], "--depth": ["0", "17"], "--width": ["0", "17"],
+    }.items() for value in values),
+    *(("medusa", name, value) for name, values in {
+        "--heads": ["0", "17"], "--blocks": ["-1"], "--head-weights": ["1", "1,x,1,1", "1,1,1,nan", "1,1,1,-1"],
+    }.items() for value in values),
     *(("kangaroo", name, value) for name, values in {
-        "--exit-layer": ["0", "-1"], "--kv-heads": ["0"], "--eta": ["nan", "inf", "-1"], "--gamma": ["0"],
+        "--exit-layer": ["0", "-1"], "--kv-heads": ["0"], "--eta": ["nan", "inf", "-1"], "--gamma": ["0"], "--adapter": ["", "rnn"],
     }.items() for value in values),
 ]  # fmt: skip
 

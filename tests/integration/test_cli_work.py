@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def trained(tiny_folder, tmp_path):
-    """Arguments that train a small drafter in a moment, for either method."""
+    """Arguments that train a small drafter in a moment, by a method and its options."""
     data = tmp_path / "data.jsonl"
     lines = [{"prompt_ids": [3 + i % 7, 4], "answer_ids": [5, 6, 7, 8 + i % 9]} for i in range(20)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def arguments(method):
         return (
-            "train", method, data, "--out", tmp_path / "out", "--run", tmp_path / "run", "--features",
+            "train", *method.split(), data, "--out", tmp_path / "out", "--run", tmp_path / "run", "--features",
             tmp_path / "features", "--model", tiny_folder, "--epochs", 1, "--batch", 4, "--held-out", 2,
             "--draft-vocabulary", 0,
         )  # fmt: skip
@@ -36,7 +36,16 @@ def trained(tiny_folder, tmp_path):
     return arguments
 
 
-@pytest.mark.parametrize("method", ["redrafter", "kangaroo"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "redrafter",
+        "medusa --own-head",
+        "kangaroo",
+        "kangaroo --adapter layer",
+        "eagle3 --layers 1,2",
+    ],
+)
 def test_train_reports_progress_and_resumes(trained, run, tmp_path, method):
     said = run(*trained(method)).err
     assert re.search(r"^reading 18/18$", said, re.M)

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from every_drafter import (
+    eagle3,
     kangaroo,
+    lean_eagle3,
     lean_kangaroo,
     lookup,
     mixed,
@@ -30,6 +32,8 @@ OPS = {
     projected_redrafter: {"draft_step", "lm_head_topk", "beam_step", "pack_tree", "commit_kv"},
     kangaroo: {"early_exit_step", "pack_tree", "commit_kv"},
     lean_kangaroo: {"early_exit_step", "pack_tree", "commit_kv"},
+    eagle3: {"lm_head_topk", "pack_tree", "commit_kv"},
+    lean_eagle3: {"lm_head_topk", "pack_tree", "commit_kv"},
     own_model: {"beam_step", "pack_tree", "commit_kv"},
     training_free: {"pack_tree", "commit_kv"},
     mixed: {"draft_step", "lm_head_beams", "pack_tree", "commit_kv"},

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from every_drafter import DRAFTERS, lookup
+from every_drafter import DRAFTERS, bare_kangaroo, layer_kangaroo, lookup
 from specdec.drafters import PlainDrafter
 from specdec.metrics import Metrics
 from specdec.model.target import Target
@@ -73,7 +73,9 @@ PICKERS = {"likeliest": None, "drawn": "drawn", "processed": "processed", "walke
 
 
 @pytest.mark.parametrize("how", PICKERS.values(), ids=PICKERS)
-@pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [*DRAFTERS, layer_kangaroo, bare_kangaroo], ids=lambda make: make.__name__
+)
 def test_host_synchronizes_once_per_round(launches, make, how):
     rounds = rounds_of(launches, make, getattr(launches, how) if isinstance(how, str) else how)
     assert len(rounds) == launches.ROUNDS

@@ -43,6 +43,7 @@ MISTAKES = [
     ["data", "--append", "a", "--merge", "b", "--prompts", QUESTIONS],
     ["train", "redrafter", QUESTIONS, "--out", "a", "--run", "b", "--labels", "data"],
     ["train", "kangaroo", QUESTIONS, "--out", "a", "--run", "b", "--exit-layers", "1,x"],
+    ["train", "medusa", QUESTIONS, "--out", "a", "--run", "b", "--head-weights", "1,x"],
     ["convert", "a", "/dev/null"],
 ]
 # One after the other in one process, which keeps what any of them loads.

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
+from specdec.drafters.medusa import MedusaConfig, MedusaDrafter, MedusaModel
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
 from specdec.model.target import Target
 from tiny import tiny_model
@@ -54,8 +55,14 @@ def kangaroo(target, *, vocabulary=None, seed=0, **shape):
     return KangarooDrafter(target, config, config.new_adapter(), vocabulary)
 
 
+def medusa(target, *, vocabulary=None, seed=0, **shape):
+    torch.manual_seed(seed)
+    config = MedusaConfig(target.config.hidden_size, **shape)
+    return MedusaDrafter(target, MedusaModel(config, target.config.vocab_size, vocabulary))
+
+
 def weights_of(drafter):
-    if isinstance(drafter, ReDrafter):
+    if not isinstance(drafter, KangarooDrafter):
         return drafter.model.state_dict()
     ids = drafter.head.id_map
     return drafter.adapter.state_dict() | ({} if ids is None else {"draft_vocabulary": ids})
@@ -123,6 +130,11 @@ DRAFTERS = {
     "lean": lambda target: redrafter(target, vocabulary=torch.arange(0, 61, 2)),
     "tied": lambda target: redrafter(
         target, tied_head=True, vocabulary=torch.arange(0, 61, 3), trained_length=3, draft_length=2
+    ),
+    "medusa": lambda target: medusa(target, tree=[[0], [1], [0, 2]], head_weights=[1, 1, 0, 0.5]),
+    "target_medusa": lambda target: medusa(target, heads=2, blocks=2, output="target", min_prob=0),
+    "lean_medusa": lambda target: medusa(
+        target, output="projected", vocabulary=torch.arange(0, 61, 2), ranks=3, draft_length=2
     ),
     "kangaroo": lambda target: kangaroo(target, eta=0.3),
     "lean_kangaroo": lambda target: kangaroo(target, vocabulary=torch.arange(1, 61, 2), gamma=3),

@@ -9,8 +9,10 @@ import torch
 from specdec.datastore.build import build_datastore
 from specdec.datastore.store import Datastore
 from specdec.drafters import LookupDrafter, MixedDrafter, PlainDrafter, SuffixDrafter
+from specdec.drafters.eagle3 import Eagle3Config, Eagle3Drafter, new_module
 from specdec.drafters.kangaroo import KangarooConfig, KangarooDrafter
 from specdec.drafters.lookahead import LookaheadConfig, LookaheadDrafter
+from specdec.drafters.medusa import MedusaConfig, MedusaDrafter, MedusaModel
 from specdec.drafters.model import ModelConfig, ModelDrafter
 from specdec.drafters.recycling import RecyclingConfig, RecyclingDrafter
 from specdec.drafters.redrafter import ReDrafter, ReDrafterConfig, ReDrafterModel
@@ -60,16 +62,45 @@ def projected_redrafter(target):
     )  # fmt: skip
 
 
-def kangaroo(target, vocabulary=None):
+def kangaroo(target, vocabulary=None, **options):
     torch.manual_seed(2)
-    config = KangarooConfig(
-        target.config.hidden_size, heads=4, kv_heads=2, head_dim=16, exit_layer=1, eta=0.02, gamma=3
-    )
-    return KangarooDrafter(target, config, config.new_adapter(), vocabulary)
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 16, "exit_layer": 1, "eta": 0.02, "gamma": 3}
+    config = KangarooConfig(target.config.hidden_size, **shape, **options)
+    return KangarooDrafter(target, config, config.new_adapter(VOCABULARY), vocabulary)
 
 
 def lean_kangaroo(target):
     return kangaroo(target, torch.arange(0, VOCABULARY, 3))
+
+
+def eagle3(target, vocabulary=None, **settings):
+    """Reads all layers of a tiny model but the first."""
+    torch.manual_seed(4)
+    settings = {"depth": 3, "width": 3, "min_prob": 0, "min_step_prob": 0} | settings
+    config = Eagle3Config(
+        target.config.hidden_size, intermediate_size=40, heads=4, kv_heads=2, head_dim=16,
+        layers=tuple(range(1, len(target.layer_types))), **settings,
+    )  # fmt: skip
+    model = new_module(config, VOCABULARY, vocabulary).requires_grad_(False)
+    return Eagle3Drafter(target, config, model, vocabulary)
+
+
+def lean_eagle3(target):
+    """Beside what needs no training, and with a head of some tokens."""
+    drafter = eagle3(target, torch.arange(1, VOCABULARY, 2), depth=4, norm_residual=True)
+    return MixedDrafter([drafter, LookupDrafter(), lookahead(target)])
+
+
+def medusa(target, vocabulary=None, **options):
+    torch.manual_seed(4)
+    config = MedusaConfig(target.config.hidden_size, **({"heads": 3, "min_prob": 0} | options))
+    return MedusaDrafter(target, MedusaModel(config, VOCABULARY, vocabulary))
+
+
+def mixed_medusa(target):
+    ids = torch.arange(0, VOCABULARY, 2)
+    lean = medusa(target, ids, heads=4, blocks=2, output="projected", tree="small_13")
+    return MixedDrafter([lean, redrafter(target), recycling(target)])
 
 
 def mixed(target):
@@ -104,8 +135,16 @@ def own_model(target):
     return ModelDrafter(target, target, ModelConfig(length=3, width=3, min_prob=0, min_step_prob=0))
 
 
+def layer_kangaroo(target):
+    return kangaroo(target, adapter="layer", mlp_size=40, own_head=True)
+
+
+def bare_kangaroo(target):
+    return kangaroo(target, adapter="none")
+
+
 # Each training-free method is in one of the unions.
 DRAFTERS = [
-    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, mixed, training_free, all_training_free,
-    own_model,
+    plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, eagle3, lean_eagle3, mixed, training_free,
+    all_training_free, own_model, medusa, mixed_medusa,
 ]  # fmt: skip

@@ -30,3 +30,25 @@ def trace_back(steps: list[Beams]) -> tuple[Tensor, Tensor]:
         scores.append(beams.scores.gather(1, at))
         at = beams.parents.gather(1, at)
     return torch.stack(tokens[::-1], 2), torch.stack(scores[::-1], 2)
+
+
+def keep_best(
+    tokens: Tensor, parents: Tensor, scores: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the best proposals of a search in their order; the parents of all that are kept are kept.
+
+    Args:
+        tokens: `[B, K]` int64.
+        parents: `[B, K]` int64, of each the earlier proposal that it continues; -1 for the root.
+        scores: `[B, K]` float32, cumulative log-probabilities, so that no child is better than its parent.
+        most: how many stay.
+
+    Returns:
+        The same, `[B, most]`, or as they are where there are no more.
+    """
+    if tokens.shape[1] <= most:
+        return tokens, parents, scores
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :most]
+    at = best.sort(1).values
+    tokens, parents, scores = (x.gather(1, at) for x in (tokens, parents, scores))
+    return tokens, torch.where(parents < 0, -1, torch.searchsorted(at, parents)), scores

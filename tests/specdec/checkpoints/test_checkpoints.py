@@ -248,7 +248,7 @@ def edit_config(folder, **changes):
     ("changes", "message"),
     [
         ({"format": 2}, "expected format 1, got 2"),
-        ({"method": "medusa"}, "expected one of redrafter, kangaroo, got 'medusa'"),
+        ({"method": "hydra"}, "expected one of redrafter, medusa, kangaroo, eagle3, got 'hydra'"),
         ({"drafter": {"exit_dim": "wide"}}, "expected a complete description"),
         ({"drafter": {"depth": 3}}, "expected a complete description, got .*depth"),
         ({"drafter": {"beam_width": 0}}, "beam_width: expected 1 to 64, got 0"),

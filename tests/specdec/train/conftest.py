@@ -23,4 +23,6 @@ def conversations(target):
 
 @pytest.fixture(scope="module")
 def features(target, conversations, tmp_path_factory):
-    return collect_features(target, conversations, tmp_path_factory.mktemp("f"), exit_layers=[EXIT])
+    return collect_features(
+        target, conversations, tmp_path_factory.mktemp("f"), exit_layers=[1, EXIT]
+    )

@@ -8,17 +8,27 @@ import pytest
 import torch
 
 from specdec.checkpoints import load_drafter_checkpoint
+from specdec.drafters.eagle3 import new_module
+from specdec.drafters.medusa import MedusaConfig
 from specdec.drafters.redrafter import ReDrafterConfig
 from specdec.selftext.conversation import check_conversations, read_conversations, read_turns
 from specdec.selftext.record import Conversation
 from specdec.train import loop
+from specdec.train.eagle3 import Eagle3Task
 from specdec.train.kangaroo import KangarooTask
 from specdec.train.loop import Schedule, train
 from specdec.train.run import Recipe, train_drafter
-from training_tasks import kangaroo_config, kangaroo_task, redrafter_task
+from training_tasks import (
+    eagle3_config,
+    eagle3_task,
+    kangaroo_config,
+    kangaroo_task,
+    medusa_task,
+    redrafter_task,
+)
 
 
-@pytest.mark.parametrize("make", [redrafter_task, kangaroo_task])
+@pytest.mark.parametrize("make", [redrafter_task, medusa_task, kangaroo_task, eagle3_task])
 def test_training_reduces_loss_and_raises_accuracy(target, features, tmp_path, make):
     log = train(make(target, features), tmp_path, Schedule(epochs=60, batch=16, learning_rate=3e-3))
     losses = [line["loss"] for line in log if "loss" in line]
@@ -27,7 +37,7 @@ def test_training_reduces_loss_and_raises_accuracy(target, features, tmp_path, m
     assert rights[-1] > rights[0] + 0.1
 
 
-@pytest.mark.parametrize("make", [redrafter_task, kangaroo_task])
+@pytest.mark.parametrize("make", [redrafter_task, medusa_task, kangaroo_task, eagle3_task])
 def test_killed_training_resumes_with_an_identical_loss_curve(
     target, features, tmp_path, make, monkeypatch
 ):
@@ -63,9 +73,13 @@ def test_killed_training_resumes_with_an_identical_loss_curve(
 def test_error_names_the_invalid_setting_or_data(target, features, conversations, tmp_path):
     with pytest.raises(ValueError, match="labels: expected one of"):
         redrafter_task(target, features, labels="data")
-    with pytest.raises(ValueError, match=r"exit_layer: expected one of \[2\]"):
-        adapter = kangaroo_config().new_adapter()
-        KangarooTask(target, adapter, features, exit_layer=1)
+    with pytest.raises(ValueError, match=r"exit_layer: expected one of \[1, 2\]"):
+        config = replace(kangaroo_config(), exit_layer=3)
+        KangarooTask(target, config.new_adapter(), features, config=config)
+    for layers, message in ((None, "some that are named"), ((1, 3), r"some of \[1, 2\] .*, got 3")):
+        shape = replace(eagle3_config(), layers=layers)
+        with pytest.raises(ValueError, match=f"layers: expected {message}"):
+            Eagle3Task(target, new_module(shape, 61, None), features)
     with pytest.raises(ValueError, match="epochs: expected at least 1"):
         Schedule(epochs=0)
     with pytest.raises(ValueError, match="learning_rate: expected above 0"):
@@ -99,14 +113,16 @@ def test_error_names_the_invalid_setting_or_data(target, features, conversations
         read_turns(path)
 
 
-@pytest.mark.parametrize("method", ["redrafter", "kangaroo"])
+@pytest.mark.parametrize("method", ["redrafter", "medusa", "kangaroo", "eagle3"])
 def test_train_drafter_writes_a_loadable_checkpoint(target, conversations, tmp_path, method):
     path = tmp_path / "data.jsonl"
     lines = [{"prompt_ids": c.prompt_ids, "answer_ids": c.answer_ids} for c in conversations]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = {
         "redrafter": ReDrafterConfig(hidden_size=48, exit_dim=96, tied_head=True, trained_length=3, draft_length=3),
+        "medusa": MedusaConfig(hidden_size=48, heads=3, output="projected"),
         "kangaroo": kangaroo_config(),
+        "eagle3": eagle3_config(),
     }[method]  # fmt: skip
     recipe = Recipe(Schedule(epochs=2, batch=8), draft_vocabulary=30, held_out=3)
     out = tmp_path / "drafter"
@@ -127,6 +143,7 @@ def test_train_drafter_writes_a_loadable_checkpoint(target, conversations, tmp_p
         ):
             train_drafter(target, config, [path], tmp_path / "r", out, recipe, exit_layers=wrong)
     # Nothing goes on from a training of something else.
-    other = replace(config, draft_length=2) if method == "redrafter" else replace(config, gamma=2)
+    setting = {"kangaroo": "gamma", "eagle3": "depth"}.get(method, "draft_length")
+    other = replace(config, **{setting: 2})
     with pytest.raises(ValueError, match="folder: expected a run of"):
         train_drafter(target, other, [path], tmp_path / "run", out, recipe)

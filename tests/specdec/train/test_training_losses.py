@@ -5,17 +5,30 @@ import copy
 import pytest
 import torch
 
+from specdec.drafters.eagle3 import Eagle3Drafter
 from specdec.drafters.kangaroo import KangarooDrafter
+from specdec.drafters.parts.eagle3_tree import DraftTree
 from specdec.model.cache import Rows
 from specdec.model.target import Target
+from specdec.state import State
+from specdec.text import Text
 from specdec.train import features as features_module
+from specdec.train.eagle3 import DECAY, PASSES
 from specdec.train.features import Features, collect_features
+from specdec.train.kangaroo import new_task
 from specdec.train.loss import chunked_cross_entropy
 from specdec.train.redrafter import frequent_tokens
 from specdec.tree import TokenTree
 from specdec_kernels import LMHeadTopK, tree_attention
-from tiny import tiny_model
-from training_tasks import EXIT, kangaroo_config, kangaroo_task, redrafter_task
+from tiny import VOCABULARY, tiny_model
+from training_tasks import (
+    EXIT,
+    eagle3_task,
+    kangaroo_config,
+    kangaroo_task,
+    medusa_task,
+    redrafter_task,
+)
 
 
 def test_draft_vocabulary_holds_the_most_probable_tokens():
@@ -75,7 +88,7 @@ def test_feature_collection_resumes_after_a_kill(
     assert torch.equal(collect_features(target, conversations, tmp_path).tokens, again.tokens)
     other = Target(tiny_model("llama", 8, torch.float32))
     for who, what, layers in (
-        (target, conversations[:-1], [EXIT]), (target, conversations, [1]), (other, conversations, [EXIT])
+        (target, conversations[:-1], [EXIT]), (target, conversations, [3]), (other, conversations, [EXIT])
     ):  # fmt: skip
         with pytest.raises(ValueError, match="features: expected those of"):
             collect_features(who, what, tmp_path, exit_layers=layers)
@@ -145,6 +158,59 @@ def test_redrafter_loss_equals_the_papers_formula(target, features, labels):
     assert float(loss) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
+@pytest.mark.parametrize("labels", ["distribution", "greedy"])
+@pytest.mark.parametrize("output", ["own", "projected", "target"])
+def test_medusa_loss_equals_the_papers_formula(target, features, output, labels):
+    """Written again, slowly: one head and one position at a time, 0.8^k per head."""
+    task = medusa_task(target, features, output, labels=labels)
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    units = task.units[5:25:3]
+    loss, figures = task.loss(units)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.parameters())
+    assert set(figures) == {"right_1", "right_2", "right_3"}
+    ids = task.model.draft_vocabulary
+    ids = list(range(VOCABULARY)) if ids is None else ids.tolist()
+    expected = 0.0
+    for k in (1, 2, 3):
+        losses, head = [], task.model.heads[k - 1]
+        for position in units.tolist():
+            end = int(features.ends[features.ends > position].min())
+            path = range(position + 1, position + k)
+            left = any(features.tokens[t + 1] != features.top_ids[t, 0] for t in path)
+            if position + k >= end - 1 or (labels == "greedy" and left):
+                continue
+            with torch.no_grad():
+                read = head(features.hidden[position].float())
+                if head.output is not None:
+                    read = head.output(read)
+                if output != "own":
+                    read = target.model.lm_head.weight[ids] @ read
+                log_probs = read.log_softmax(-1)
+            kept = 1 if labels == "greedy" else 16
+            said = zip(
+                features.top_ids[position + k, :kept].tolist(),
+                features.top_probs[position + k, :kept].tolist(),
+                strict=True,
+            )
+            known = [(ids.index(i), p) for i, p in said if i in ids]
+            total = sum(p for _, p in known)
+            losses.append(-sum(p / total * float(log_probs[i]) for i, p in known) if known else 0.0)
+        expected += 0.8**k * sum(losses) / len(losses)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_medusa_begins_as_the_targets_own_head(target, features):
+    hidden = features.hidden[:5].float()
+    for output in ("own", "projected", "target"):
+        task = medusa_task(target, features, output)
+        for head, x in zip(task.heads, task.model(hidden), strict=True):
+            expected = target.draft_head(task.model.draft_vocabulary).logits(hidden)
+            torch.testing.assert_close(head.logits(x), expected)
+
+
 def test_kangaroo_loss_equals_drafting_one_token_at_a_time(target, features):
     """The loss over a text is that of drafting: one token at a time, on a cache."""
     task = kangaroo_task(target, features)
@@ -178,3 +244,80 @@ def test_kangaroo_loss_equals_drafting_one_token_at_a_time(target, features):
     # One position more or less would show.
     assert losses[end - 1] != pytest.approx(float(loss), rel=1e-2)
     assert losses[first] != pytest.approx(float(loss), rel=1e-2)
+
+
+def test_eagle3_loss_equals_drafting_behind_the_true_text_at_every_place(target, features):
+    """The loss is that of drafts which are given the true tokens: one place and one pass at a time, on a cache."""
+    task = eagle3_task(target, features)
+    unit = 3
+    start, end = int(features.starts[unit]), int(features.ends[unit])
+    ids = task.teacher.id_map
+    layers = task.model.config.layers
+    drafter = Eagle3Drafter(target, task.model.config, copy.deepcopy(task.model), ids)
+    losses = [[] for _ in range(PASSES)]
+    with torch.no_grad():
+        loss, figures = task.loss(torch.tensor([unit]))
+        tokens = features.tokens[start:end].long()
+        inputs = {layer: features.exits[layer][start:end].float() for layer in layers}
+        for place in range(end - start - 1):
+            state = state_behind(target, drafter, tokens[: place + 2], inputs)
+            tree, hidden = (
+                DraftTree(drafter.model, state),
+                drafter._fuse({layer: x[None, place, None] for layer, x in inputs.items()}),
+            )
+            for step in range(PASSES):
+                at = place + 1 + step  # whose distribution is learned
+                if at >= end - start:
+                    break
+                embedded = target.embed(tokens[None, at, None])
+                hidden = tree.add(embedded, hidden, torch.tensor([[0 if step else -1]]))
+                best = int(features.top_ids[start + at, 0])
+                if (
+                    start + at < int(features.begins[unit])
+                    or at >= end - start - 1
+                    or best not in ids
+                ):
+                    continue
+                said = features.hidden[start + at][None].float()
+                taught = task.teacher.logits(said).softmax(-1)
+                read = drafter.head.logits(drafter.model.output_norm(hidden[:, 0])).log_softmax(-1)
+                losses[step].append(float(-(taught * read).sum()))
+    means = [sum(each) / len(each) for each in losses if each]
+    assert len(means) == PASSES
+    assert float(loss) == pytest.approx(sum(DECAY**i * m for i, m in enumerate(means)), rel=1e-4)
+    assert figures.keys() == {"right_1", "right_7"}
+
+
+def state_behind(target, drafter, tokens, inputs):
+    """A row whose cache holds the drafter's keys and values of a text, but for its last pair."""
+    length = len(tokens) - 1
+    cache = target.new_cache(rows=1, capacity=length + 1, tree_capacity=PASSES + 1)
+    chain = TokenTree.chain(tokens[None, 1:])
+    cache.open(chain.ancestors, chain.depth, Rows.first(1, target.device))
+    read = {layer: x[None, :length] for layer, x in inputs.items()}
+    drafter._read_prompt(read, tokens[None, 1:], cache)
+    cache.set_lengths([length])
+    text = Text([tokens.tolist()], [1], margin=2, device=target.device)
+    state = State(cache, text, eos_token_ids=frozenset())
+    state._roots = 1
+    return state
+
+
+@pytest.mark.parametrize("adapter", ["attention", "layer", "mlp", "none"])
+@pytest.mark.parametrize("own_head", [False, True])
+def test_every_kangaroo_adapter_learns(target, features, adapter, own_head):
+    size = 40 if adapter == "layer" else None
+    config = kangaroo_config(adapter=adapter, own_head=own_head, mlp_size=size)
+    torch.manual_seed(0)
+    task = new_task(target, config, features, None, labels="distribution", validate=dict)
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(30):
+        loss, figures = task.loss(task.units[(step % 2) :: 2])
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in task.model.parameters())
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert set(figures) == {"right_1", "overlap"}
+    assert losses[-1] < losses[1]

@@ -1,0 +1,1 @@
+"""What the commands that train have in common."""
