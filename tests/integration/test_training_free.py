@@ -62,7 +62,7 @@ def test_text_is_the_librarys_own(family, make, rows, how):
 )
 def test_something_is_accepted(make):
     target = Target(tiny_model("llama"))
-    session = Session(target, make(target), max_nodes=24)
+    session = Session(target, make(target), max_nodes=24, guard=False)
     session.generate(PROMPTS[:1], max_new_tokens=60)  # what it wrote is known the second time
     assert session.generate(PROMPTS[:1], max_new_tokens=60).metrics.tokens_per_round > 1.02
 

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from known_costs import known_costs
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper
 
@@ -249,7 +250,9 @@ def decode(make_drafter, make_picker, copies):
         target = new_target()
         with torch.no_grad():
             picker = make_picker and make_picker(target)
-        session = Session(target, make_drafter(target), max_nodes=NODES)
+        drafter = make_drafter(target)
+        costs = known_costs(target, drafter)
+        session = Session(target, drafter, max_nodes=NODES, costs=costs, guard=False)
         for count, new in ((len(PROMPTS), 14), (1, 12)):
             stream = session.stream(
                 PROMPTS[:count],

@@ -2,7 +2,6 @@
 
 import copy
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from specdec.load import load_target
 from specdec.model.attention import ATTENTION
 from specdec.model.cache import Rows
 from specdec.model.certificate import certify, certify_exact, own_logits
+from specdec.model.parts import DecoderParts
 from specdec.model.target import Target
 from specdec.tree import TokenTree
 from specdec_kernels import pack_tree
@@ -182,13 +182,13 @@ def test_model_whose_logits_differ_is_rejected_by_name():
 def test_positions_taken_from_cache_slots_fail_certification(monkeypatch):
     model = tiny_model("llama", seed=8)
     own, target = own_logits(model), Target(model)
-    rotations = target._rotations
+    rotations = DecoderParts.rotations
 
-    def wrong(hidden, now, types):
-        slots = now.positions[:, :1] + torch.arange(now.positions.shape[1])
-        return rotations(hidden, SimpleNamespace(positions=slots, angles=now.angles), types)
+    def wrong(parts, hidden, positions, kinds, made):
+        slots = positions[:, :1] + torch.arange(positions.shape[1])
+        return rotations(parts, hidden, slots, kinds, made)
 
-    monkeypatch.setattr(target, "_rotations", wrong)
+    monkeypatch.setattr(DecoderParts, "rotations", wrong)
     with pytest.raises(ValueError, match="expected tree verification to agree"):
         certify(target, own)
 
