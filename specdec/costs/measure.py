@@ -50,18 +50,24 @@ def costs_of(target: Target, drafter: Drafter) -> Costs:
             steady meanwhile.
         drafter: whose drafts are timed as well.
     """
-    threads, kept = torch.get_num_threads(), True
-    known = target.costs.get(threads) or known_costs(target)
+    threads = torch.get_num_threads()
+    parts = [part for part in parts_of(drafter) if part.calibration is not None]
+
+    def missing(costs: Costs) -> list[Drafter]:
+        return [part for part in parts if name_of(part) not in costs.drafts]
+
+    known: Costs | None = target.costs.get(threads)
+    if known is not None and not missing(known):
+        return known
+    stored = known_costs(target)
+    known, steady = known or stored, stored is not None
     if known is None:
         passes = measure_passes(target)
-        tree, kept = measure_tree(target), passes.spread < STEADY
-        known = Costs(passes.points, tree=tree, machine=machine_of(target))
-    parts = [part for part in parts_of(drafter) if part.calibration is not None]
-    missing = [part for part in parts if name_of(part) not in known.drafts]
-    if missing:
-        drafts = dict(known.drafts) | measure_drafts(target, missing)
-        known = replace(known, drafts=drafts)
-    if known is not target.costs.get(threads) and kept:
+        steady = passes.spread < STEADY
+        known = Costs(passes.points, tree=measure_tree(target), machine=machine_of(target))
+    if unknown := missing(known):
+        known = replace(known, drafts=dict(known.drafts) | measure_drafts(target, unknown))
+    if steady and known != stored:
         keep(known, target)
     target.costs[threads] = known
     return known

@@ -111,6 +111,15 @@ def test_a_busy_machines_table_is_not_kept_for_other_days(target, monkeypatch):
     costs = costs_of(target, load_drafter("lookup", target))
     assert not costs_file(target).exists()
     assert costs_of(target, load_drafter("lookup", target)) is costs
+    assert costs_of(target, load_drafter("suffix", target)).passes == costs.passes
+    assert not costs_file(target).exists()
+
+
+def test_a_table_that_is_known_is_not_written_again(target):
+    costs_of(target, load_drafter("lookup", target))
+    before = costs_file(target).stat().st_mtime_ns
+    costs_of(Target(target.model), load_drafter("lookup", target))
+    assert costs_file(target).stat().st_mtime_ns == before
 
 
 def test_a_damaged_table_is_measured_anew(target):
