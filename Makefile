@@ -50,7 +50,7 @@ pins: .compat/uv/installed
 	PYTHONPATH=$(CURDIR)/.compat/uv $(BIN)/python -m bench.releases.pins
 
 # Every op's tests, then its times; on two cores about eight minutes, less with BENCH_FLAGS='-k tree_attention'. Run nothing
-# else meanwhile. JSON=file keeps a run beside the one of docs/benchmarks.md.
+# else meanwhile. JSON=file keeps a run beside the one of docs/results/cpu.md.
 DEVICE ?= $(shell $(BIN)/python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 JSON ?= bench/results/ops_$(DEVICE).json
 bench: .venv/installed-dev
@@ -90,23 +90,23 @@ training-free: .venv/installed-dev
 	$(BIN)/python -m bench.decoding.equal_nodes --json bench/results/equal_nodes.json
 	$(BIN)/python -m bench.report
 
-# What each launch reads and writes, counted without a GPU, in minutes; the tables of docs/proof.md.
+# What each launch reads and writes, counted without a GPU, in minutes; the tables of docs/results/counted.md.
 bytes: .venv/installed-tilelens
 	$(BIN)/python -m bench.counted.bytes
 	$(BIN)/python -m bench.report
 
-# What a round launches and how often the host waits, counted without a GPU, in a minute; tables of docs/proof.md.
+# What a round launches and how often the host waits, counted without a GPU, in a minute; tables of docs/results/counted.md.
 launches: .venv/installed-dev
 	$(BIN)/python -m bench.counted.launches --json bench/results/launches.json
 	$(BIN)/python -m bench.report
 
-# Every kernel for every GPU it is meant for, without one; the tables of docs/kernels.md.
+# Every kernel for every GPU it is meant for, without one; the tables of docs/kernels/index.md.
 aot: .venv/installed-dev
 	$(BIN)/python -m bench.counted.aot
 
 # The core tests, the commands of README.md and the compiler's checks again: with the newest of everything in an environment of its
 # own, then with the oldest and the newest versions that are meant to work, where only packages that differ are installed beside the
-# others, so torch stays; then the table of docs/proof.md. Three quarters of an hour on two cores, less with ENVIRONMENTS=unpinned.
+# others, so torch stays; then the table of docs/results/counted.md. Three quarters of an hour on two cores, less with ENVIRONMENTS=unpinned.
 ENVIRONMENTS ?= unpinned oldest newest
 compat: $(ENVIRONMENTS:%=.compat/%/installed)
 	status=0; for name in $(ENVIRONMENTS); do \
@@ -130,7 +130,7 @@ compat: $(ENVIRONMENTS:%=.compat/%/installed)
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable '.[bench,dev]'
 	touch $@
 
-# What takes a GPU to know, in eight minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched. docs/gpu.md says
+# What takes a GPU to know, in eight minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched. docs/results/gpu.md says
 # what GPU_FLAGS can be. DRY=1 tries it all out on small shapes without a GPU.
 gpu: $(if $(DRY),.venv/installed-dev)
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m bench.gpu --out bench/results/gpu $(if $(DRY),--dry) $(GPU_FLAGS)
@@ -148,7 +148,7 @@ train: .venv/installed-dev
 	  --exit-layer $(EXIT_LAYER) --eta 0.7 --epochs 6
 	$(BIN)/python -m bench.report
 
-# Drafters for a second model, from nothing, then the comparison in docs/training.md, while nothing else should run. What
+# Drafters for a second model, from nothing, then the comparison in docs/use/training.md, while nothing else should run. What
 # was trained stays in its folder; each step goes on after a kill.
 SECOND := gemma-3-270m
 SECOND_FOLDER := .training/$(SECOND)

@@ -19,13 +19,13 @@ def snippets(page):
 
 @pytest.mark.model
 def test_watching_example_of_the_flow_page_runs(capsys):
-    code, _ = snippets("docs/flow.md")
+    code, _ = snippets("docs/how/round.md")
     exec(code, {})
     assert "0 [' four', ',']" in capsys.readouterr().out
 
 
 def test_drafter_example_of_the_flow_page_runs():
-    _, code = snippets("docs/flow.md")
+    _, code = snippets("docs/how/round.md")
     names = {}
     exec(code, names)
     model, prompt = tiny_model("llama"), random_prompt(6, 1)
@@ -70,7 +70,7 @@ def anchors(page):
 
 
 def test_documentation_links_resolve():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             if "://" not in link:
                 path, _, anchor = link.partition("#")

@@ -1,6 +1,6 @@
 """Compile the kernels' launches for GPUs that are not there and tabulate what the compiler says (no GPU needed).
 
-python -m bench.counted.aot                      every case for every GPU; rewrites the tables of docs/kernels.md
+python -m bench.counted.aot                      every case for every GPU; rewrites the tables of docs/kernels/index.md
 python -m bench.counted.aot --covering --json F  the few that `make test` checks
 """
 
@@ -84,7 +84,7 @@ def main(
         Path | None,
         typer.Option(
             "--json",
-            help="Write the results there. Without --covering they become the tables of docs/kernels.md.",
+            help="Write the results there. Without --covering they become the tables of docs/kernels/index.md.",
         ),
     ] = None,
 ) -> None:
@@ -100,7 +100,7 @@ def main(
         print(row["op"], row["case"], row["arch"], fault)
     if not covering and not wrong:
         text = "\n".join([f"Triton {triton.__version__}.", *tables(rows)])
-        fill(DOCS / "kernels.md", {"compiled": text})
+        fill(DOCS / "kernels" / "index.md", {"compiled": text})
     raise typer.Exit(bool(wrong))
 
 

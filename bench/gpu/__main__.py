@@ -1,4 +1,4 @@
-"""What takes a GPU to know, in two commands that fit a quarter of an hour; docs/gpu.md says what they measure.
+"""What takes a GPU to know, in two commands that fit a quarter of an hour; docs/results/gpu.md says what they measure.
 
     python -m bench.gpu --first [--model PART]
     python -m bench.gpu --seconds 480 --out FOLDER [--model PART]

@@ -2,7 +2,7 @@
 
 make test PYTEST_ADDOPTS=--junitxml=suite.xml; python -m bench.releases.suite_time suite.xml
 
-Prints the tables; docs/proof.md has them.
+Prints the tables; docs/results/counted.md has them.
 """
 
 from __future__ import annotations

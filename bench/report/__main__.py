@@ -46,6 +46,7 @@ from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.train.run import REPORT
 
 RESULTS = ROOT / "bench" / "results"
+PICTURES = DOCS / "pictures"
 DTYPES = ("float32", "bfloat16")
 
 
@@ -64,19 +65,19 @@ def main() -> None:
     report_compat()
     report_sampling()
     report_settings()
-    measured = {"ops": ops_page(RESULTS, DOCS), "gpu": gpu_page(RESULTS / "gpu")}
-    fill(DOCS / "benchmarks.md", measured)
+    measured = {"ops": ops_page(RESULTS, PICTURES), "gpu": gpu_page(RESULTS / "gpu")}
+    fill(DOCS / "results" / "cpu.md", measured)
 
 
 def report_comparison() -> None:
     spec_bench = {dtype: load(RESULTS / f"spec_bench_cpu_{dtype}.json") for dtype in DTYPES}
     steps = {dtype: load(RESULTS / f"step_cpu_{dtype}.json") for dtype in DTYPES}
     exact = load(RESULTS / "spec_bench_cpu_bfloat16_exact.json")
-    draw_speedups(spec_bench, DOCS / "speedups.png")
+    draw_speedups(spec_bench, PICTURES / "speedups.png")
     both = {**spec_bench, "bfloat16, exact": exact}
     fill(README, {"results": readme_table(both)})
     fill(
-        DOCS / "benchmarks.md",
+        DOCS / "results" / "cpu.md",
         {
             "machine": machine_line(spec_bench["float32"]["machine"]),
             "methods": methods_table(both),
@@ -94,13 +95,13 @@ def report_comparison() -> None:
 def report_lean_layers() -> None:
     result = load(RESULTS / "lean_layers.json")
     parts = {"lean-passes": passes_table, "lean-texts": texts_table, "lean-bound": bound_table}
-    fill(DOCS / "decoder_layer.md", {mark: make(result) for mark, make in parts.items()})
+    fill(DOCS / "how" / "decoder_layer.md", {mark: make(result) for mark, make in parts.items()})
 
 
 def report_training_free() -> None:
     files = {dtype: RESULTS / f"training_free_cpu_{dtype}.json" for dtype in DTYPES}
     results = {dtype: load(path) for dtype, path in files.items() if path.exists()}
-    page, nodes = DOCS / "training_free.md", RESULTS / "equal_nodes.json"
+    page, nodes = DOCS / "results" / "training_free.md", RESULTS / "equal_nodes.json"
     if results:
         categories = [free_categories(dtype, result) for dtype, result in results.items()]
         tables = {"free": free_table(results), "free-categories": "\n\n".join(categories)}
@@ -114,16 +115,19 @@ def report_training() -> None:
     reports = {name: load(path) for name, path in files.items() if path.exists()}
     if not reports:
         return
-    draw_training(reports, DOCS / "training.png")
+    draw_training(reports, PICTURES / "training.png")
     tables = [PICTURE, sizes_table(reports), training_table(reports)]
-    fill(DOCS / "training.md", {"training": "\n\n".join(tables)})
+    fill(DOCS / "use" / "training.md", {"training": "\n\n".join(tables)})
 
 
 def report_self_text() -> None:
     files = {"self-text": "self_text.json", "text-value": "text_value.json"}
     writers = {"self-text": writing_table, "text-value": value_table}
     there = {name: RESULTS / file for name, file in files.items() if (RESULTS / file).exists()}
-    fill(DOCS / "training.md", {name: writers[name](load(path)) for name, path in there.items()})
+    fill(
+        DOCS / "use" / "training.md",
+        {name: writers[name](load(path)) for name, path in there.items()},
+    )
 
 
 def report_dedup() -> None:
@@ -131,14 +135,14 @@ def report_dedup() -> None:
     if not counted.exists():
         return
     result = load(counted)
-    draw_dedup(result, DOCS / "dedup.png")
-    fill(DOCS / "redrafter.md", {"dedup": dedup_table(result)})
+    draw_dedup(result, PICTURES / "dedup.png")
+    fill(DOCS / "drafters" / "redrafter.md", {"dedup": dedup_table(result)})
 
 
 def report_second_model() -> None:
     compared = RESULTS / "second_model.json"
     if compared.exists():
-        fill(DOCS / "training.md", {"second-model": second_model_page(load(compared))})
+        fill(DOCS / "use" / "training.md", {"second-model": second_model_page(load(compared))})
 
 
 def report_bytes() -> None:
@@ -147,7 +151,7 @@ def report_bytes() -> None:
         return
     result = load(counted)
     fill(
-        DOCS / "proof.md",
+        DOCS / "results" / "counted.md",
         {
             "bytes": bytes_table(result),
             "prefix": prefix_table(result),
@@ -160,13 +164,13 @@ def report_bytes() -> None:
 def report_launches() -> None:
     counted = RESULTS / "launches.json"
     if counted.exists():
-        fill(DOCS / "proof.md", {"launches": launches_tables(load(counted))})
+        fill(DOCS / "results" / "counted.md", {"launches": launches_tables(load(counted))})
 
 
 def report_compat() -> None:
     tried = RESULTS / "compat.json"
     if tried.exists():
-        fill(DOCS / "proof.md", {"compat": compat_table(load(tried))})
+        fill(DOCS / "results" / "counted.md", {"compat": compat_table(load(tried))})
 
 
 def report_sampling() -> None:
@@ -174,30 +178,30 @@ def report_sampling() -> None:
     if measured.exists():
         result = load(measured)
         speeds = {"sampled": speed_table(result), "batches": batches_table(result)}
-        fill(DOCS / "benchmarks.md", speeds)
-        fill(DOCS / "sampling.md", {"coupled": coupled_table(result)})
+        fill(DOCS / "results" / "cpu.md", speeds)
+        fill(DOCS / "how" / "lossless.md", {"coupled": coupled_table(result)})
     if compared.exists():
-        fill(DOCS / "sampling.md", {"equality": equality_table(load(compared))})
+        fill(DOCS / "how" / "lossless.md", {"equality": equality_table(load(compared))})
 
 
 def report_settings() -> None:
     replayed = RESULTS / "replay.json"
     if replayed.exists():
         result = load(replayed)
-        draw_settings(result, DOCS / "settings.png")
-        fill(DOCS / "settings.md", replay_tables(result))
+        draw_settings(result, PICTURES / "settings.png")
+        fill(DOCS / "how" / "settings.md", replay_tables(result))
     lists = [RESULTS / f"batch_{rows}_cpu_float32.json" for rows in (4, 8)]
     if all(path.exists() for path in lists):
-        fill(DOCS / "settings.md", {"lists": lists_table([load(path) for path in lists])})
+        fill(DOCS / "how" / "settings.md", {"lists": lists_table([load(path) for path in lists])})
     factors = RESULTS / "one_factor.json"
     if factors.exists():
-        fill(DOCS / "settings.md", {"one-factor": factors_table(load(factors))})
+        fill(DOCS / "how" / "settings.md", {"one-factor": factors_table(load(factors))})
 
 
 def report_architectures() -> None:
     tried = RESULTS / "architectures.json"
     if tried.exists():
-        fill(DOCS / "architectures.md", architecture_tables(load(tried)))
+        fill(DOCS / "use" / "models.md", architecture_tables(load(tried)))
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -24,12 +24,12 @@ HEADER = ["case, way", "median µs", "IQR µs", "GB/s", "GFLOP/s", "x eager"]
 Row = dict[str, Any]
 
 
-def ops_page(results: Path, docs: Path) -> str:
-    """Return the tables of every device measured, with a picture of each op drawn into `docs`.
+def ops_page(results: Path, pictures: Path) -> str:
+    """Return the tables of every device measured, with a picture of each op drawn into `pictures`.
 
     Args:
         results: where `ops_cpu.json`, `ops_cuda.json` and their spreads are, if they are.
-        docs: where the page is.
+        pictures: where pictures go.
     """
     parts: list[str] = []
     for device in ("cpu", "cuda"):
@@ -39,10 +39,14 @@ def ops_page(results: Path, docs: Path) -> str:
         spread = read(results / f"ops_{device}_spread.json")
         parts += [machine_line(content["machine_info"]), spread_line(spread)]
         for op, rows in by_op(content).items():
-            picture = docs / f"bench_{op}_{device}.png"
+            picture = pictures / f"bench_{op}_{device}.png"
             draw_op(rows, picture)
             title = f"### `{op}`, {device}" if device != "cpu" else f"### `{op}`"
-            parts += [title, f"![times of {op}]({picture.name})", op_table(rows, spread)]
+            parts += [
+                title,
+                f"![times of {op}](../pictures/{picture.name})",
+                op_table(rows, spread),
+            ]
     return "\n\n".join(parts) or NOT_MEASURED
 
 

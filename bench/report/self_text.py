@@ -1,4 +1,4 @@
-"""How fast self-text is written, and what it is worth: tables of docs/training.md."""
+"""How fast self-text is written, and what it is worth: tables of docs/use/training.md."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from bench.report.pages import number, table
 
 COLORS = {"redrafter": "#cf222e", "kangaroo": "#8250df"}
-PICTURE = "![loss and tokens per round over the epochs](training.png)"
+PICTURE = "![loss and tokens per round over the epochs](../pictures/training.png)"
 
 Log = list[dict[str, Any]]
 

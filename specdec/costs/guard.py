@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# A good drafter has runs of misses too: with these bounds no replayed text rested, with 1.0, 0.5 and 0.01 some did (docs/settings.md).
+# A good drafter has runs of misses too: with these bounds no replayed text rested, with 1.0, 0.5 and 0.01 some did (docs/how/settings.md).
 MOST, AGAIN, ALLOWED = 1.5, 0.75, 0.015
 
 

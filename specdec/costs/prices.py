@@ -1,4 +1,4 @@
-"""What a node and a millisecond of drafting must bring in, computed from what a pass costs; docs/settings.md has the replays."""
+"""What a node and a millisecond of drafting must bring in, computed from what a pass costs; docs/how/settings.md has the replays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from .line import CostLine
 
 # The n-th best node of a tree is right in about WORTH / n^FALL of all rounds: the 8th in 10 %, the 16th in 4 %, the 32nd in 1 %
-# (docs/settings.md). From 2 to 2.5 replayed rates differ by 1 to 2 %; with 1.6 single rows are 2 % slower, with 4 batches 5 to 6 %.
+# (docs/how/settings.md). From 2 to 2.5 replayed rates differ by 1 to 2 %; with 1.6 single rows are 2 % slower, with 4 batches 5 to 6 %.
 WORTH, FALL = 2.25, 1.5
 # A root and its likeliest child always have their place; the 60th best node is right in 0.2 % of rounds.
 LEAST_NODES, MOST_NODES = 2, 64

@@ -25,7 +25,7 @@ SHIPPED = tuple(name for name, method in METHODS.items() if method.trained)
 RENAMED = {"none": "plain"}
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 UNIONS = {"mixed": "redrafter+lookup"}
-# The best there is for a target, by its name and by another, and of what needs no training (docs/training_free.md).
+# The best there is for a target, by its name and by another, and of what needs no training (docs/results/training_free.md).
 AUTO, BEST, UNTRAINED_BEST = "auto", "best", "suffix+recycling"
 KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS, AUTO)
 """All names but those of folders."""

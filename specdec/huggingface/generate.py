@@ -88,7 +88,7 @@ def generate(
             that waited has no cache to go on with.
         on_round: told what the prefill and each round did (`specdec.observer.Round`).
         generate_kwargs: as the library's: `attention_mask` (0 at padding, on either side), `generation_config`,
-            `logits_processor`, `stopping_criteria`, `max_new_tokens`, `do_sample`, `temperature`, … (docs/generate.md).
+            `logits_processor`, `stopping_criteria`, `max_new_tokens`, `do_sample`, `temperature`, … (docs/use/generate.md).
             `cache` of an earlier result, with `return_dict_in_generate`, goes on where its text ended; before
             transformers 5.24 it is called `past_key_values`, and both names are taken.
 

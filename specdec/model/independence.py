@@ -52,7 +52,7 @@ COMPANIES = (
 )
 # The rounding of a pass as wide, but nothing beside a token that it could depend on: all are roots.
 COPIES = Company("15 copies of itself", [-1] * 16, [[TRIED[0]] * 16], [0])
-# Relative differences that are rounding in any case; measured over families in docs/architectures.md. Routers and
+# Relative differences that are rounding in any case; measured over families in docs/use/models.md. Routers and
 # softmaxes of the library are float32 in float64 models too.
 GRANTED = {
     torch.float64: 1e-6,

@@ -1,4 +1,4 @@
-"""Tables of docs/training_free.md: methods that need no training, on the same questions."""
+"""Tables of docs/results/training_free.md: methods that need no training, on the same questions."""
 
 from __future__ import annotations
 

@@ -9,9 +9,7 @@ import matplotlib.pyplot as plt
 
 from bench.report.pages import number, table
 
-PICTURE = (
-    "![rate over nodes per round, four machines: fixed settings and the computed one](settings.png)"
-)
+PICTURE = "![rate over nodes per round, four machines: fixed settings and the computed one](../pictures/settings.png)"
 GREY, BLUE, RED = "#8c959f", "#0969da", "#cf222e"
 DISTURBED = {
     "guarded": "nothing wrong, with the guard",

@@ -108,7 +108,7 @@ def test_rounding_errors_are_no_larger_than_the_librarys(name, dtype, prepack):
                     outs[kind if kind == "lean" else "library"].double() - outs["exact"]
                 ).norm()
                 squares[kind] += float(error / outs["exact"].norm()) ** 2
-    # Most are below the library's; Gemma 3 in float32 is 1.05 of it (docs/benchmarks.md).
+    # Most are below the library's; Gemma 3 in float32 is 1.05 of it (docs/results/cpu.md).
     assert squares["lean"] ** 0.5 <= 1.06 * squares["library"] ** 0.5
 
 

@@ -1,0 +1,1 @@
+"""What trainings are worth, on equally much text."""
