@@ -45,7 +45,7 @@ def recipes(target: Target) -> dict[str, tuple[Any, Schedule]]:
         hidden_size=width, heads=heads, kv_heads=heads, head_dim=width // heads, exit_layer=EXIT_LAYER
     )  # fmt: skip
     by_position = Schedule(epochs=EPOCHS, batch=256, learning_rate=2e-3)
-    by_text = Schedule(epochs=EPOCHS, batch=4, learning_rate=1e-3)
+    by_text = Schedule(epochs=EPOCHS, batch=2, learning_rate=1e-3)
     variants = {
         "kangaroo": kangaroo,
         "kangaroo-own-head": replace(kangaroo, own_head=True),
@@ -64,7 +64,7 @@ def recipes(target: Target) -> dict[str, tuple[Any, Schedule]]:
     }  # fmt: skip
 
 
-EPOCHS = 4
+EPOCHS = 2
 
 
 def main() -> None:

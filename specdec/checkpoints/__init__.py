@@ -1,4 +1,4 @@
-"""Checkpoints of drafters: our own format, and the layouts of other projects, read and written."""
+"""Checkpoints of drafters: our format, and the layouts of other projects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between our format and the layouts of other projects: first a mapping to look at, then the files."""
+"""Conversion between our format and the layouts of other projects, with a dry run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EAGLE3_LAYOUTS: dict[Layout, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A checkpoint that was read and checked, and what will become of it."""
+    """A checked checkpoint and its planned conversion."""
 
     title: str
     moves: tuple[Move, ...]
@@ -94,7 +94,7 @@ def import_drafter(
         config, mapping = read_eagle3(
             source, tensors, theirs, facts, embedding=target.embedding, layers=layers
         )
-        config.layers_of(facts.layers)  # whether there are such
+        config.layers_of(facts.layers)  # raises if a layer does not exist
     elif not medusa and any(name.startswith(LAYER) for name in tensors):
         authors = read_json(source / CONFIG)
         config, mapping = read_kangaroo(source, tensors, authors, facts, exit_layer=exit_layer)
@@ -148,7 +148,7 @@ def export_drafter(source: Path, layout: Layout) -> Conversion:
 
 
 def conversion_table(conversion: Conversion) -> Table:
-    """Show what becomes of every tensor."""
+    """Format the mapping of every tensor as text."""
     table = Table(title=conversion.title, title_justify="left")
     for column in ("tensor", "shape", "becomes", "shape", "how"):
         table.add_column(column, overflow="fold")

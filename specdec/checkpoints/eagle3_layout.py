@@ -1,4 +1,4 @@
-"""EAGLE-3 in the authors' layout and in that of the library speculators: one decoder layer with a second norm.
+"""EAGLE-3 in the layouts of its authors and of the library speculators: a decoder layer with a second input norm.
 
     authors                     speculators               ours
     fc                          the same                  fuse
@@ -48,7 +48,7 @@ LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 def kind_of(tensors: dict[str, Tensor]) -> Kind | None:
-    """Tell which layout tensors are in; None if it is none of these."""
+    """Detect the layout of tensors; None if it is neither."""
     if any(name.startswith(PREFIXES["authors"]) for name in tensors):
         return "authors"
     fused = {"fc.weight", f"{PREFIXES['speculators']}hidden_norm.weight"}
@@ -191,7 +191,7 @@ def write_eagle3(
 
 
 def _inner(kind: Kind, theirs: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a configuration that describes the layer."""
+    """Return the part of a configuration that describes the draft layer."""
     inner = theirs.get("transformer_layer_config") if kind == "speculators" else theirs
     return inner if isinstance(inner, dict) else {}
 
@@ -208,7 +208,7 @@ def _config(
             f"{where}: expected rotations of rope_type {' or '.join(kinds)} in a drafter, got {rotations!r}"
         )
     named = theirs.get(LAYER_IDS) or (theirs.get("eagle_config") or {}).get(LAYER_IDS)
-    # A fourth one is the last layer's, which is no feature but a label of the training.
+    # A fourth id is the last layer's: a training label, not an input.
     named = None if named is None else tuple(named[:AUTHORS_LAYERS])
     try:
         hidden, heads = int(inner["hidden_size"]), int(inner["num_attention_heads"])
@@ -254,7 +254,7 @@ def _shapes(kind: Kind, config: Eagle3Config, rows: int) -> dict[str, tuple[int,
 
 
 def _check_embedding(where: Path, copy: Tensor, embedding: Tensor | None) -> None:
-    """Raise ValueError unless a checkpoint's copy of the embedding is the target's, as far as bfloat16 tells."""
+    """Raise ValueError unless a checkpoint's copy of the embedding equals the target's in bfloat16."""
     if embedding is None:
         return
     own = embedding.detach().cpu()
@@ -267,9 +267,9 @@ def _check_embedding(where: Path, copy: Tensor, embedding: Tensor | None) -> Non
 def _vocabulary(
     where: Path, offsets: Tensor | None, members: Tensor | None, rows: int, size: int
 ) -> Tensor | None:
-    """Return the token of each row of the head, `[rows]` int64; None where rows are the target's vocabulary."""
+    """Return the token of each row of the head, `[rows]` int64; None for the full vocabulary."""
     if rows == size:
-        return None  # the authors' code drops both tensors then
+        return None  # the authors' code drops both tensors in this case
     if offsets is None:
         raise ValueError(
             f"{where}: expected tensor {OFFSETS} for a draft vocabulary of {rows} of {size} tokens, got none"
@@ -298,7 +298,7 @@ def _vocabulary(
 
 
 def _map_vocabulary(mapping: TensorMapping, ids: Tensor | None) -> None:
-    """Bring the head and its vocabulary over, in ascending order."""
+    """Copy the head and its draft vocabulary, sorted by token id."""
     tensors = mapping.source
     order = None if ids is None else ids.argsort()
     if ids is None or order is None:

@@ -1,4 +1,4 @@
-"""Folders that a drafter is loaded from by their name: our own format, and released layouts that say all that is needed."""
+"""Folders that `load_drafter` accepts: our format, and released layouts that need no further options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tensors import read_tensors
 
 
 def method_in(folder: Path) -> str:
-    """Name the method of a folder's drafter, without reading tensors.
+    """Return the method of the drafter in a folder, without reading tensors.
 
     Raises:
         ValueError: if it holds none that can be loaded as it is, or a damaged one.
@@ -26,7 +26,7 @@ def method_in(folder: Path) -> str:
 
 
 def load_folder(folder: Path, target: Target, **settings: Any) -> Drafter:
-    """Join a folder's drafter to its target.
+    """Load the drafter of a folder.
 
     Args:
         folder: in our format, with heads as Medusa's authors release them, or with an EAGLE-3 in the authors' layout or that of
@@ -52,7 +52,7 @@ def load_folder(folder: Path, target: Target, **settings: Any) -> Drafter:
 
 
 def _published(folder: Path) -> str | None:
-    """Name the method of a head as others publish it, without reading tensors; None for anything else."""
+    """Return the method of a published head, without reading tensors; None for anything else."""
     if is_medusa(folder):
         return "medusa"
     if not (folder / CONFIG).is_file() or "format" in (read := read_json(folder / CONFIG)):

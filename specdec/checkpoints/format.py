@@ -1,4 +1,4 @@
-"""Our own format: a folder with `config.json` and `model.safetensors`.
+"""Our checkpoint format: a folder with `config.json` and `model.safetensors`.
 
 `config.json` says which method it is, which target it was made for, the fields of the method's configuration and a
 SHA-256 per tensor; `model.safetensors` holds the module's own state dict and, where there is one, `draft_vocabulary`.
@@ -40,20 +40,20 @@ DrafterConfig = Any  # a dataclass of one of the methods
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a checkpoint is, without its weights."""
+    """Description of a checkpoint, without its weights."""
 
     method: str
     """One of `METHODS`."""
     target: TargetFacts
-    """What it was made for."""
+    """The target it was trained for."""
     drafter: DrafterConfig
-    """Its shape, and how it drafts unless told otherwise."""
+    """Shape and default draft settings."""
     sha256: dict[str, str]
-    """Per tensor, of dtype, shape and bytes."""
+    """SHA-256 per tensor, over dtype, shape and bytes."""
 
 
 def save_drafter(folder: Path, drafter: Any, *, dtype: torch.dtype | None = None) -> None:
-    """Write a drafter that is joined to its target.
+    """Save a drafter.
 
     Args:
         folder: made if it is not there; a checkpoint in it is replaced.
@@ -75,7 +75,7 @@ def save_drafter(folder: Path, drafter: Any, *, dtype: torch.dtype | None = None
 def save_checkpoint(
     folder: Path, config: DrafterConfig, weights: dict[str, Tensor], target: TargetFacts
 ) -> None:
-    """Write weights under their names in our modules.
+    """Save weights under their names in our modules.
 
     Args:
         folder: made if it is not there; a checkpoint in it is replaced.
@@ -101,14 +101,14 @@ def save_checkpoint(
         "sha256": {name: tensor_digest(weight) for name, weight in sorted(weights.items())},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    # The weights first: stopped between the two, the folder's digests tell that it is no checkpoint.
+    # Weights first: after an interruption between the two files, the digests reveal the incomplete checkpoint.
     write_safetensors(folder / SAFETENSORS, weights)
     with whole_file(folder / CONFIG) as scratch:
         scratch.write_text(json.dumps(description, indent=1) + "\n")
 
 
 def read_description(folder: Path) -> Description:
-    """Read what a checkpoint is.
+    """Read the description of a checkpoint.
 
     Raises:
         ValueError: if the folder holds no checkpoint in our format, or one that is damaged.
@@ -139,7 +139,7 @@ def read_description(folder: Path) -> Description:
 
 
 def read_weights(folder: Path, description: Description) -> dict[str, Tensor]:
-    """Read a checkpoint's tensors, to the bit those that were written.
+    """Read a checkpoint's tensors and verify their digests.
 
     Raises:
         ValueError: naming the tensor that is missing, unexpected, cut short, altered or of another shape.
@@ -157,7 +157,7 @@ def read_weights(folder: Path, description: Description) -> dict[str, Tensor]:
 
 
 def load_drafter_checkpoint(folder: Path, target: Target, **settings: Any) -> Drafter:
-    """Join a checkpoint in our format to its target.
+    """Load a drafter from a checkpoint in our format.
 
     Args:
         folder: with `config.json` and `model.safetensors`.
@@ -186,7 +186,7 @@ def joined(
     weights: dict[str, Tensor],
     config: DrafterConfig,
 ) -> Drafter:
-    """Join weights that were read to their target.
+    """Create a drafter from weights.
 
     Args:
         folder: where they and perhaps a calibration of their own lie.
@@ -209,7 +209,7 @@ def joined(
 
 
 def known_settings(method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings by the names that they have now.
+    """Rename settings to their current names.
 
     Raises:
         ValueError: if one is not the method's.
@@ -231,7 +231,7 @@ def known_settings(method: str, settings: dict[str, Any]) -> dict[str, Any]:
 def _new_module(
     where: Path, config: DrafterConfig, weights: dict[str, Tensor], vocabulary_size: int
 ) -> Any:
-    """Make the module without memory; raise ValueError unless weights are what it holds."""
+    """Create the module on the meta device; raise ValueError unless the weights match its tensors."""
     vocabulary = weights.get(VOCABULARY)
     if vocabulary is not None and vocabulary.dtype != torch.int64:
         raise ValueError(f"{where}: expected {VOCABULARY} in int64, got {vocabulary.dtype}")

@@ -1,4 +1,4 @@
-"""Kangaroo in the authors' layout: one Llama layer without its MLP, and the norm behind it.
+"""Kangaroo in the authors' layout: a Llama layer without its MLP, and a norm.
 
     theirs                           ours
     layers.0.input_layernorm         input_norm
@@ -29,9 +29,9 @@ NAMES = {
     **{f"{LAYER}self_attn.{name}_proj.weight": f"{name}_proj.weight" for name in "qkvo"},
     "norm.weight": "output_norm.weight",
 }
-# Old releases of transformers saved the rotary frequencies, which follow from the sizes.
+# Old releases of transformers saved the RoPE frequencies, which follow from the sizes.
 FREQUENCIES = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-# The authors' code has it as a constant, whatever the target's is.
+# A constant in the authors' code, for any target.
 AUTHORS_ROPE = 10000.0
 AUTHORS_ETA = 0.6
 

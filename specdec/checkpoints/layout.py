@@ -1,4 +1,4 @@
-"""The layouts of checkpoints."""
+"""Checkpoint layouts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Layout(StrEnum):
-    """What a drafter can be written as."""
+    """A layout that drafters can be exported to."""
 
     own = "own"
     apple = "apple"

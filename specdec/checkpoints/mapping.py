@@ -1,4 +1,4 @@
-"""From the tensors of one layout to those of another, written down move by move."""
+"""A mapping from the tensors of one layout to another, recorded move by move."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 class Move(NamedTuple):
-    """What becomes of one tensor, or of a part of it."""
+    """The mapping of one tensor, or of a part of it."""
 
     source: str
     source_shape: tuple[int, ...]
     name: str | None
-    """In the other layout; None where it is left out."""
+    """Name in the other layout; None if it is dropped."""
     shape: tuple[int, ...] | None
-    """Of the tensor with that name."""
+    """Shape of the tensor with that name."""
     action: str
 
 
 class TensorMapping:
-    """Builds the tensors of a layout; every value is a copy, to the bit, but for indices that are written another way."""
+    """Builds the tensors of a layout; values are bit-exact copies, except indices in another encoding."""
 
     def __init__(self, source: dict[str, Tensor]) -> None:
-        """Begin with nothing built."""
+        """Start with no tensors."""
         self.source = source
         self.tensors: dict[str, Tensor] = {}
         self.moves: list[Move] = []
@@ -38,14 +38,14 @@ class TensorMapping:
         columns: slice | None = None,
         action: str = "copied",
     ) -> None:
-        """Take a tensor, or some rows and columns of it, over under a name."""
+        """Copy a tensor, or a slice of it, under a name."""
         tensor = self.source[source]
         part = tensor[rows] if columns is None else tensor[rows, columns]
         self.tensors[name] = part.contiguous().clone()
         self.moves.append(Move(source, tuple(tensor.shape), name, tuple(part.shape), action))
 
     def join(self, left: str, right: str, name: str) -> None:
-        """Put the columns of two matrices side by side."""
+        """Concatenate the columns of two matrices."""
         halves = {left: self.source[left], right: self.source[right]}
         self.tensors[name] = whole = torch.cat(list(halves.values()), 1)
         for side, half in halves.items():
@@ -54,12 +54,12 @@ class TensorMapping:
             self.moves.append(Move(side, tuple(half.shape), name, tuple(whole.shape), action))
 
     def make(self, source: str, name: str, tensor: Tensor, action: str) -> None:
-        """Put a tensor that was made of another one under a name."""
+        """Add a tensor derived from another one under a name."""
         self.tensors[name] = tensor.contiguous()
         shapes = tuple(self.source[source].shape), tuple(tensor.shape)
         self.moves.append(Move(source, shapes[0], name, shapes[1], action))
 
     def leave_out(self, source: str, why: str) -> None:
-        """Do without a tensor."""
+        """Drop a tensor."""
         shape = tuple(self.source[source].shape)
         self.moves.append(Move(source, shape, None, None, f"left out: {why}"))

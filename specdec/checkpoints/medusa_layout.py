@@ -30,7 +30,7 @@ NAME = re.compile(r"(?:.*\bmedusa_head\.)?(\d+)\.(\d+)\.(linear\.(?:weight|bias)
 
 
 def is_medusa(folder: Path) -> bool:
-    """Tell whether a folder holds heads in one of these layouts, without reading tensors."""
+    """Return whether a folder holds heads in one of these layouts, without reading tensors."""
     config = folder / "config.json"
     if any((folder / name).is_file() for name in FILES):
         return True
@@ -38,7 +38,7 @@ def is_medusa(folder: Path) -> bool:
 
 
 def medusa_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read the heads of a folder: those of a file of their own, or all of a model around them.
+    """Read the heads of a folder, from a separate file or from inside a model.
 
     Raises:
         ValueError: if there are none, or a file is damaged or holds more than tensors.
@@ -57,7 +57,7 @@ def medusa_tensors(folder: Path) -> dict[str, Tensor]:
 def read_medusa(
     where: Path, tensors: dict[str, Tensor], target: TargetFacts
 ) -> tuple[MedusaConfig, TensorMapping]:
-    """Map heads to our names.
+    """Map heads to our tensor names.
 
     Args:
         where: they were read from, for messages.
@@ -105,7 +105,7 @@ def read_medusa(
 def write_medusa(
     config: MedusaConfig, weights: dict[str, Tensor]
 ) -> tuple[dict[str, Any], TensorMapping]:
-    """Map our weights to the authors' names.
+    """Map our weights to the authors' tensor names.
 
     Returns:
         The content of their `config.json`, and the mapping.
@@ -135,7 +135,7 @@ def write_medusa(
 def _sizes(
     where: Path, found: dict[str, Tensor]
 ) -> tuple[MedusaConfig, dict[str, tuple[int, ...]]]:
-    """Read the configuration off names and shapes, and list the tensors of such heads; the vocabulary is the file's."""
+    """Derive the configuration from names and shapes; list the tensors of such heads, with the file's vocabulary."""
     own = [name for name in found if name.count(".") == 2]
     matrices = [name for name in (*own, *found) if name.endswith(".weight")]
     if not matrices:
@@ -144,7 +144,7 @@ def _sizes(
     if first.ndim != 2 or 0 in first.shape:
         raise ValueError(f"{where}: expected a matrix {matrices[0]}, got shape {list(first.shape)}")
     rows, width = first.shape
-    # A matrix behind the blocks has their number as its place.
+    # The output matrix follows the blocks, so its index is their number.
     blocks = max(int(name.split(".")[1]) + (not own) for name in own or found)
     try:
         config = MedusaConfig(

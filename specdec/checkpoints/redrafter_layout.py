@@ -137,13 +137,13 @@ def write_redrafter(
 
 
 def _of_drafter(tensors: dict[str, Tensor]) -> list[str]:
-    """List the drafter's tensors; a model around it is left alone."""
+    """List the drafter's tensors, without those of a model around it."""
     inside = [name for name in tensors if name.startswith(INSIDE_MODEL)]
     return sorted(inside or tensors)
 
 
 def _authors_names(where: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Map names as Apple spells them to those in the file."""
+    """Map Apple's tensor names to those in the file."""
     names: dict[str, str] = {}
     for source in _of_drafter(tensors):
         spelled = source.removeprefix(INSIDE_MODEL)
@@ -161,7 +161,7 @@ def _authors_names(where: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
 
 
 def _config(where: Path, found: dict[str, Tensor]) -> ReDrafterConfig:
-    """Read sizes off names and shapes; whether they agree is not checked here."""
+    """Derive sizes from names and shapes; consistency is checked elsewhere."""
     blocks = len({name for name in found if name.endswith("linear.weight")})
     head = f"lm_head.{blocks}.weight"
     for name in (head, *(n for n in ("rnn_w.weight", "input_proj.weight") if n in found)):

@@ -1,4 +1,4 @@
-"""Which model a drafter was made for."""
+"""Identity of the target that a drafter was trained for."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FINGERPRINT_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What tells a target from others, whatever dtype it is loaded in."""
+    """Identity of a target, independent of the dtype it is loaded in."""
 
     model_type: str
     hidden_size: int
     vocab_size: int
     layers: int
     fingerprint: str | None
-    """Of some weights; None in float16, which rounds them differently: there the shape alone is compared."""
+    """Digest of sampled weights; None in float16, whose rounding differs: only the shape is compared."""
 
     @classmethod
     def of(cls, target: Target) -> TargetFacts:
@@ -39,7 +39,7 @@ class TargetFacts:
         )
 
     def check(self, target: Target) -> None:
-        """Raise ValueError, naming what differs, unless a target is the one described."""
+        """Raise ValueError, naming the differences, unless a target matches."""
         expected, found = asdict(self), asdict(TargetFacts.of(target))
         differing = [
             name
@@ -59,7 +59,7 @@ def _listed(facts: dict[str, object], names: list[str]) -> str:
 
 
 def fingerprint(target: Target) -> str | None:
-    """Hash some rows of the embedding, the middle layer, the final norm and the head.
+    """Hash sampled rows of the embedding, the middle layer, the final norm and the head.
 
     They are rounded to bfloat16 first: a model loaded in float64, float32 and bfloat16 is one model.
 
@@ -78,7 +78,7 @@ def fingerprint(target: Target) -> str | None:
     ]
     digest = hashlib.sha256()
     for weight in read:
-        if not is_plain(weight):  # quantised: another model than the one it was
+        if not is_plain(weight):  # quantised: not the same model
             digest.update(type(weight).__name__.encode())
             continue
         rows = torch.linspace(0, len(weight) - 1, FINGERPRINT_ROWS, dtype=torch.float64).long()

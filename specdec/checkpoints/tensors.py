@@ -1,4 +1,4 @@
-"""Tensors in files, read without ever running what a file holds, and checked by name."""
+"""Tensor files: read without executing code, and checked by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read a checkpoint of one file or several: safetensors, or else torch's own format, tensors alone.
+    """Read a checkpoint of one file or several shards: safetensors, or torch's format with weights only.
 
     Raises:
         ValueError: if there is none, a part of it is missing or damaged, or a file holds more than tensors.
@@ -53,7 +53,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """Read one file; errors as in `read_tensors`."""
+    """Read one file; raises as `read_tensors`."""
     if not path.is_file():
         raise ValueError(f"checkpoint: expected a file {path}, got none")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -68,7 +68,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_complete(path: Path) -> None:
-    """Raise ValueError, naming the first tensor whose bytes are missing: the library says only that some are."""
+    """Raise ValueError that names the first truncated tensor; the library's own error does not."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -100,16 +100,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a dictionary in torch's own format, without running anything that the file holds.
+    """Read a dictionary in torch's format without executing code.
 
     Raises:
         ValueError: if the file is damaged, holds something else or wants code to be run.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what its pickle looks like
+        with warnings.catch_warnings(action="ignore"):  # about its pickle format
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Torch's own message explains how to run the file's code after all.
+        # Torch's message explains how to execute the file's code, so it is not shown.
         raise ValueError(
             f"{path}: expected tensors alone, got a file that wants code to be run, or a damaged one; it was not run"
         ) from error
@@ -123,7 +123,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to a file that is whole or not there; OSError if it cannot be written."""
+    """Write tensors to a file atomically; OSError if it cannot be written."""
     with whole_file(path) as scratch:
         try:
             save_file(tensors, scratch, metadata={"format": "pt"})
@@ -132,8 +132,8 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_pickle(path: Path, value: dict[str, Any]) -> None:
-    """Write in torch's own format a file that is whole or not there; OSError if it cannot be written."""
-    buffer = io.BytesIO()  # torch hides why a file cannot be written
+    """Write a file in torch's format atomically; OSError if it cannot be written."""
+    buffer = io.BytesIO()  # torch hides the reason of a write error
     torch.save(value, buffer)
     with whole_file(path) as scratch:
         scratch.write_bytes(buffer.getbuffer())

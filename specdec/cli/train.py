@@ -31,7 +31,9 @@ from .training.options import (
 )
 from .training.start import check_arguments, learn, load_teacher, numbers, recipe_of
 
-app = typer.Typer(help="Train a drafter on text that its target wrote; goes on after a kill.")
+app = typer.Typer(
+    help="Train a drafter on text written by its target; resumes after an interruption."
+)
 app.callback(invoke_without_command=True)(help_alone)
 
 
@@ -46,22 +48,24 @@ def redrafter(
     exit_dim: Annotated[
         int | None,
         typer.Option(
-            help="Width of the blocks; twice the target's if not given.", callback=between(1, 65536)
+            help="Width of the residual blocks; default: twice the target's.",
+            callback=between(1, 65536),
         ),
     ] = None,
     residual_blocks: Annotated[
-        int, typer.Option(help="How many blocks.", callback=between(0, 64))
+        int, typer.Option(help="Number of residual blocks.", callback=between(0, 64))
     ] = 2,
     own_head: Annotated[
-        bool, typer.Option("--own-head", help="A head of its own, as in the paper.")
+        bool, typer.Option("--own-head", help="Train a separate output head, as in the paper.")
     ] = False,
     length: Annotated[
-        int, typer.Option(help="Tokens ahead that are learned.", callback=between(1, 64))
+        int, typer.Option(help="Number of positions ahead.", callback=between(1, 64))
     ] = 5,
     beam_width: Annotated[
         int | None,
         typer.Option(
-            help="Beams, when it drafts; what pays if not given.", callback=between(1, 64)
+            help="Beams while drafting; default: computed from the cost table.",
+            callback=between(1, 64),
         ),
     ] = None,
     min_prob: Annotated[
@@ -69,7 +73,7 @@ def redrafter(
         typer.Option(
             "--min-prob",
             "--least",
-            help="Probability under which a node is not verified; what pays if not given.",
+            help="Minimum cumulative probability of a node; default: computed from the cost table.",
             callback=between(0, 1),
         ),
     ] = None,
@@ -78,7 +82,7 @@ def redrafter(
         typer.Option(
             "--min-step-prob",
             "--least-step",
-            help="Probability of all beams under which drafting ends; what pays if not given.",
+            help="Minimum summed probability of the beams for another draft step; default: computed.",
             callback=between(0, 1),
         ),
     ] = None,
@@ -125,17 +129,17 @@ def medusa(
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     heads: Annotated[
-        int, typer.Option(help="Tokens ahead that are learned.", callback=between(1, 16))
+        int, typer.Option(help="Number of positions ahead.", callback=between(1, 16))
     ] = 4,
     blocks: Annotated[
-        int, typer.Option(help="Residual blocks of a head.", callback=between(0, 16))
+        int, typer.Option(help="Residual blocks per head.", callback=between(0, 16))
     ] = 1,
     own_head: Annotated[
-        bool, typer.Option("--own-head", help="A matrix of its own per head, as in the paper.")
+        bool, typer.Option("--own-head", help="Train an output matrix per head, as in the paper.")
     ] = False,
     head_weights: Annotated[
         str,
-        typer.Option(help="What each head's loss counts, by commas; 0.8, 0.8^2, … if not given."),
+        typer.Option(help="Loss weight of each head, comma-separated; default: 0.8, 0.8^2, …"),
     ] = "",
     labels: LabelsOption = Labels.distribution,
     draft_vocabulary: VocabularyOption = 8192,
@@ -157,7 +161,7 @@ def medusa(
 
     recipe = recipe_of(epochs, batch, learning_rate, seed, draft_vocabulary, held_out, labels)
     shape = MedusaConfig(
-        hidden_size=1,  # the target's, once it is there
+        hidden_size=1,  # replaced by the target's once it is loaded
         heads=heads,
         blocks=blocks,
         output="own" if own_head else "projected",
@@ -176,24 +180,32 @@ def kangaroo(
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    exit_layer: Annotated[int, typer.Option(help="Layers that draft.", callback=between(1))] = 2,
+    exit_layer: Annotated[
+        int,
+        typer.Option(
+            help="Exit layer: number of target layers used for drafting.", callback=between(1)
+        ),
+    ] = 2,
     kv_heads: Annotated[
         int | None,
-        typer.Option(help="As many as query heads if not given.", callback=between(1)),
+        typer.Option(
+            help="Key and value heads; default: as many as query heads.", callback=between(1)
+        ),
     ] = None,
     eta: Annotated[
         float | None,
         typer.Option(
-            help="Probability under which a token is a draft's last, 0.6 in the paper; what pays if not given.",
+            help="Confidence below which drafting stops, 0.6 in the paper; default: computed.",
             callback=between(0),
         ),
     ] = None,
-    gamma: Annotated[int, typer.Option(help="Most tokens of a draft.", callback=between(1))] = 6,
+    gamma: Annotated[int, typer.Option(help="Maximum draft length.", callback=between(1))] = 6,
     adapter: Annotated[
-        AdapterKind, typer.Option(help="What stands behind the exit layer; attention in the paper.")
+        AdapterKind, typer.Option(help="Adapter behind the exit layer; attention in the paper.")
     ] = AdapterKind.attention,
     own_head: Annotated[
-        bool, typer.Option("--own-head", help="A head of its own in place of the target's.")
+        bool,
+        typer.Option("--own-head", help="Train a separate output head in place of the target's."),
     ] = False,
     draft_vocabulary: VocabularyOption = 8192,
     epochs: EpochsOption = 4,
@@ -240,20 +252,19 @@ def eagle3(
     layers: Annotated[
         str,
         typer.Option(
-            help="Layers that it reads, by commas; a low, a middle and a high one if not given."
+            help="Target layers whose inputs are fused, comma-separated; default: low, middle, high."
         ),
     ] = "",
     intermediate_size: Annotated[
         int | None,
-        typer.Option(help="Of its MLP; the target's if not given.", callback=between(1, 262144)),
+        typer.Option(help="Width of the MLP; default: the target's.", callback=between(1, 262144)),
     ] = None,
-    depth: Annotated[
-        int, typer.Option(help="Most tokens of a draft.", callback=between(1, 16))
-    ] = 6,
+    depth: Annotated[int, typer.Option(help="Maximum draft length.", callback=between(1, 16))] = 6,
     width: Annotated[
         int | None,
         typer.Option(
-            help="Beams, when it drafts; what pays if not given.", callback=between(1, 16)
+            help="Beams while drafting; default: computed from the cost table.",
+            callback=between(1, 16),
         ),
     ] = None,
     draft_vocabulary: VocabularyOption = 8192,

@@ -1,11 +1,10 @@
-"""EAGLE-3: a decoder layer drafts a tree from hidden states of several of the target's layers (arXiv 2503.01840).
+"""EAGLE-3: one decoder layer drafts a tree from the hidden states of several target layers (arXiv 2503.01840).
 
-    states of the accepted tokens ─► keys and values of the text, exact
-    newest state, root ─► draft layer ─► best W ─► draft layer ─► best W …
+    hidden states of the accepted tokens ─► keys and values of the text, exact
+    newest hidden state, root ─► draft layer ─► best W ─► draft layer ─► best W …
 
-Every token that a beam could go on with is a candidate; of all of them the ones of the highest cumulative probability
-are proposed. Keys and values of a draft are forgotten with it: those of accepted tokens are made again, from what the
-target says.
+The continuations of all beams are candidates. The candidates with the highest cumulative probability are proposed. Keys
+and values written while drafting are dropped; those of accepted tokens are computed from the target's hidden states.
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ __all__ = ["Eagle3Config", "Eagle3Drafter", "Eagle3Model"]
 
 
 class Level(NamedTuple):
-    """Candidates of one step of a draft: k continuations of each of W beams."""
+    """Candidates of one draft step: k continuations of each of W beams."""
 
     tokens: Tensor
     """`[B, W * k]` int64."""
     parents: Tensor
-    """`[B, W * k]` int64, the candidate that each one continues, among those of all levels; -1 for the root."""
+    """`[B, W * k]` int64, index of the parent among the candidates of all levels; -1 for the root."""
     scores: Tensor
     """`[B, W * k]` float32, cumulative log-probabilities."""
 
 
 class Eagle3Drafter(Drafter):
-    """Drafts a tree with a layer of its own, whose keys and values lie beside the target's."""
+    """Drafts a tree with one decoder layer, whose KV cache is an extra layer of the target's cache."""
 
     def __init__(
         self,
@@ -59,12 +58,12 @@ class Eagle3Drafter(Drafter):
         model: Eagle3Model,
         draft_vocabulary: Tensor | None = None,
     ) -> None:
-        """Join a model to its target; packs its linear layers where the target's are packed.
+        """Attach a draft model to its target; prepacks its linear layers if the target's are prepacked.
 
         Args:
-            target: whose text is drafted.
-            config: the model's, and how to draft.
-            model: in the target's dtype and on its device afterwards.
+            target: the target model.
+            config: shape of the model and draft settings.
+            model: moved to the target's dtype and device.
             draft_vocabulary: `[Vd]` int64, ascending, the tokens of its head's rows; None for all.
 
         Raises:
@@ -98,11 +97,11 @@ class Eagle3Drafter(Drafter):
         self.listener = Listener(self._layers, self._read_prompt, nodes)
 
     def start(self, state: State) -> None:
-        """Finish the prompts, whose last pairs end in roots that were not known before."""
+        """Write the last pair of each prompt, which needs the first generated token."""
         self.join(state, state.rows)
 
     def join(self, state: State, rows: Rows) -> None:
-        """Finish the prompts of rows that begin."""
+        """Write the last pair of the prompts of rows that start."""
         if not rows.host:
             return
         cache = state.cache
@@ -112,7 +111,7 @@ class Eagle3Drafter(Drafter):
         self._write(inputs, roots.tokens, now.positions, cache)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Search behind each row's root."""
+        """Draft a tree behind each row's root."""
         config = self.config
         most = budget.nodes - 1
         width = min(config.width or min(budget.width, MOST_WIDTH), most)
@@ -140,7 +139,7 @@ class Eagle3Drafter(Drafter):
     def observe(
         self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
     ) -> None:
-        """Write keys and values of the accepted tokens, from what the target says of them."""
+        """Write keys and values of the accepted tokens, from the target's hidden states."""
         cache = state.cache
         now = cache.current  # the one that was verified: its slots are behind the text as it was
         assert now is not None
@@ -162,7 +161,7 @@ class Eagle3Drafter(Drafter):
     def _write(
         self, inputs: Mapping[int, Tensor], following: Tensor, positions: Tensor, cache: TreeCache
     ) -> None:
-        """Write keys and values of pairs into the first slots of the open pass; the others get zeros."""
+        """Write keys and values of pairs into the first slots of the open pass; the other slots get zeros."""
         assert cache.current is not None
         joined = self.model.join(self.target.embed(following), self._fuse(inputs))
         rest = cache.current.positions.shape[1] - positions.shape[1]
@@ -172,12 +171,12 @@ class Eagle3Drafter(Drafter):
         cache.update(keys, values, cache.shape[0])
 
     def _fuse(self, inputs: Mapping[int, Tensor]) -> Tensor:
-        """Fuse hidden states of layers, `[..., E']` each, to `[..., E]`."""
+        """Project the hidden states of the fused layers, `[..., E']` each, to `[..., E]`."""
         fused: Tensor = self.model.fuse(torch.cat([inputs[at] for at in self._layers], -1))
         return fused
 
     def _search(self, state: State, width: int, length: int, least_to_go_on: float) -> list[Level]:
-        """Run the steps; step i holds candidates of i + 1 drafted tokens."""
+        """Run the draft steps; level i holds candidates at depth i + 1."""
         tree, levels = DraftTree(self.model, state), list[Level]()
         tokens = state.roots[:, None]
         hidden = self._fuse({at: x[state.rows.ids][:, None] for at, x in state.inputs.items()})
@@ -192,7 +191,7 @@ class Eagle3Drafter(Drafter):
             levels.append(Level(ids.flatten(1), each, totals))
             if len(levels) == length:
                 return levels
-            # The best ones are followed; of equals those of the likelier beam.
+            # The best are continued; ties go to the likelier beam.
             best = totals.sort(dim=1, descending=True, stable=True)
             scores, places = best.values[:, :width], best.indices[:, :width]
             if host_may_look(scores) and hopeless(scores, least_to_go_on):
@@ -223,7 +222,7 @@ CONFIG, DRAFTER = Eagle3Config, Eagle3Drafter
 def new_module(
     config: Eagle3Config, vocabulary_size: int, draft_vocabulary: Tensor | None
 ) -> Eagle3Model:
-    """Make a model with random weights."""
+    """Create a draft model with random weights."""
     size = vocabulary_size if draft_vocabulary is None else len(draft_vocabulary)
     return Eagle3Model(config, size)
 
@@ -231,11 +230,11 @@ def new_module(
 def join(
     target: Target, config: Eagle3Config, module: Eagle3Model, draft_vocabulary: Tensor | None
 ) -> Eagle3Drafter:
-    """Join a model to its target; it chooses from `[Vd]` int64 tokens, or from all."""
+    """Create the drafter; its draft vocabulary is `[Vd]` int64 ids, None for all tokens."""
     return Eagle3Drafter(target, config, module, draft_vocabulary)
 
 
 def weights_of(drafter: Eagle3Drafter) -> dict[str, Tensor]:
-    """Return what a checkpoint keeps."""
+    """Return the tensors of a checkpoint."""
     ids = drafter.head.id_map
     return dict(drafter.model.state_dict()) | ({} if ids is None else {"draft_vocabulary": ids})

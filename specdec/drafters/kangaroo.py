@@ -1,10 +1,10 @@
-"""Kangaroo: the target's first layers and a small adapter draft a chain, as long as they are sure (Kangaroo section 3).
+"""Kangaroo: the target's first layers and a small adapter draft a chain until their confidence drops (section 3).
 
     root ─► layers[:l] ─► adapter ─► head ─► token ─► layers[:l] ─► adapter ─► head ─► token …
                │ verify goes on from here: layers[l:], for all nodes at once
 
-The shallow layers write into the target's own cache, so nothing that a draft computes is computed again. The token
-that made the drafter unsure is verified too.
+The shallow layers write into the target's own KV cache, so verification reuses what drafting computed. The token whose
+confidence ended the draft is verified too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Adapter = EarlyExitAdapter | TokenAdapter
 
 @dataclass(frozen=True, slots=True)
 class KangarooConfig:
-    """The shape of an adapter, where it sits, and when it stops."""
+    """Shape of an adapter, its exit layer, and its stopping rule."""
 
     hidden_size: int
     """E, of the target."""
@@ -55,21 +55,21 @@ class KangarooConfig:
     head_dim: int
     """D, even."""
     exit_layer: int
-    """How many of the target's layers draft; 2 of 32 in the paper."""
+    """Number of target layers used for drafting; 2 of 32 in the paper."""
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     """Base of the adapter's rotary frequencies; 10000 in the authors' code, whatever the target's is."""
     eta: float | None = None
-    """Probability of a drafted token under which it is the draft's last, 0.6 in the paper; above 1 for drafts of one
-    token, None for what this machine makes of it."""
+    """Drafting stops after a token with a probability below this; 0.6 in the paper. Above 1: drafts of one token. None:
+    computed from the cost table."""
     gamma: int = 6
-    """Most tokens drafted behind the root."""
+    """Maximum draft length."""
     adapter: str = ATTENTION
-    """What stands between the exit layer and the head: the paper's `attention`, a whole `layer`, an `mlp`, or `none`."""
+    """Adapter between the exit layer and the head: the paper's `attention`, a full decoder `layer`, an `mlp`, or `none`."""
     own_head: bool = False
-    """Whether the head is the adapter's own; otherwise it is the target's."""
+    """True for a separately trained head, False for the target's head."""
     mlp_size: int | None = None
-    """Width of the MLP in a whole layer; None for the others."""
+    """Width of the MLP of `layer`; None for the other adapters."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -98,14 +98,14 @@ class KangarooConfig:
 
     @property
     def attends(self) -> bool:
-        """Whether the adapter reads earlier tokens, and so keeps keys and values."""
+        """Whether the adapter has attention, and therefore a KV cache."""
         return self.adapter in (ATTENTION, LAYER)
 
     def new_adapter(self, head_size: int | None = None) -> Adapter:
-        """Make an adapter of this shape with random weights.
+        """Create an adapter of this shape with random weights.
 
         Args:
-            head_size: tokens of a head of its own; None where it has none.
+            head_size: vocabulary size of its own head; None without one.
         """
         shape = tuple(getattr(self, name) for name in ADAPTER_SHAPE)
         adapter: Adapter
@@ -122,7 +122,7 @@ class KangarooConfig:
 
 
 class KangarooDrafter(Drafter):
-    """Drafts with the target's own first layers, so it drafts alone."""
+    """Drafts with the target's first layers; cannot be part of a union."""
 
     def __init__(
         self,
@@ -131,12 +131,12 @@ class KangarooDrafter(Drafter):
         adapter: Adapter,
         draft_vocabulary: Tensor | None = None,
     ) -> None:
-        """Join an adapter to its target; packs its linear layers where the target's are packed.
+        """Attach an adapter to its target; prepacks its linear layers if the target's are prepacked.
 
         Args:
-            target: whose text is drafted.
-            config: the adapter's, and how to draft.
-            adapter: in the target's dtype and on its device afterwards.
+            target: the target model.
+            config: shape of the adapter and draft settings.
+            adapter: moved to the target's dtype and device.
             draft_vocabulary: `[Vd]` int64, ascending, the only tokens it can draft; None for all.
 
         Raises:
@@ -173,7 +173,7 @@ class KangarooDrafter(Drafter):
         self.tap = Tap(config.exit_layer, self._read)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Draft one token after another until every row is unsure (Kangaroo section 3.2)."""
+        """Draft token by token until every row falls below the confidence threshold (Kangaroo section 3.2)."""
         most = min(self.config.gamma, budget.depth, budget.nodes - 1)
         cache, rows, layers = state.cache, state.rows, self.config.exit_layer
         newest = state.roots
@@ -222,7 +222,7 @@ class KangarooDrafter(Drafter):
                     appends=wrote,
                     impl=cache.impl,
                 )
-            # A row that is unsure keeps this token as its last; it runs on as padding while others draft.
+            # A row below the threshold keeps this token as its last; it continues as padding while other rows draft.
             valid[:, step] = wrote = drafts
             newest = torch.where(drafts, tokens[:, step], newest)
             stopped |= budget.row_depth <= step + 1
@@ -243,14 +243,14 @@ class KangarooDrafter(Drafter):
         )
 
     def _eta(self, budget: Budget) -> float:
-        """Return the probability under which a token is a row's last: one more would not pay for its step and its node."""
+        """Return the threshold: below it one more token does not pay for its draft step and its node."""
         if self.config.eta is not None:
             return self.config.eta
         step = budget.least_to_go_on(None, self, self.calibration)
         return step + budget.node_price / self.calibration.step_gain
 
     def _read(self, hidden: Tensor, cache: TreeCache) -> None:
-        """Write keys and values alone, where there are any: of prompts, and where no token is drafted behind."""
+        """Write keys and values of prompts and of last draft tokens, if the adapter has a KV cache."""
         if isinstance(self.adapter, TokenAdapter):
             return
         now = cache.current
@@ -261,7 +261,7 @@ class KangarooDrafter(Drafter):
 def drafting_head(
     target: Target, config: KangarooConfig, adapter: Adapter, draft_vocabulary: Tensor | None
 ) -> LMHeadTopK:
-    """Make what reads the adapter's output: a head of its own, or rows of the target's."""
+    """Return the head behind the adapter: its own, or the target's."""
     if not config.own_head:
         return target.draft_head(draft_vocabulary)
     if draft_vocabulary is not None:
@@ -276,7 +276,7 @@ CONFIG, DRAFTER = KangarooConfig, KangarooDrafter
 def new_module(
     config: KangarooConfig, vocabulary_size: int, draft_vocabulary: Tensor | None
 ) -> Adapter:
-    """Make an adapter with random weights; a head of its own chooses from `[Vd]` int64 tokens, or from all."""
+    """Create an adapter with random weights; its own head, if any, covers `[Vd]` int64 tokens, None for all."""
     return config.new_adapter(
         vocabulary_size if draft_vocabulary is None else len(draft_vocabulary)
     )
@@ -288,11 +288,11 @@ def join(
     module: Adapter,
     draft_vocabulary: Tensor | None,
 ) -> KangarooDrafter:
-    """Join an adapter to its target; it chooses from `[Vd]` int64 tokens, or from all."""
+    """Create the drafter; its draft vocabulary is `[Vd]` int64 ids, None for all tokens."""
     return KangarooDrafter(target, config, module, draft_vocabulary)
 
 
 def weights_of(drafter: KangarooDrafter) -> dict[str, Tensor]:
-    """Return what a checkpoint keeps."""
+    """Return the tensors of a checkpoint."""
     ids = drafter.head.id_map
     return dict(drafter.adapter.state_dict()) | ({} if ids is None else {"draft_vocabulary": ids})

@@ -1,12 +1,11 @@
-"""Medusa: heads on the target's last hidden state, of which each guesses a token further ahead (Medusa section 2.1).
+"""Medusa: heads on the target's last hidden state, one per position ahead (Medusa section 2.1).
 
     h (last accepted node) ─┬─► head 1 ─► what follows the root
                             ├─► head 2 ─► what follows that
                             └─► head T ─► …        paths of their best tokens ─► tree
 
-One forward of all heads is the whole draft. Heads do not see each other's choices, so a path's score is the sum of its
-tokens' log-probabilities. Beyond the paper: the tree is not the same every time, but holds the paths that are likeliest
-now and worth their time on this machine.
+One forward of all heads is the whole draft. The heads are independent, so the score of a path is the sum of its tokens'
+log-probabilities. Beyond the paper: the tree is chosen per round, from the likeliest paths that pay on this machine.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ __all__ = ["MedusaConfig", "MedusaDrafter", "MedusaModel"]
 
 
 class MedusaDrafter(Drafter):
-    """Drafts trees from the target's last hidden state, in one step."""
+    """Drafts a tree from the target's last hidden state in one step."""
 
     def __init__(
         self, target: Target, model: MedusaModel, config: MedusaConfig | None = None
     ) -> None:
-        """Join heads to their target; packs their linear layers where the target's are packed.
+        """Attach heads to their target; prepacks their linear layers if the target's are prepacked.
 
         Args:
-            target: whose text is drafted.
-            model: in the target's dtype and on its device afterwards.
-            config: how to draft, where it shall differ from `model.config`.
+            target: the target model.
+            model: moved to the target's dtype and device.
+            config: draft settings in place of those of `model.config`.
 
         Raises:
             ValueError: if the model's width is not the target's, or its vocabulary, or a static tree wants more tokens
@@ -64,7 +63,7 @@ class MedusaDrafter(Drafter):
         size = self.heads[0].linear.out_features
         paths = self.config.paths
         self.ranks = min(self.config.ranks, size)
-        """Tokens of each head that a tree is made of."""
+        """Best tokens per head from which a tree is built."""
         if paths is not None:
             self.ranks = 1 + max(max(path) for path in paths)
             if self.ranks > size:
@@ -78,7 +77,7 @@ class MedusaDrafter(Drafter):
         self._paths: dict[tuple[int, int], Paths] = {}
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Run all heads, and propose the best paths of their tokens."""
+        """Run all heads and propose the best paths of their tokens."""
         config, device = self.config, state.text.ids.device
         length = min(config.draft_length or config.heads, budget.depth)
         nodes = budget.nodes - 1
@@ -103,7 +102,7 @@ class MedusaDrafter(Drafter):
     def _best_tokens(self, state: State, length: int) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and ids `[B, length, k]` of each head's best tokens, the best first.
 
-        Where the target draws, they are those of being drawn.
+        With sampling, they are ranked by the log-probability of being drawn with the target's noise.
         """
         log_probs, ids = self.top_tokens(
             state.hidden[state.rows.ids],
@@ -126,19 +125,19 @@ class MedusaDrafter(Drafter):
         return log_probs[..., : self.ranks], ids.gather(-1, best[..., : self.ranks])
 
     def top_tokens(self, hidden: Tensor, length: int, k: int) -> tuple[Tensor, Tensor]:
-        """Ask the first heads for their likeliest tokens.
+        """Compute the likeliest tokens of the first heads.
 
         Args:
             hidden: `[B, E]`, the target's last hidden states.
             length: how many heads, 1 to T.
-            k: tokens of each; no more than it has are given.
+            k: tokens per head, at most the size of its vocabulary.
 
         Returns:
             Log-probabilities `[B, length, k]` float32 and ids `[B, length, k]` int64, the best first.
         """
         read = self.model(hidden, length)  # [length, B, E]
         k = min(k, self.heads[0].linear.out_features)
-        # One head for all of them takes their rows together.
+        # If all share one output head, their rows go through it in one call.
         rows = read.flatten(0, 1)[None] if len(self.heads) == 1 else read
         tops = [head(x, k) for head, x in zip(self.heads, rows, strict=False)]
         log_probs, ids = (
@@ -148,7 +147,7 @@ class MedusaDrafter(Drafter):
         return log_probs, ids
 
     def _table(self, nodes: int, length: int) -> Paths:
-        """Return the paths that a tree of so many nodes and this depth can have, made once."""
+        """Return the candidate paths of a tree with `nodes` nodes and this depth; computed once."""
         static = self.config.paths
         key = (0 if static is not None else nodes, length)
         if key not in self._paths:
@@ -162,7 +161,7 @@ class MedusaDrafter(Drafter):
 
 
 def heads_of(target: Target, model: MedusaModel) -> list[LMHeadTopK]:
-    """Return what reads the model's features: a head for each of the T, or the target's for all."""
+    """Return the output heads: one per Medusa head, or the target's for all."""
     ids, impl = model.draft_vocabulary, target.impl
     if model.config.output != "own":
         return [target.draft_head(ids)]
@@ -178,17 +177,17 @@ CONFIG, DRAFTER = MedusaConfig, MedusaDrafter
 def new_module(
     config: MedusaConfig, vocabulary_size: int, draft_vocabulary: Tensor | None
 ) -> MedusaModel:
-    """Make heads with random weights; their draft vocabulary `[Vd]` int64 is part of the model."""
+    """Create heads with random weights; the draft vocabulary `[Vd]` int64 is a buffer of the model."""
     return MedusaModel(config, vocabulary_size, draft_vocabulary)
 
 
 def join(
     target: Target, config: MedusaConfig, module: MedusaModel, draft_vocabulary: Tensor | None
 ) -> MedusaDrafter:
-    """Join heads to their target."""
+    """Create the drafter."""
     return MedusaDrafter(target, module, config)
 
 
 def weights_of(drafter: MedusaDrafter) -> dict[str, Tensor]:
-    """Return what a checkpoint keeps."""
+    """Return the tensors of a checkpoint."""
     return dict(drafter.model.state_dict())

@@ -3,9 +3,8 @@
     h (last accepted node) ──────────┬───────────┬──────────┐
     root ─► embed ─► state ─► blocks ┴► head ─► best W ─► states, blocks, head ─► best W …
 
-Every beam is a path of the tree that is verified. The state sees tokens only, so one draft costs no attention and no
-cache. Beyond the paper: only the nodes and steps that are likely to be worth their time are drafted, a draft vocabulary
-makes the head small, and the head may be the target's own behind a projection.
+Every beam is a path of the tree to verify. The draft model has no attention and no KV cache. Beyond the paper: only nodes
+and steps that pay are drafted, a draft vocabulary makes the head small, and the head may be the target's behind a projection.
 """
 
 from __future__ import annotations
@@ -46,16 +45,16 @@ Rank = Callable[..., Tensor]
 
 
 class Extent(NamedTuple):
-    """How wide and how far one search goes."""
+    """Bounds of one beam search."""
 
     width: int
     """Beams that are kept, W."""
     length: int
-    """Most steps."""
+    """Maximum number of steps."""
     least_score: float
-    """Score under which a node is left out."""
+    """Nodes with a lower score are not proposed."""
     least_to_go_on: float
-    """Probability of all beams, on average over rows, under which no step follows; 0 for none."""
+    """The search ends if the summed probability of the beams, averaged over rows, is lower; 0: never."""
 
 
 class ReDrafter(Drafter):
@@ -64,12 +63,12 @@ class ReDrafter(Drafter):
     def __init__(
         self, target: Target, model: ReDrafterModel, config: ReDrafterConfig | None = None
     ) -> None:
-        """Join a draft model to its target; packs its linear layers where the target's are packed.
+        """Attach a draft model to its target; prepacks its linear layers if the target's are prepacked.
 
         Args:
-            target: whose text is drafted.
-            model: in the target's dtype and on its device afterwards.
-            config: how to draft, where it shall differ from `model.config`.
+            target: the target model.
+            model: moved to the target's dtype and device.
+            config: draft settings in place of those of `model.config`.
 
         Raises:
             ValueError: if the model's width is not the target's, or its vocabulary.
@@ -126,14 +125,14 @@ class ReDrafter(Drafter):
     def _search(
         self, roots: Tensor, context: Tensor, extent: Extent, rank: Rank | None = None
     ) -> list[Beams]:
-        """Run the steps; step i holds the beams of i + 1 drafted tokens."""
+        """Run the draft steps; step i holds beams of i + 1 drafted tokens."""
         if extent.length < 1:
             return []
         step = self.model.step
         target = self.target
         part = step.context_part(context)
         states = step.initial_state(context)[:, None]  # [B, 1, E]
-        # One beam at first: all would be equal.
+        # The first step has one beam.
         tokens = roots[:, None]
         scores = torch.zeros_like(tokens, dtype=torch.float32)
         parents = torch.zeros_like(tokens)
@@ -227,17 +226,17 @@ CONFIG, DRAFTER = ReDrafterConfig, ReDrafter
 def new_module(
     config: ReDrafterConfig, vocabulary_size: int, draft_vocabulary: Tensor | None
 ) -> ReDrafterModel:
-    """Make a model with random weights; its draft vocabulary `[Vd]` int64 is part of it."""
+    """Create a model with random weights; the draft vocabulary `[Vd]` int64 is a buffer of it."""
     return ReDrafterModel(config, vocabulary_size, draft_vocabulary)
 
 
 def join(
     target: Target, config: ReDrafterConfig, module: ReDrafterModel, draft_vocabulary: Tensor | None
 ) -> ReDrafter:
-    """Join a model to its target."""
+    """Create the drafter."""
     return ReDrafter(target, module, config)
 
 
 def weights_of(drafter: ReDrafter) -> dict[str, Tensor]:
-    """Return what a checkpoint keeps."""
+    """Return the tensors of a checkpoint."""
     return dict(drafter.model.state_dict())

@@ -85,7 +85,7 @@ def calibrate(
     known = drafter.calibration
     assert known is not None
     scores = Scores(chain=drafter.tap is not None)
-    wide = load_drafter(name, target, **_wide(drafter))
+    wide = load_drafter(name, target, **wide_settings(drafter))
     tokens, spent = 0, 0.0
 
     def count(round: Round) -> None:
@@ -117,7 +117,7 @@ def calibrate(
     )
 
 
-def _wide(drafter: Drafter) -> dict[str, float]:
+def wide_settings(drafter: Drafter) -> dict[str, float]:
     """Return the settings with which a drafter proposes all that it can."""
     method = next(m for m in METHODS if type(drafter).__module__.endswith(f".{m}"))
     return {name: value for name, value in WIDE.items() if name in METHODS[method].settings}

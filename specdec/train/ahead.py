@@ -1,7 +1,6 @@
-"""What a drafter that reads last hidden states learns: what the target would write 1, 2, … tokens behind the root.
+"""Labels for drafters that read the last hidden state: the target's predictions 1, 2, … tokens behind the root.
 
-At position t of a text the root is token t + 1, and the labels of step i are what the target says at position t + i: the
-hidden state's own next token is known by then.
+At position t of a text the root is token t + 1. The labels of step i are the target's predictions at position t + i.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ LABELS = ("greedy", "distribution")
 
 
 class Taught(NamedTuple):
-    """The labels of R steps."""
+    """Labels of R steps."""
 
     ids: Tensor
-    """`[R, k]` int64, the target's likeliest tokens, as ids of the draft vocabulary; 0 outside it."""
+    """`[R, k]` int64, the target's likeliest tokens as rows of the draft vocabulary; 0 if outside."""
     probs: Tensor
-    """`[R, k]` float32, their probabilities, which sum to 1, or to 0 where none can be drafted."""
+    """`[R, k]` float32, their probabilities, renormalised; all 0 if none is in the draft vocabulary."""
     known: Tensor
-    """`[R, 1]` bool, whether one of them can be drafted."""
+    """`[R, 1]` bool, whether at least one is in the draft vocabulary."""
     first: Tensor
-    """`[R]` int64, the best one; -1 where it cannot be drafted."""
+    """`[R]` int64, the best token; -1 if it is not in the draft vocabulary."""
 
 
 class Ahead:
-    """Positions of texts, and the labels behind each."""
+    """Training positions and the labels behind each."""
 
     def __init__(
         self,
@@ -46,7 +45,7 @@ class Ahead:
         Args:
             features: of training texts.
             length: steps behind each root, T.
-            labels: learn the target's `greedy` token, or its `distribution` over the likeliest tokens.
+            labels: the target's `greedy` token, or its `distribution` over the likeliest tokens.
             vocabulary_size: of the target.
             draft_vocabulary: `[Vd]` int64, ascending; None for all tokens.
 
@@ -57,7 +56,7 @@ class Ahead:
             raise ValueError(f"labels: expected one of {', '.join(LABELS)}, got {labels!r}")
         self.features, self.labels = features, labels
         begins = features.begins.tolist()
-        # From the position that predicts the first written token to the last one with a label.
+        # From the position that predicts the first learned token to the last with a label.
         positions = [
             torch.arange(begin, max(end - 2, begin))
             for begin, end in zip(begins, features.ends.tolist(), strict=True)
@@ -67,24 +66,20 @@ class Ahead:
         self.end = torch.zeros(len(features.tokens), dtype=torch.int64)
         self.end[self.units] = torch.cat(ends)
         self.steps = torch.arange(1, length + 1)
-        self.place = torch.arange(vocabulary_size)
-        if draft_vocabulary is not None:
-            self.place = torch.full((vocabulary_size,), -1).index_copy(
-                0, draft_vocabulary.cpu(), torch.arange(len(draft_vocabulary))
-            )
+        self.place = draft_ranks(vocabulary_size, draft_vocabulary)
 
     def positions(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """Say where the labels of some positions are.
+        """Return the positions of labels.
 
         Returns:
-            Positions `[P, T]` int64, and which of them there are, `[P, T]` bool.
+            Positions `[P, T]` int64, and which of them lie within the text, `[P, T]` bool.
         """
         at = units[:, None] + self.steps
         real = at < self.end[units][:, None] - 1
         at = torch.where(real, at, units[:, None])
         if self.labels == "greedy":
             tokens, best = self.features.tokens[at].long(), self.features.top_ids[at, 0]
-            # Behind a token that the target would not write, nothing is ever accepted.
+            # Behind a token that the target would not choose greedily, nothing can be accepted.
             real[:, 1:] &= (tokens[:, 1:] == best[:, :-1]).long().cumprod(1).bool()
         return at, real
 
@@ -97,14 +92,31 @@ class Ahead:
         return Taught(ids.clamp(min=0), probs, ids.amax(1, keepdim=True) >= 0, ids[:, 0])
 
 
+def draft_ranks(vocabulary_size: int, draft_vocabulary: Tensor | None) -> Tensor:
+    """Return the row of each token in a head over a draft vocabulary.
+
+    Args:
+        vocabulary_size: of the target.
+        draft_vocabulary: `[Vd]` int64, ascending; None for all tokens.
+
+    Returns:
+        `[V]` int64; -1 where a token cannot be drafted.
+    """
+    rows = torch.arange(vocabulary_size)
+    if draft_vocabulary is None:
+        return rows
+    ids = draft_vocabulary.cpu()
+    return torch.full_like(rows, -1).index_copy(0, ids, rows[: len(ids)])
+
+
 def cross_entropy(predicted: Tensor, here: slice, *, taught: Taught, right: Tensor) -> Tensor:
-    """Compare a chunk of rows with their labels, as `chunked_cross_entropy` wants it.
+    """Compare a chunk of rows with their labels; the `Compare` of `chunked_cross_entropy`.
 
     Args:
         predicted: `[r, Vd]` probabilities; the gradient at the logits afterwards.
-        here: which rows these are.
+        here: the rows of the chunk.
         taught: labels of all rows.
-        right: `[R]` float32, whether each row's best token is the target's; written.
+        right: `[R]` float32, output: whether each row's best token is the target's.
 
     Returns:
         The summed loss.
@@ -112,6 +124,6 @@ def cross_entropy(predicted: Tensor, here: slice, *, taught: Taught, right: Tens
     ids, probs, known, first = (part[here] for part in taught)
     chosen = predicted.gather(1, ids)
     right[here] = ((chosen[:, 0] == predicted.amax(1)) & (first >= 0)).float()
-    predicted *= known  # nothing is learned from tokens that cannot be drafted
+    predicted *= known  # no gradient where no label is in the draft vocabulary
     predicted.scatter_add_(1, ids, -probs.to(predicted.dtype))
     return -(probs * chosen.float().clamp(min=1e-30).log()).sum()

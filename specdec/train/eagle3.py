@@ -1,10 +1,10 @@
-"""Training EAGLE-3's layer by training-time test (arXiv 2503.01840): it learns on what it will read while it drafts.
+"""Training of EAGLE-3's draft layer by training-time test (arXiv 2503.01840): inputs are those of drafting.
 
-    pass 0    states of the target, the next token         ─► what the target says after that token
-    pass j    the layer's own states of pass j - 1, the token after ─► what the target says after that one
+    pass 0    hidden states of the target, next token                   ─► target's prediction after that token
+    pass j    the layer's own states of pass j - 1, the token after it  ─► target's prediction after that one
 
-In pass j the token at place i stands j places further on. It sees what pass 0 made of the text up to i, and what its
-own place has become since: a draft's branch behind true text, at every place of a text at once.
+In pass j, place i holds the token j places further on. It attends to the keys of pass 0 up to i, and to those of the later
+passes at i alone: a draft branch behind true text, for every position of a text at once.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from collections.abc import Callable, Iterator
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from specdec_kernels import LMHeadTopK
 
 from ..drafters.eagle3 import Eagle3Config, Eagle3Model, new_module
 from ..model.target import Target
+from .ahead import draft_ranks
+from .begin import copy_final_norm, copy_head
 from .features import Features
 from .loss import chunked_cross_entropy
 
 PASSES = 7
-"""Of the training-time test, in the authors' code."""
+"""Passes of the training-time test, as in the authors' code."""
 DECAY = 0.8
-"""Weight of each pass's loss beside that of the one before it, likewise."""
+"""Loss weight of pass j is 0.8^j, as in the authors' code."""
 
 
 def exit_layers(config: Eagle3Config) -> list[int]:
-    """Name the layers whose inputs are fused.
+    """Return the layers whose inputs are fused.
 
     Raises:
-        ValueError: if the configuration leaves them to the target.
+        ValueError: if the configuration names none.
     """
     if config.layers is None:
         raise ValueError("layers: expected some that are named for a training, got none")
@@ -49,7 +50,7 @@ def new_task(
     labels: str,
     validate: Callable[[], dict[str, float]],
 ) -> Eagle3Task:
-    """Begin with random weights; `labels` is ReDrafter's, here it is the distribution.
+    """Start from random weights, but for the last norm and the head; `labels` is not used.
 
     Raises:
         ValueError: if the target's embedding has another width than the layer.
@@ -57,11 +58,13 @@ def new_task(
     if (found := target.embedding.shape[1]) != config.hidden_size:
         raise ValueError(f"hidden_size: expected the target's {found}, got {config.hidden_size}")
     model = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)
+    copy_final_norm(target, model.output_norm)
+    copy_head(target, draft_vocabulary, model.output)
     return Eagle3Task(target, model, features, draft_vocabulary=draft_vocabulary, validate=validate)
 
 
 class Eagle3Task:
-    """Conversations, and the loss of a draft layer on them."""
+    """Conversations and the loss of a draft layer on them."""
 
     def __init__(
         self,
@@ -76,16 +79,16 @@ class Eagle3Task:
         """Prepare.
 
         Args:
-            target: the teacher; its embedding and its head are used.
-            model: what is trained.
+            target: the teacher; its embedding is used.
+            model: the draft layer.
             features: of training texts, with the inputs of the model's layers.
-            draft_vocabulary: `[Vd]` int64, the tokens of its head's rows; the teacher's distribution is renormalised over it.
-                None for all tokens.
-            passes: of the training-time test.
-            validate: measures the model after each epoch.
+            draft_vocabulary: `[Vd]` int64, the tokens of its head's rows, None for all. The teacher's distribution is
+                renormalised over it.
+            passes: number of passes of the training-time test.
+            validate: called after each epoch; returns figures for the log.
 
         Raises:
-            ValueError: if inputs of one of its layers were not collected.
+            ValueError: if the hidden states of one of its layers were not collected.
         """
         layers = exit_layers(model.config)
         if missing := set(layers) - features.exits.keys():
@@ -97,77 +100,97 @@ class Eagle3Task:
         self.states = [features.exits[layer] for layer in layers]
         self.teacher = target.draft_head(draft_vocabulary)
         self.head = LMHeadTopK(model.output)
-        self.drafted = torch.ones(target.config.vocab_size, dtype=torch.bool)
-        if draft_vocabulary is not None:
-            self.drafted = torch.zeros_like(self.drafted).index_fill(
-                0, draft_vocabulary.cpu(), True
-            )
+        rank = draft_ranks(target.config.vocab_size, draft_vocabulary)
+        self.best = rank[features.top_ids[:, 0].long()]
         self.begins = features.begins
         self.units = torch.arange(len(features))
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the weighted mean cross entropies of all passes, and how often the best token of the first and the last is right."""
-        features = self.features
-        starts, ends = features.starts[units], features.ends[units]
-        spans = [slice(*span) for span in zip(starts.tolist(), ends.tolist(), strict=True)]
+        """Return the weighted sum of the passes' mean cross entropies, and the accuracy of the first and the last pass."""
         device, dtype = self.target.device, self.target.dtype
-        states = torch.cat(
-            [pad_sequence([x[span] for span in spans], batch_first=True) for x in self.states], -1
-        )
-        tokens = pad_sequence([features.tokens[span].long() for span in spans], batch_first=True)
-        place = torch.arange(tokens.shape[1])
+        outs: list[list[Tensor]] = [[] for _ in range(self.passes)]
+        rows: list[list[Tensor]] = [[] for _ in range(self.passes)]
+        spans, read = self._spans(units), 0
+        # One text at a time: attention over padding would dominate the time.
+        for span, begin in zip(spans, self.begins[units].tolist(), strict=True):
+            inputs = [layer[span] for layer in self.states]
+            states = torch.cat(inputs, -1)[None].to(device, dtype)
+            tokens = self.features.tokens[span].long()[None].to(device)
+            with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
+                for step, out in enumerate(
+                    run_passes(self.target, self.model, states, tokens, self.passes)
+                ):
+                    places = self._learned(span, begin, step)
+                    outs[step].append(out[0, places.to(device)])
+                    rows[step].append(places + step + 1 + read)
+            read += len(tokens[0])
+        taught = self._taught(spans)
         total = torch.zeros((), device=device)
         rights: list[float] = []
-        with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
-            states, tokens = states.to(device, dtype), tokens.to(device)
-            rounds = list(run_passes(self.target, self.model, states, tokens, self.passes))
-        for step, out in enumerate(rounds):
-            # Whose distribution is learned: that of the token just read.
-            at = starts[:, None] + place + (step + 1)
-            learned = (at >= self.begins[units][:, None]) & (at < ends[:, None] - 1)
-            at = at[learned]
-            # Where the target would write what cannot be drafted, there is nothing to learn.
-            known = self.drafted[features.top_ids[at, 0].long()]
-            learned[learned.clone()] = known
-            mean, right = self._compare(out[learned.to(device)], at[known])
+        best = torch.cat([self.best[span] for span in spans]).to(device)
+        for step in range(self.passes):
+            row = torch.cat(rows[step]).to(device)
+            mean, right = self._compare(torch.cat(outs[step]), taught[row], best[row])
             total = total + DECAY**step * mean
             rights.append(right)
         return total, {"right_1": rights[0], f"right_{self.passes}": rights[-1]}
 
-    def _compare(self, out: Tensor, at: Tensor) -> tuple[Tensor, float]:
-        """Return the mean cross entropy of states `[R, E]` to what the teacher says at places `[R]`, and how often both agree."""
-        if not len(at):
+    def _spans(self, units: Tensor) -> list[slice]:
+        starts, ends = self.features.starts[units], self.features.ends[units]
+        return [slice(*span) for span in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+    def _learned(self, span: slice, begin: int, step: int) -> Tensor:
+        """Return the places `[R]` of a text from which pass `step` is learned.
+
+        The distribution learned is the one behind the token just read. Where the target's best token cannot be drafted,
+        nothing is learned.
+        """
+        last = span.stop - 1
+        at = torch.arange(min(max(span.start + step + 1, begin), last), last)
+        places: Tensor = at[self.best[at] >= 0] - span.start - step - 1
+        return places
+
+    def _taught(self, spans: list[slice]) -> Tensor:
+        """Return the teacher's distributions over the draft vocabulary at all positions of texts, `[N, Vd]`."""
+        said = torch.cat([self.features.hidden[span] for span in spans])
+        logits: Tensor = self.teacher.logits(said.to(self.target.device, self.target.dtype))
+        taught: Tensor = logits.softmax(-1)
+        return taught
+
+    def _compare(self, out: Tensor, taught: Tensor, best: Tensor) -> tuple[Tensor, float]:
+        """Return mean cross entropy of states `[R, E]` to distributions `[R, Vd]`, and accuracy against `best` `[R]`."""
+        if not len(taught):
             return out.sum() * 0, 0.0
-        out = self.model.output_norm(out).to(self.head.linear.weight.dtype)
-        said = self.features.hidden[at].to(self.target.device, self.target.dtype)
+        out = self.model.output_norm(out)
         right = torch.zeros((), device=out.device)
 
         def compare(predicted: Tensor, here: slice) -> Tensor:
-            taught = self.teacher.logits(said[here]).softmax(-1).to(predicted.dtype)
-            right.add_((predicted.argmax(1) == taught.argmax(1)).sum())
-            loss = -(taught * predicted.clamp(min=1e-30).log()).sum(dtype=torch.float32)
-            predicted -= taught
+            chosen = predicted.gather(1, best[here, None])[:, 0]
+            right.add_((chosen == predicted.amax(1)).sum())
+            log_probs = predicted.clamp(min=1e-30).log()
+            loss: Tensor = -torch.linalg.vecdot(taught[here], log_probs).sum(dtype=torch.float32)
+            predicted -= taught[here]
             return loss
 
         learned = list(self.model.output.parameters())
-        loss = chunked_cross_entropy(self.head, out, compare, learned)
-        return loss / len(at), float(right) / len(at)
+        loss = chunked_cross_entropy(self.head, out, compare, learned, self.target.dtype)
+        return loss / len(taught), float(right) / len(taught)
 
 
 def run_passes(
     target: Target, model: Eagle3Model, states: Tensor, tokens: Tensor, passes: int = PASSES
 ) -> Iterator[Tensor]:
-    """Run the training-time test.
+    """Run the passes of the training-time test.
 
     Args:
-        target: whose embedding is read.
-        model: the layer.
+        target: its embedding is used.
+        model: the draft layer.
         states: `[B, S, layers * E']`, inputs of the target's layers side by side.
-        tokens: `[B, S]` int64, of the texts; behind a text any valid id.
+        tokens: `[B, S]` int64.
         passes: how many.
 
     Yields:
-        Per pass the layer's states `[B, S, E]`, not normed.
+        The layer's states of each pass, `[B, S, E]`, before the output norm.
     """
     hidden: Tensor = model.fuse(states)
     place = torch.arange(tokens.shape[1], device=tokens.device)[None]
@@ -184,7 +207,7 @@ def run_passes(
 
 
 def _attend(query: Tensor, keys_values: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Attend causally to the first pass and, of each later one, to the own place alone.
+    """Attend causally to the first pass, and to the same place of each later pass.
 
     Args:
         query: `[B, S, H, D]`.

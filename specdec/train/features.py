@@ -1,9 +1,8 @@
-"""What a drafter learns from: one teacher-forced pass of the target over each text.
+"""Training features: one teacher-forced pass of the target over each text.
 
-At every position the pass gives the hidden states and what the target would write next, greedily and as a
-distribution: the labels of local distillation (ReDrafter section 3.3), thousands per second instead of the hundreds
-that decoding gives. They are kept in flat files that are mapped into memory, so that a run may be killed at any time
-and several trainings may share them.
+At every position the pass gives hidden states and the target's next-token distribution, the labels of local distillation
+(ReDrafter section 3.3). They are stored in flat, memory-mapped files: collection resumes after an interruption, and
+several trainings share them.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ HEAD_LOGITS = 1 << 25  # 128 MB in float32
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """N tokens of conversations, one after another."""
+    """Features of the N tokens of C conversations."""
 
     starts: Tensor
-    """`[C]` int64, where each conversation begins."""
+    """`[C]` int64, first token of each conversation."""
     answers: Tensor
-    """`[C]` int64, where its answer begins."""
+    """`[C]` int64, first token of its answer."""
     ends: Tensor
-    """`[C]` int64, behind its last token."""
+    """`[C]` int64, one past its last token."""
     tokens: Tensor
     """`[N]` int32."""
     hidden: Tensor
@@ -49,18 +48,18 @@ class Features:
     top_probs: Tensor
     """`[N, 16]` float32, their probabilities."""
     exits: dict[int, Tensor]
-    """Per exit layer `[N, E]` bfloat16, hidden states after that many layers."""
+    """Per layer number `[N, E]` bfloat16, hidden states after that many layers."""
 
     @property
     def begins(self) -> Tensor:
-        """`[C]` int64, from where each text is learned: the position before the first token that is no template."""
+        """`[C]` int64, first position learned: the one before the first token outside the chat template's common head."""
         shortest = int((self.ends - self.starts).min())
         heads = self.tokens[self.starts[:, None] + torch.arange(shortest)]  # [C, shortest]
         template = int((heads == heads[0]).all(0).long().cumprod(0).sum())
         return torch.minimum(self.starts + template, self.answers).clamp(min=self.starts + 1) - 1
 
     def __len__(self) -> int:
-        """Count conversations."""
+        """Return the number of conversations."""
         return len(self.starts)
 
 
@@ -72,14 +71,14 @@ def collect_features(
     exit_layers: Sequence[int] = (),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Features:
-    """Run the target over conversations, or go on where an earlier call was stopped.
+    """Run the target over conversations, or resume an interrupted collection.
 
     Args:
-        target: reads them through the library's own forward pass.
-        conversations: what it reads.
-        folder: where the files go, about 2.5 KB per token of a model of width 576, and 1.2 KB per exit layer.
-        exit_layers: layers after which hidden states are kept too.
-        progress: told how many conversations are done.
+        target: run through the library's own forward pass.
+        conversations: the texts.
+        folder: output; about 2.5 KB per token at hidden size 576, plus 1.2 KB per exit layer.
+        exit_layers: layers whose outputs are stored too.
+        progress: called with the number of finished conversations.
 
     Raises:
         ValueError: if the folder holds features of other conversations or of another target, or lacks layers.
@@ -104,7 +103,10 @@ def collect_features(
         exit_layers = index["exits"]  # there may be more
     files = _files(width, exit_layers)
     tokens = index["spans"][-1][2] if index["spans"] else 0
-    for name, (columns, dtype) in files.items():  # cut off what was written but not noted
+    for name, (
+        columns,
+        dtype,
+    ) in files.items():  # drop rows that were written but not recorded in the index
         size = tokens * columns * dtype.itemsize
         with appended_file(folder / name) as file:
             if file.tell() < size:
@@ -131,7 +133,7 @@ def collect_features(
 
 
 def load_features(folder: Path, hidden_size: int) -> Features:
-    """Map what `collect_features` wrote."""
+    """Memory-map the files of `collect_features`."""
     index = json.loads((folder / "index.json").read_text())
     spans = torch.tensor(index["spans"])
     count = int(spans[-1, 2])
@@ -164,7 +166,7 @@ def _files(hidden_size: int, exit_layers: Sequence[int]) -> dict[str, tuple[int,
 
 
 def _digest(conversations: Sequence[Conversation]) -> str:
-    """Hash their JSON, one after the other."""
+    """Hash the conversations' JSON."""
     digest = hashlib.sha256()
     for at, conversation in enumerate(conversations):
         digest.update((", " if at else "[").encode() + json.dumps(asdict(conversation)).encode())
@@ -173,7 +175,7 @@ def _digest(conversations: Sequence[Conversation]) -> str:
 
 
 def _batches(conversations: Sequence[Conversation]) -> list[list[int]]:
-    """Group conversations of like length; the order depends on nothing but them."""
+    """Group conversations of similar length, deterministically."""
     lengths = [len(c.prompt_ids) + len(c.answer_ids) for c in conversations]
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
@@ -191,7 +193,7 @@ def _read(
     longest = max(map(len, texts))
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
     real = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
-    # Padding lies behind, so the causal mask alone keeps it out.
+    # Padding is on the right, so the causal mask excludes it.
     with lock_of(target.model):
         out = target.parts.decoder(
             ids.to(target.device), output_hidden_states=True, use_cache=False

@@ -1,26 +1,27 @@
-"""Training Kangaroo's adapter by self-distillation (Kangaroo section 3.2).
+"""Training of Kangaroo's adapter by self-distillation (Kangaroo section 3.2).
 
-The adapter reads what the target's first layers made of a text and learns the distribution that the whole target has
-behind each token that it wrote: soft cross entropy, the head frozen, mask and positions as they are when it drafts.
+The adapter reads the hidden states of the exit layer and learns the full target's next-token distribution by soft cross
+entropy. Target and head are frozen. Mask and positions are those of drafting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..drafters.kangaroo import Adapter, KangarooConfig, drafting_head, new_module
+from ..drafters.parts.kangaroo_adapters import OUTPUT
 from ..model.target import Target
+from .begin import copy_final_norm, copy_head
 from .features import Features
 from .loss import chunked_cross_entropy
 
 
 def exit_layers(config: KangarooConfig) -> list[int]:
-    """Name the layer whose hidden states the adapter reads."""
+    """Return the exit layer."""
     return [config.exit_layer]
 
 
@@ -33,18 +34,11 @@ def new_task(
     labels: str,
     validate: Callable[[], dict[str, float]],
 ) -> KangarooTask:
-    """Begin with random weights, but for the last scale; `labels` is ReDrafter's, here it is the distribution."""
+    """Start from random weights, but for the last norm and a head of its own; `labels` is not used."""
     adapter = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)
-    with torch.no_grad():
-        # The scale that the head is used to; from ones it would take thousands of steps to get there. Of numbers whose
-        # mean is zero, as some norms subtract it; the difference leaves out what they add.
-        signs = torch.ones(config.hidden_size, dtype=target.dtype, device=target.device)
-        signs[1::2] = -1
-        norm: Any = target.parts.norm
-        adapter.output_norm.weight.copy_((norm(signs) - norm(-signs)) / 2 * signs)
-        if config.own_head:
-            own = drafting_head(target, config, adapter, draft_vocabulary)
-            own.linear.weight.copy_(target.draft_head(draft_vocabulary).linear.weight)
+    copy_final_norm(target, adapter.output_norm)
+    if config.own_head:
+        copy_head(target, draft_vocabulary, getattr(adapter, OUTPUT))
     return KangarooTask(
         target,
         adapter,
@@ -56,7 +50,7 @@ def new_task(
 
 
 class KangarooTask:
-    """Conversations, and the loss of an adapter on them."""
+    """Conversations and the loss of an adapter on them."""
 
     def __init__(
         self,
@@ -71,16 +65,15 @@ class KangarooTask:
         """Prepare.
 
         Args:
-            target: the teacher, whose head is used.
-            adapter: what is trained.
+            target: the teacher; its head is used.
+            adapter: the adapter to train.
             features: of training texts, with hidden states at the exit layer.
-            config: the adapter's; says after which layer it reads, and whose head reads it.
-            draft_vocabulary: `[Vd]` int64, what the adapter shall choose from; the teacher's distribution is
-                renormalised over it. None for all tokens.
-            validate: measures the adapter after each epoch.
+            config: names the exit layer and the head.
+            draft_vocabulary: `[Vd]` int64, None for all tokens. The teacher's distribution is renormalised over it.
+            validate: called after each epoch; returns figures for the log.
 
         Raises:
-            ValueError: if there are no hidden states at this layer.
+            ValueError: if the hidden states of the exit layer were not collected.
         """
         exit_layer = config.exit_layer
         if exit_layer not in features.exits:
@@ -101,7 +94,7 @@ class KangarooTask:
         self.units = torch.arange(len(features))
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the mean cross entropy over texts, and how well the two distributions agree."""
+        """Return the mean cross entropy over texts, the accuracy, and the overlap of the two distributions."""
         features = self.features
         spans = [slice(*span) for span in zip(
             features.starts[units].tolist(), features.ends[units].tolist(), strict=True
@@ -110,14 +103,13 @@ class KangarooTask:
         place = torch.arange(hidden.shape[1])
         length = features.ends[units] - features.starts[units]
         first = self.begins[units] - features.starts[units]
-        # From the position that predicts the first written token to the one that predicts the last.
+        # From the position that predicts the first learned token to the one that predicts the last.
         learned = (place >= first[:, None]) & (place < length[:, None] - 1)
         device, dtype = self.target.device, self.target.dtype
         real = (place < length[:, None]).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
             out = self.model.forward_sequence(hidden.to(device, dtype), real)[learned.to(device)]
         at = (features.starts[units][:, None] + place)[learned]
-        out = out.to(self.head.linear.weight.dtype)
         teacher = features.hidden[at].to(device, dtype)  # [R, E]
         agree = {"right_1": 0.0, "overlap": 0.0}
 
@@ -129,5 +121,5 @@ class KangarooTask:
             predicted -= taught
             return loss
 
-        loss = chunked_cross_entropy(self.head, out, compare, self.learned) / len(out)
+        loss = chunked_cross_entropy(self.head, out, compare, self.learned, dtype) / len(out)
         return loss, {name: value / len(out) for name, value in agree.items()}

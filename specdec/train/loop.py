@@ -1,4 +1,4 @@
-"""The training loop: any task, resumable to the same curve after a kill."""
+"""The training loop; an interrupted training resumes with identical results."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LOG_EVERY_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast to learn."""
+    """Optimisation schedule."""
 
     epochs: int = 4
     batch: int = 512
-    """Units of the task per step."""
+    """Units (positions or texts) per step."""
     learning_rate: float = 1e-3
-    """At its peak; rises over the warm-up, falls to zero as a cosine."""
+    """Peak learning rate: linear warm-up, then cosine decay to zero."""
     warmup: float = 0.03
-    """Share of all steps."""
+    """Warm-up as a share of all steps."""
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 0.5
-    """Largest gradient norm."""
+    """Maximum gradient norm."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,25 +56,25 @@ class Schedule:
 
 
 class Task(Protocol):
-    """What is trained, on what."""
+    """A model, its training data and its loss."""
 
     @property
     def model(self) -> nn.Module:
-        """Only its parameters that require gradients are trained and saved."""
+        """The model; only parameters that require gradients are trained and saved."""
         ...
 
     @property
     def units(self) -> Tensor:
-        """`[U]` int64, one per piece of training data."""
+        """`[U]` int64 ids of training units."""
         ...
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss over some units, and what else is worth logging."""
+        """Return the loss over units `[B]`, and figures for the log."""
         ...
 
     @property
     def validate(self) -> Callable[[], dict[str, float]]:
-        """Measures the model on what it was not trained on."""
+        """Evaluates the model on held-out text."""
         ...
 
 
@@ -86,14 +86,14 @@ def train(
     of: dict[str, Any] | None = None,
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, figures: None,
 ) -> list[dict[str, Any]]:
-    """Train, or go on where an earlier call was stopped.
+    """Train, or resume an interrupted training.
 
     Args:
-        task: what to train; its model ends with the last step's weights.
-        folder: where the state and the log are kept.
-        schedule: how.
-        of: says what this training is of, in JSON's types; one that is of something else never goes on from here.
-        progress: told the step, the number of steps and the latest figures.
+        task: model, data and loss; the model is updated in place.
+        folder: of the training state and the log.
+        schedule: optimisation schedule.
+        of: identity of the training, JSON types; a state with another identity is refused.
+        progress: called with the step, the number of steps and the latest figures.
 
     Returns:
         The log: training figures every 50 steps, validation figures after each epoch.
@@ -150,7 +150,7 @@ def train(
             log.append({"step": step, "epoch": step / per_epoch, "validation": task.validate()})
             task.model.train()
             progress(step, steps, log[-1]["validation"])
-        # Saved where no sum is open, so that a resumed log is the same.
+        # Saved only where no running mean is open, so that a resumed log is identical.
         if due and (time.monotonic() - saved > SAVE_EVERY_SECONDS or step % per_epoch == 0):
             _save(folder, identity, step, log, weights, optimizer)
             saved = time.monotonic()

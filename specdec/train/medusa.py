@@ -1,7 +1,6 @@
-"""Training Medusa's heads: each learns what the target would write so many tokens further on (Medusa section 2.2.1).
+"""Training of Medusa heads: head k learns the target's prediction k tokens behind the root (Medusa section 2.2.1).
 
-The loss is the sum of the heads' cross entropies, the k-th weighing 0.8^k unless told otherwise. Gradients never reach the
-target.
+The loss is the sum of the heads' cross entropies with weights 0.8^k by default. The target is frozen.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 from ..drafters.medusa import MedusaConfig, MedusaModel, heads_of, new_module
 from ..model.target import Target
 from .ahead import Ahead, cross_entropy
+from .begin import copy_head
 from .features import Features
 from .loss import chunked_cross_entropy
 
 
 def exit_layers(config: MedusaConfig) -> list[int]:
-    """Name the layers whose hidden states are learned from: the last alone, which is always there."""
+    """Return no layer: only the last hidden state is used, which is always collected."""
     return []
 
 
@@ -34,7 +34,7 @@ def new_task(
     labels: str,
     validate: Callable[[], dict[str, float]],
 ) -> MedusaTask:
-    """Begin with heads that say what the target's own says."""
+    """Initialise the heads so that each predicts what the target's head predicts."""
     model = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)
     begin_as_target(target, model)
     return MedusaTask(target, model, features, labels=labels, validate=validate)
@@ -42,23 +42,19 @@ def new_task(
 
 @torch.no_grad()
 def begin_as_target(target: Target, model: MedusaModel) -> None:
-    """Let residual blocks add nothing, and matrices behind them be the target's head, or leave it as it is."""
-    width = model.config.hidden_size
-    own = None
-    if model.config.output == "own":
-        own = target.draft_head(model.draft_vocabulary).linear.weight
-    elif model.config.output == "projected":
-        own = torch.eye(width)
+    """Set residual blocks to zero, output matrices to the target's head, projections to the identity."""
     head: Any
     for head in model.heads:
         for part in head.blocks.parameters():
             nn.init.zeros_(part)
-        if own is not None:
-            head.output.weight.copy_(own)
+        if model.config.output == "own":
+            copy_head(target, model.draft_vocabulary, head.output)
+        elif model.config.output == "projected":
+            nn.init.eye_(head.output.weight)
 
 
 class MedusaTask:
-    """Positions of texts, and the loss of the heads on them."""
+    """Training positions and the loss of the heads on them."""
 
     def __init__(
         self,
@@ -72,11 +68,11 @@ class MedusaTask:
         """Prepare.
 
         Args:
-            target: the teacher, whose head is used where the heads have none.
-            model: what is trained; its configuration says what each head's loss counts.
+            target: the teacher; its head is used by heads without their own.
+            model: the heads; its configuration holds the loss weights.
             features: of training texts.
-            labels: learn the target's `greedy` token, or its `distribution` over the likeliest tokens.
-            validate: measures the model after each epoch.
+            labels: the target's `greedy` token, or its `distribution` over the likeliest tokens.
+            validate: called after each epoch; returns figures for the log.
 
         Raises:
             ValueError: if `labels` is neither.
@@ -96,7 +92,7 @@ class MedusaTask:
         self.learned = [list(head.parameters()) if own else [] for head in self.heads]
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the weighted sum of the heads' mean cross entropies, and per head how often the best token is right."""
+        """Return the weighted sum of the heads' mean cross entropies, and each head's accuracy."""
         at, real = self.ahead.positions(units)
         device, dtype = self.target.device, self.target.dtype
         hidden = self.features.hidden[units].to(device, dtype)
@@ -110,10 +106,13 @@ class MedusaTask:
             taught = self.ahead.taught(at[here, k], device)
             right = torch.zeros(len(taught.first), device=device)
             compare = partial(cross_entropy, taught=taught, right=right)
-            rows = rows[here.to(device)].to(head.linear.weight.dtype)
+            rows = rows[here.to(device)]
             count = max(len(rows), 1)
             loss = (
-                loss + weight * chunked_cross_entropy(head, rows, compare, self.learned[k]) / count
+                loss
+                + weight
+                * chunked_cross_entropy(head, rows, compare, self.learned[k], dtype)
+                / count
             )
             rights[f"right_{k + 1}"] = float(right.sum()) / count
         return loss, rights

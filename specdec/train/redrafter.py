@@ -1,7 +1,7 @@
-"""Training ReDrafter's model by local distillation (ReDrafter section 3.3).
+"""Training of ReDrafter's draft model by local distillation (ReDrafter section 3.3).
 
-At every position of a text the model sees the target's hidden state and the next T tokens, one at a time, and learns
-what the target would write after each of them. Gradients never reach the target.
+At every position the model reads the target's hidden state and the next T tokens one by one, and learns the target's
+prediction after each. The target is frozen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .loss import chunked_cross_entropy
 
 
 def exit_layers(config: ReDrafterConfig) -> list[int]:
-    """Name the layers whose hidden states are learned from: the last alone, which is always there."""
+    """Return no layer: only the last hidden state is used, which is always collected."""
     return []
 
 
@@ -35,13 +35,13 @@ def new_task(
     labels: str,
     validate: Callable[[], dict[str, float]],
 ) -> ReDrafterTask:
-    """Begin with random weights."""
+    """Start from random weights."""
     model = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)
     return ReDrafterTask(target, model, features, labels=labels, validate=validate)
 
 
 class ReDrafterTask:
-    """Positions of texts, and the loss of the model on them."""
+    """Training positions and the loss of the model on them."""
 
     def __init__(
         self,
@@ -55,11 +55,11 @@ class ReDrafterTask:
         """Prepare.
 
         Args:
-            target: the teacher; its embedding and, for a tied head, its head are used.
-            model: what is trained.
+            target: the teacher; its embedding is used, and its head if the model's is tied.
+            model: the draft model.
             features: of training texts.
-            labels: learn the target's `greedy` token, or its `distribution` over the likeliest tokens.
-            validate: measures the model after each epoch.
+            labels: the target's `greedy` token, or its `distribution` over the likeliest tokens.
+            validate: called after each epoch; returns figures for the log.
 
         Raises:
             ValueError: if `labels` is neither.
@@ -80,7 +80,7 @@ class ReDrafterTask:
         self.learned = [] if tied else list(model.output.parameters())
 
     def loss(self, units: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return the mean cross entropy over positions and steps, and per step how often the best token is right."""
+        """Return the mean cross entropy over positions and steps, and each step's accuracy."""
         features = self.features
         at, real = self.ahead.positions(units)  # [P, T]
         tokens = features.tokens[at].long()
@@ -90,12 +90,11 @@ class ReDrafterTask:
         context = features.hidden[units].to(device, dtype)
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
             read = self.model(embedded, context).transpose(0, 1)[real.to(device)]  # [R, E or X]
-        read = read.to(self.head.linear.weight.dtype)
 
         taught = self.ahead.taught(at[real], device)
         right = torch.zeros(len(read), device=device)
         compare = partial(cross_entropy, taught=taught, right=right)
-        loss = chunked_cross_entropy(self.head, read, compare, self.learned) / len(read)
+        loss = chunked_cross_entropy(self.head, read, compare, self.learned, dtype) / len(read)
         step = real.nonzero()[:, 1]
         rights = torch.bincount(step, right.cpu(), minlength=len(self.ahead.steps))
         rights /= real.sum(0).clamp(min=1)
@@ -103,9 +102,9 @@ class ReDrafterTask:
 
 
 def frequent_tokens(features: Features, size: int, vocabulary_size: int) -> Tensor:
-    """Choose a draft vocabulary: the tokens that the target is expected to write most often.
+    """Choose a draft vocabulary: the tokens with the highest summed probability.
 
-    Probabilities are counted, not picks alone: a short text holds too few different tokens to rank the rarer ones.
+    Probabilities are summed instead of counting greedy tokens, since a short text holds too few different tokens.
 
     Args:
         features: of training texts.

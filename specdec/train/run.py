@@ -1,4 +1,4 @@
-"""A training from text files to a drafter in a folder; killed at any point, it goes on where it was."""
+"""A whole training, from text files to a drafter's folder; resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from .redrafter import frequent_tokens
 from .validate import acceptance
 
 REPORT = "training.json"
-# Told what is going on, how far, and the latest figures.
+# Called with the phase, units done, units in total, and the latest figures.
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is common to the training of any drafter."""
+    """Settings shared by the trainings of all drafters."""
 
     schedule: Schedule
     draft_vocabulary: int | None = 8192
-    """Vd, the most frequent tokens; None for all."""
+    """Vd, size of the draft vocabulary; None for all tokens."""
     held_out: int = 24
-    """The first conversations of the data, which are only validated on."""
+    """Number of conversations, the first of the data, held out for validation."""
     labels: str = "distribution"
-    """What ReDrafter and Medusa learn; see `ReDrafterTask`."""
+    """Labels of ReDrafter and Medusa: `distribution` or `greedy`."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -63,21 +63,21 @@ def train_drafter(
     """Train a drafter and save it.
 
     Args:
-        target: the teacher, which is not changed.
-        config: of one of `METHODS`, the drafter's shape and how it drafts.
+        target: the teacher, frozen.
+        config: configuration of one of the trained `METHODS`.
         data: stores from `specdec data`, or JSONL files.
-        folder: keeps what is needed to go on after a kill.
-        out: where the drafter goes, beside a report of its training.
-        recipe: how to train.
-        features: a folder of features that several trainings share; None for one of its own.
-        exit_layers: layers to collect hidden states of, besides the one in `config`.
-        progress: told what happens.
+        folder: of the training state.
+        out: output folder of the drafter and `training.json`.
+        recipe: training settings.
+        features: folder of hidden states shared by several trainings; None: inside `folder`.
+        exit_layers: layers to collect besides those in `config`.
+        progress: called with the phase, units done, units in total, and figures.
 
     Returns:
         The log of the training.
 
     Raises:
-        ValueError: if the data cannot be read or is too little, or a folder belongs to another training.
+        ValueError: if the data cannot be read or is too short, or a folder belongs to another training.
     """
     began = time.time()
     conversations = Joined([read_conversations(path, target.tokenizer) for path in data])
@@ -111,7 +111,7 @@ def train_drafter(
     join = drafter_file(method).join
 
     def validate() -> dict[str, float]:
-        # A copy: drafting wants the target's dtype and packs weights, training goes on in float32.
+        # A copy: drafting converts to the target's dtype and prepacks weights, training stays in float32.
         return acceptance(target, join(target, config, copy.deepcopy(task.model), ids), prompts)
 
     task = train_file(method).new_task(

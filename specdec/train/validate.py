@@ -1,4 +1,4 @@
-"""What counts in the end: how far a drafter's proposals are accepted on prompts it has not seen."""
+"""Validation: acceptance of a drafter's proposals on held-out prompts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def acceptance(
     *,
     max_nodes: int | None = None,
 ) -> dict[str, float]:
-    """Decode prompts greedily and measure.
+    """Decode prompts greedily and measure acceptance.
 
     Args:
-        target: writes.
-        drafter: proposes.
-        prompts: token ids.
+        target: the target model.
+        drafter: the drafter.
+        prompts: token ids of each prompt.
         max_nodes: as in `Session`.
 
     Returns:

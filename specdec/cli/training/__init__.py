@@ -1,1 +1,1 @@
-"""What the commands that train have in common."""
+"""Code shared by the training commands."""

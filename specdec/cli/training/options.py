@@ -1,4 +1,4 @@
-"""Options of all trainings; none of it needs torch."""
+"""Options shared by all training commands; does not import torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..options import MAX_THREADS, MAX_TRAINING_SEED, above, between, home
 
 
 class Labels(StrEnum):
-    """What a ReDrafter or a Medusa learns of its target."""
+    """Labels for ReDrafter and Medusa."""
 
     distribution = "distribution"
     greedy = "greedy"
 
 
 class AdapterKind(StrEnum):
-    """What stands between Kangaroo's exit layer and a head."""
+    """Adapter between Kangaroo's exit layer and the head."""
 
     attention = "attention"
     layer = "layer"
@@ -28,44 +28,61 @@ class AdapterKind(StrEnum):
 
 
 ModelOption = Annotated[
-    str, typer.Option(help="The target: a name, a hub id, or a folder.", callback=home)
+    str, typer.Option(help="Target model: a name, a hub id or a folder.", callback=home)
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(help="CPU threads; all cores if not given.", callback=between(1, MAX_THREADS)),
+    typer.Option(help="CPU threads; default: all cores.", callback=between(1, MAX_THREADS)),
 ]
 DataArgument = Annotated[
-    list[Path], typer.Argument(help="Stores from specdec data, or JSONL files.", callback=home)
+    list[Path],
+    typer.Argument(
+        help="Training text: stores written by `specdec data`, or JSONL files.", callback=home
+    ),
 ]
-OutOption = Annotated[Path, typer.Option(help="Where the drafter goes.", callback=home)]
+OutOption = Annotated[Path, typer.Option(help="Output folder of the drafter.", callback=home)]
 RunOption = Annotated[
-    Path, typer.Option(help="Where an unfinished training is kept.", callback=home)
+    Path,
+    typer.Option(
+        help="Folder of the training state; the same command resumes from it.", callback=home
+    ),
 ]
 FeaturesOption = Annotated[
-    Path | None, typer.Option(help="Hidden states that several trainings share.", callback=home)
+    Path | None,
+    typer.Option(help="Folder of hidden states, shared by several trainings.", callback=home),
 ]
 ExitsOption = Annotated[
-    str, typer.Option(help="Exit layers to collect for trainings to come, by commas.")
+    str, typer.Option(help="Further exit layers to collect for later trainings, comma-separated.")
 ]
 VocabularyOption = Annotated[
     int,
     typer.Option(
-        help="Tokens that can be drafted, the most frequent ones; 0 for all.", callback=between(0)
+        help="Size of the draft vocabulary (the most frequent tokens); 0: all tokens.",
+        callback=between(0),
     ),
 ]
-EpochsOption = Annotated[int, typer.Option(help="Passes over the data.", callback=between(1))]
+EpochsOption = Annotated[int, typer.Option(help="Epochs.", callback=between(1))]
 BatchOption = Annotated[
     int,
     typer.Option(
-        help="Positions (ReDrafter, Medusa) or texts (the others) a step.", callback=between(1)
+        help="Batch size: positions (ReDrafter, Medusa) or texts (Kangaroo, EAGLE-3).",
+        callback=between(1),
     ),
 ]
 RateOption = Annotated[float, typer.Option(help="Peak learning rate.", callback=above(0))]
 SeedOption = Annotated[
     int,
-    typer.Option(help="Of weights and order.", callback=between(0, MAX_TRAINING_SEED)),
+    typer.Option(
+        help="Seed of initial weights and of the order of the data.",
+        callback=between(0, MAX_TRAINING_SEED),
+    ),
 ]
-LabelsOption = Annotated[Labels, typer.Option(help="What it learns of the target.")]
+LabelsOption = Annotated[
+    Labels, typer.Option(help="Labels: the target's distribution, or its greedy token.")
+]
 HeldOutOption = Annotated[
-    int, typer.Option(help="First texts of the data, to validate on.", callback=between(1))
+    int,
+    typer.Option(
+        help="Number of texts held out for validation (the first of the data).", callback=between(1)
+    ),
 ]

@@ -1,4 +1,4 @@
-"""From options to a training: arguments checked, the teacher loaded, the drafter written."""
+"""From command-line options to a training: checks arguments, loads the target, runs the training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def check_arguments(
     data: list[Path], out: Path, run: Path, features: Path | None, exit_layers: str
 ) -> list[int]:
-    """Check what is read and written, before seconds are spent on the model; return the exit layers.
+    """Check input and output paths before the model is loaded; return the exit layers.
 
     Raises:
-        ValueError: naming the argument that cannot be used.
+        ValueError: if an argument cannot be used; names it.
     """
     for path in data:
         if path.is_dir() or not os.access(path, os.R_OK):
@@ -37,7 +37,7 @@ def check_arguments(
 
 
 def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[float]:
-    """Read numbers by commas; ValueError, naming the option, for anything else."""
+    """Parse comma-separated numbers; raises ValueError that names the option."""
     try:
         return [kind(number) for number in text.split(",") if number]
     except ValueError as error:
@@ -53,7 +53,7 @@ def recipe_of(
     held_out: int,
     labels: str = Labels.distribution,
 ) -> Recipe:
-    """Make a recipe of what the options say."""
+    """Build the recipe from options."""
     from ...train.loop import Schedule
     from ...train.run import Recipe
 
@@ -68,7 +68,7 @@ def recipe_of(
 def load_teacher(
     model: str, revision: str | None, trust_remote_code: bool, device: str, threads: int | None
 ) -> Target:
-    """Load the model that teaches, in bfloat16."""
+    """Load the target in bfloat16."""
     from ..loading import ModelChoice
 
     return ModelChoice.of(
@@ -86,7 +86,7 @@ def learn(
     features: Path | None,
     exit_layers: list[int],
 ) -> None:
-    """Train, show how far it is, and print what was reached."""
+    """Train with a progress bar, then print the last validation figures."""
     from ...train.run import train_drafter
 
     with progress() as show:

@@ -1,10 +1,10 @@
-"""The weights of an EAGLE-3 drafter: one decoder layer that reads a token beside what the target made of the text before it.
+"""EAGLE-3's draft model: one decoder layer on a token's embedding and the target's hidden state before it.
 
     states of three layers ─► fuse ─► x ─┬─► hidden_norm ──┐
     the next token ─► embedding ─► embedding_norm ─────────┴─► attention ─► + x ─► mlp_norm ─► MLP ─► + ─► y
                                                                              y ─► output_norm ─► output, over a draft vocabulary
 
-`y` takes the place of `x` where the target has not been yet: at drafted tokens.
+At drafted tokens, for which the target has no hidden state yet, `y` replaces `x`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from specdec_kernels.early_exit.reference import rms_norm, rotate, rotation
+from specdec_kernels.early_exit.reference import rotate, rotation
 
 from .ranges import check_between
+from .rms_norm import RMSNorm
 
 AUTHORS_LAYERS = 3
-"""How many layers are fused where none are named."""
+"""Number of fused layers by default."""
 STRETCHING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 FEWEST_LAYERS = 7
-"""Of a target in which the authors' choice names three."""
+"""Minimum number of target layers for the authors' choice of three different ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Eagle3Config:
-    """The shape of an EAGLE-3 drafter, and how it drafts."""
+    """Shape of an EAGLE-3 draft model and its draft settings."""
 
     hidden_size: int
-    """E, of the draft layer; as wide as the target's embedding, which it reads."""
+    """E of the draft layer; equals the width of the target's embedding."""
     intermediate_size: int
-    """Of its MLP."""
+    """Width of the MLP."""
     heads: int
     """H, query heads."""
     kv_heads: int
@@ -45,29 +46,29 @@ class Eagle3Config:
     head_dim: int
     """D, even."""
     target_size: int | None = None
-    """Width of the target's layers where it is another than E."""
+    """Hidden size of the target's layers if it differs from E."""
     layers: tuple[int, ...] | None = None
-    """Layers of the target whose inputs are fused, ascending from 1 on; None for the authors' low, middle and high one."""
+    """Target layers whose inputs are fused, ascending, from 1; None: the authors' low, middle and high layer."""
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    """Base of the rotary frequencies; 10000 in the authors' code unless the drafter's configuration says otherwise."""
+    """RoPE base; 10000 in the authors' code unless the head's configuration sets another."""
     rope_scaling: Mapping[str, float] | None = None
-    """How frequencies are stretched, as Llama 3.1 does it: a number for each of `STRETCHING`; None for not at all."""
+    """RoPE scaling as in Llama 3.1: a number for each of `STRETCHING`; None for no scaling."""
     norm_residual: bool = False
-    """Whether the layer adds to the normed state instead of the state; `norm_before_residual` in the library speculators."""
+    """Whether the residual is the normalised state; `norm_before_residual` in the library speculators."""
     depth: int = 6
-    """Most tokens of a path, 1 to 16; the authors' `depth` and one."""
+    """Maximum draft length, 1 to 16; the authors' `depth` + 1."""
     width: int | None = None
-    """Beams, and continuations of each, 1 to 16; None for what this machine makes of it. The authors' is 10."""
+    """Beams, and continuations per beam, 1 to 16; 10 in the authors' code; None: computed from the cost table."""
     min_prob: float | None = None
-    """Probability under which a node is not worth verifying, 0 to 1; None for what this machine makes of it."""
+    """Minimum cumulative probability of a proposed node, 0 to 1; None: computed from the cost table."""
     min_step_prob: float | None = None
-    """Probability that a draft holds so far under which it ends, 0 to 1, None likewise; on CPUs, where looking costs nothing."""
+    """Minimum summed probability of the beams for another step, 0 to 1; None: computed. Used on CPUs only."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
         if self.layers is not None:
-            # A file has lists.
+            # From JSON it is a list.
             object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         for name in ("hidden_size", "intermediate_size", "heads", "kv_heads"):
             if (value := getattr(self, name)) < 1:
@@ -128,14 +129,14 @@ class Eagle3Config:
 
     @property
     def fused(self) -> int:
-        """How many layers are fused."""
+        """Number of fused layers."""
         return AUTHORS_LAYERS if self.layers is None else len(self.layers)
 
     def layers_of(self, count: int) -> tuple[int, ...]:
-        """Name the layers whose inputs are fused, in a target of so many.
+        """Return the fused layers of a target with `count` layers.
 
         Raises:
-            ValueError: if the target has no such layer, or too few for the authors' choice.
+            ValueError: if a layer does not exist, or there are too few layers for the authors' choice.
         """
         if self.layers is None:
             if count < FEWEST_LAYERS:
@@ -155,20 +156,11 @@ def _ascend(numbers: Sequence[int]) -> bool:
     return list(numbers) == sorted(set(numbers))
 
 
-class RMSNorm(nn.RMSNorm):
-    """The norm with statistics in float32 at least, and the weight in the input's dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Norm `[..., E]`."""
-        assert self.eps is not None
-        return rms_norm(x, self.weight, self.eps)
-
-
 class Eagle3Model(nn.Module):
-    """The draft layer, what it reads and its head."""
+    """Fusion, draft layer and head."""
 
     def __init__(self, config: Eagle3Config, draft_size: int) -> None:
-        """Make one with random weights; its head has `draft_size` rows."""
+        """Create a model with random weights and a head of `draft_size` rows."""
         super().__init__()
         self.config = config
         width, inner = config.hidden_size, config.intermediate_size
@@ -193,7 +185,7 @@ class Eagle3Model(nn.Module):
         self.output = linear(width, draft_size)
 
     def join(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """Norm embeddings of tokens and the states before them, `[..., E]` each; returns `[..., 2E]`."""
+        """Normalise and concatenate embeddings and the hidden states before them, `[..., E]` each, to `[..., 2E]`."""
         return torch.cat([self.embedding_norm(embedded), self.hidden_norm(hidden)], -1)
 
     def project(self, joined: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,7 +203,7 @@ class Eagle3Model(nn.Module):
         return rotate(q, *angles), *self._keys_values(joined, angles)
 
     def keys_values(self, joined: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute keys and values alone; arguments and results as in `project`."""
+        """Compute keys and values only; arguments and results as in `project`."""
         return self._keys_values(joined, self._angles(joined, positions))
 
     def _keys_values(self, joined: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -222,15 +214,15 @@ class Eagle3Model(nn.Module):
         return rotate(k, *angles).transpose(1, 2), v.transpose(1, 2)
 
     def finish(self, joined: Tensor, hidden: Tensor, attended: Tensor) -> Tensor:
-        """Compute what follows attention: the state that the next token is read with.
+        """Compute the layer's output behind attention.
 
         Args:
-            joined: `[B, N, 2E]`, what attention read.
-            hidden: `[B, N, E]`, the states in it.
-            attended: `[B, N, H, D]`, what attention gave.
+            joined: `[B, N, 2E]`, input of attention.
+            hidden: `[B, N, E]`, hidden states before normalisation.
+            attended: `[B, N, H, D]`, output of attention.
 
         Returns:
-            `[B, N, E]`, not normed.
+            `[B, N, E]`, before the output norm.
         """
         if self.config.norm_residual:
             hidden = joined[..., hidden.shape[-1] :]
@@ -252,13 +244,13 @@ class Eagle3Model(nn.Module):
 
 
 def stretched(frequencies: Tensor, scaling: Mapping[str, float]) -> Tensor:
-    """Lower the rotary frequencies `[D / 2]` of waves that are long beside the positions of a first training, as Llama 3.1 does.
+    """Scale the RoPE frequencies `[D / 2]` with long wavelengths, as in Llama 3.1.
 
     Args:
-        frequencies: of the base.
+        frequencies: unscaled.
         scaling: a number for each of `STRETCHING`.
     """
     factor, low, high, positions = (scaling[name] for name in STRETCHING)
-    waves = positions * frequencies / (2 * math.pi)  # how often each turns within them
+    waves = positions * frequencies / (2 * math.pi)  # turns of each within the original context
     kept = ((waves - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / factor)

@@ -1,4 +1,4 @@
-"""Medusa's heads: their shape, how they draft, and what turns a hidden state into features of the next T tokens."""
+"""Medusa's heads: configuration and modules."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from .redrafter_model import check_draft_vocabulary
 OUTPUTS = ("own", "projected", "target")
 LIKELIEST = "likeliest"
 PAPERS_DECAY = 0.8
-"""Medusa section 2.2.1: the k-th head's loss weighs 0.8^k."""
+"""Medusa section 2.2.1: the loss weight of head k is 0.8^k."""
 
 
 @dataclass(frozen=True, slots=True)
 class MedusaConfig:
-    """The shape of the heads, and how they draft."""
+    """Shape of the heads and their draft settings."""
 
     hidden_size: int
-    """E, of the target."""
+    """E, the target's hidden size."""
     heads: int = 4
-    """T, 1 to 16; the first guesses the token behind the root."""
+    """T, 1 to 16; the first predicts the token behind the root."""
     blocks: int = 1
-    """Residual blocks of each head, 0 to 16."""
+    """Residual blocks per head, 0 to 16."""
     output: str = "own"
-    """What reads a head's features: a matrix of its `own`, as in the paper; the `target`'s head; or that behind a
-    projection `E -> E` (`projected`)."""
+    """Output matrix: one per head (`own`, as in the paper), the `target`'s head, or the target's head behind a projection
+    `E -> E` (`projected`)."""
     head_weights: tuple[float, ...] | None = None
-    """What each head's loss counts in training; None for 0.8, 0.8^2, …, the paper's."""
+    """Loss weight of each head; None for the paper's 0.8, 0.8^2, …"""
     tree: str | Collection[Sequence[int]] = LIKELIEST
-    """Which nodes are proposed: the `likeliest` of this round, a static tree by its name in `TREES`, or one given as
-    paths of ranks, each with all its beginnings."""
+    """Proposed nodes: the `likeliest` of the round, a static tree by its name in `TREES`, or a static tree given as
+    paths of ranks, each with all its prefixes."""
     ranks: int = 10
-    """Tokens of each head that `likeliest` chooses from, 1 to 64."""
+    """Candidate tokens per head for `likeliest`, 1 to 64."""
     draft_length: int | None = None
-    """Heads that draft, 1 to T; None for all."""
+    """Number of heads used for drafting, 1 to T; None for all."""
     min_prob: float | None = None
-    """Cumulative probability under which a node is not worth verifying; 0 for all, None for what this machine makes of
-    it, and for all of a static tree."""
+    """Minimum cumulative probability of a proposed node; 0 for all. None: computed from the cost table, or all nodes of a
+    static tree."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -60,7 +60,7 @@ class MedusaConfig:
             raise ValueError(f"output: expected one of {', '.join(OUTPUTS)}, got {self.output!r}")
         weights = self.head_weights
         if weights is not None:
-            # From a file it is a list.
+            # From JSON it is a list.
             object.__setattr__(self, "head_weights", tuple(map(float, weights)))
             if len(weights) != self.heads or not all(0 <= weight < math.inf for weight in weights):
                 raise ValueError(
@@ -82,43 +82,43 @@ class MedusaConfig:
 
     @property
     def paths(self) -> tuple[tuple[int, ...], ...] | None:
-        """The static tree; None where the likeliest nodes are taken."""
+        """The static tree; None for `likeliest`."""
         if isinstance(self.tree, str):
             return TREES.get(self.tree)
         return tuple(tuple(path) for path in self.tree)
 
     @property
     def loss_weights(self) -> tuple[float, ...]:
-        """What each head's loss counts."""
+        """Loss weight of each head."""
         if self.head_weights is not None:
             return self.head_weights
         return tuple(PAPERS_DECAY**k for k in range(1, self.heads + 1))
 
 
 class MedusaHead(nn.Module):
-    """Residual blocks, and a matrix behind them."""
+    """Residual blocks and an optional output matrix."""
 
     def __init__(self, width: int, blocks: int, out: int | None) -> None:
-        """Make a head with random weights.
+        """Create a head with random weights.
 
         Args:
             width: E.
-            blocks: residual blocks.
-            out: rows of the matrix; None for none.
+            blocks: number of residual blocks.
+            out: rows of the output matrix; None for no matrix.
         """
         super().__init__()
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.output = None if out is None else nn.Linear(width, out, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states `[..., E]` into features `[..., E]`, without the matrix."""
+        """Apply the residual blocks to hidden states `[..., E]`, without the output matrix."""
         for block in self.blocks:
             hidden = hidden + F.silu(block(hidden))
         return hidden
 
 
 class MedusaModel(nn.Module):
-    """T heads beside each other."""
+    """T independent heads."""
 
     draft_vocabulary: Tensor | None
 
@@ -128,11 +128,11 @@ class MedusaModel(nn.Module):
         vocabulary_size: int,
         draft_vocabulary: Tensor | None = None,
     ) -> None:
-        """Make heads with random weights.
+        """Create heads with random weights.
 
         Args:
-            config: their shape.
-            vocabulary_size: of the target.
+            config: shape of the heads.
+            vocabulary_size: V of the target.
             draft_vocabulary: `[Vd]` int64, ascending, the only tokens they can draft; None for all.
 
         Raises:
@@ -150,11 +150,11 @@ class MedusaModel(nn.Module):
         self.register_buffer("draft_vocabulary", draft_vocabulary)
 
     def forward(self, hidden: Tensor, heads: int | None = None) -> Tensor:
-        """Compute what each head's last matrix, its own or the target's, reads.
+        """Compute the inputs of the output matrices.
 
         Args:
             hidden: `[P, E]`, the target's last hidden states.
-            heads: how many heads, from the first on; None for all.
+            heads: number of heads, from the first; None for all.
 
         Returns:
             `[T, P, E]`.

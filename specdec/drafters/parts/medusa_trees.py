@@ -1,8 +1,7 @@
-"""Trees over independent heads: a node is a path of ranks, and its score the sum of its tokens' log-probabilities.
+"""Trees over independent heads: a node is a path of ranks, its score the sum of its tokens' log-probabilities.
 
-What head i says does not depend on what was chosen before, so of the next T tokens all paths are known at once. The
-best of them are found without a search: every path that could be among the n best is written down once, in a table,
-and per round their scores are added up and sorted.
+Heads do not depend on earlier choices, so all paths are known at once and no search is needed. A table lists every path
+that can be among the n best. Per round their scores are summed and sorted.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Path = tuple[int, ...]
-"""Ranks from the root down: which of a head's tokens, the likeliest first."""
+"""Ranks from the root down; rank 0 is a head's likeliest token."""
 
 
 class Paths(NamedTuple):
-    """Paths as tensors; they are in order of length, and those of a length in order of ranks."""
+    """Paths as tensors, sorted by length, then by ranks."""
 
     places: Tensor
-    """`[C, T]` int64, where the log-probabilities of a path's tokens lie among all heads' and a zero behind them."""
+    """`[C, T]` int64, indices of a path's tokens among all heads' log-probabilities; padding points at a zero behind them."""
     last: Tensor
-    """`[C]` int64, where its own token lies among all heads'."""
+    """`[C]` int64, index of the path's last token among all heads'."""
     parents: Tensor
-    """`[C]` int64, the path without its last rank; -1 for the root."""
+    """`[C]` int64, index of the path without its last rank; -1 for the root."""
 
     @classmethod
     def of(cls, paths: Iterable[Path], *, heads: int, ranks: int, device: torch.device) -> Paths:
-        """Lay out paths, each with its beginnings among them, for the `ranks` best tokens of each of `heads` heads."""
+        """Build the tensors of paths that include all their prefixes, for `heads` heads with `ranks` tokens each."""
         ordered = sorted(paths, key=lambda path: (len(path), path))
         index = {path: at for at, path in enumerate(ordered)}
         places = [
@@ -43,28 +42,28 @@ class Paths(NamedTuple):
             torch.tensor([row[len(path) - 1] for row, path in zip(places, ordered, strict=True)]),
             torch.tensor([index.get(path[:-1], -1) for path in ordered]),
         )
-        # Small: the host does not wait.
+        # Small uploads that the host does not wait for.
         return cls(*(x.to(device, non_blocking=True) for x in made))
 
     def scores(self, log_probs: Tensor) -> Tensor:
-        """Add up what each path's tokens have.
+        """Sum the log-probabilities of each path.
 
         Args:
             log_probs: `[B, T, k]` float32.
 
         Returns:
-            `[B, C]` float32; no path has more than its beginnings.
+            `[B, C]` float32; no path scores higher than its prefixes.
         """
-        # Rounding may leave a certain token a little more than zero.
+        # Rounding can make a log-probability slightly positive.
         flat = F.pad(log_probs.flatten(1).clamp(max=0), (0, 1))  # [B, T k + 1]
         return flat[:, self.places].sum(-1)
 
 
 class Chosen(NamedTuple):
-    """Nodes of B trees."""
+    """Chosen nodes of B trees."""
 
     last: Tensor
-    """`[B, n]` int64, where each node's token lies among all heads'."""
+    """`[B, n]` int64, index of each node's token among all heads'."""
     parents: Tensor
     """`[B, n]` int64; -1 for the root."""
     scores: Tensor
@@ -72,33 +71,33 @@ class Chosen(NamedTuple):
 
 
 def whole(paths: Paths, log_probs: Tensor) -> Chosen:
-    """Take every path, the same in all rows."""
+    """Choose every path, the same in all rows."""
     scores = paths.scores(log_probs)
     return Chosen(paths.last.expand(scores.shape), paths.parents.expand(scores.shape), scores)
 
 
 def likeliest(paths: Paths, log_probs: Tensor, nodes: int) -> Chosen:
-    """Take the paths with the best scores; among equals shorter ones, then those of lower ranks.
+    """Choose the paths with the best scores; ties go to shorter paths, then to lower ranks.
 
     Args:
-        paths: all that can be among them, as `contenders` lists them.
+        paths: candidates, as listed by `contenders`.
         log_probs: `[B, T, k]` float32, the best first.
-        nodes: how many, at most.
+        nodes: maximum number of paths.
     """
     scores, order = paths.scores(log_probs).sort(dim=1, descending=True, stable=True)
-    # A path's beginnings have at least its score and come earlier in the table: none is left behind.
+    # Prefixes score at least as high and come earlier in the table, so they are chosen too.
     best = order[:, :nodes]
-    place = order.argsort(1)  # [B, C], of each path among all
+    place = order.argsort(1)  # [B, C], rank of each path
     above = paths.parents[best]
     parents = place.gather(1, above.clamp(min=0)).masked_fill(above < 0, -1)
     return Chosen(paths.last[best], parents, scores[:, :nodes])
 
 
 def contenders(nodes: int, ranks: int, heads: int) -> list[Path]:
-    """List the paths that can be among the `nodes` best, whatever the heads say.
+    """List the paths that can be among the `nodes` best, for any probabilities.
 
-    Paths that are nowhere longer and nowhere of a worse rank are at least as likely. So a path is one only if they, it
-    included, are no more than `nodes`: of each length the product of its ranks, counted from 1.
+    A path is at least as likely as any path that extends it or has a worse rank somewhere. A path is a candidate only if the
+    number of paths at least as likely, itself included, is at most `nodes`: per length the product of (rank + 1).
     """
     found: list[Path] = []
     level: list[tuple[Path, int, int]] = [((), 0, 1)]
@@ -116,14 +115,14 @@ def contenders(nodes: int, ranks: int, heads: int) -> list[Path]:
 
 
 def grown(children: Mapping[str, int]) -> tuple[Path, ...]:
-    """Write down the tree in which the path of digits `key` has so many children, of ranks from 0 on."""
+    """Expand a tree given as number of children per path of digits; children have ranks from 0."""
     return tuple(
         (*map(int, above), rank) for above, count in children.items() for rank in range(count)
     )
 
 
 TREES = {
-    # Medusa's default, chosen for Vicuna 7B from how often each head's ranks were right.
+    # Medusa's default, chosen for Vicuna 7B from the accuracy of each head and rank.
     "mc_sim_7b_63": grown(
         {"": 10, "0": 10, "1": 7, "2": 3, "3": 2, **dict.fromkeys("456789", 1)}
         | {"00": 10, "01": 3, "02": 2, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1, "10": 2, "20": 1}
@@ -135,11 +134,10 @@ TREES = {
 
 
 def checked_paths(tree: Collection[Sequence[int]]) -> tuple[Path, ...]:
-    """Return a caller's tree as paths.
+    """Validate a static tree and return its paths.
 
     Raises:
-        ValueError: if there is none; naming the path that is empty, has a rank below 0, is there twice or whose beginning is
-            not there.
+        ValueError: if there is no path; or naming a path that is empty, negative, duplicate or lacks its prefix.
     """
     try:
         paths = [tuple(int(rank) for rank in path) for path in tree]

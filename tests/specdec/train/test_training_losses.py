@@ -109,7 +109,7 @@ def test_chunked_cross_entropy_equals_cross_entropy(softcap, monkeypatch):
 
     learned = list(head.parameters())
     wanted = [hidden, *learned]
-    ours = chunked_cross_entropy(head, hidden, compare, learned)
+    ours = chunked_cross_entropy(head, hidden, compare, learned, torch.float64)
     theirs = torch.nn.functional.cross_entropy(head.logits(hidden), taught, reduction="sum")
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-6)
     ours_grads = torch.autograd.grad(ours, wanted)
