@@ -25,12 +25,19 @@ def fill(page: Path, tables: dict[str, str]) -> None:
 
 
 def classed(text: str) -> str:
-    """Say of older figures that the class of their CPU was not kept: a CPU of one name has several."""
+    """Mark figures without a recorded CPU class: CPUs of one name have several."""
     return re.sub(r"\bcpu \(([^(),]+)\)", r"cpu (\1, class not recorded)", text)
 
 
+# Numbers, perhaps several or with a unit.
+FIGURE = re.compile(r"-?|[-+≥≤]?\d[\d.,/ ]*(%|µs|ms|x|of \d+|\+ \d+|\(\w+\))?")
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    """Write a table; columns of figures, but not the first, are aligned to the right."""
+    columns = list(zip(*rows, strict=True))[1:] if rows else [()] * (len(header) - 1)
+    right = [all(len(cell) < 24 and FIGURE.fullmatch(cell) for cell in cells) for cells in columns]
+    lines = [header, ["---", *("---:" if figures else "---" for figures in right)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
