@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,19 @@ def fill(page: Path, tables: dict[str, str]) -> None:
         parts = text.split(mark)
         if len(parts) != 3:
             raise ValueError(f"{page.name}: expected the mark {mark} twice, got {len(parts) - 1}")
-        text = f"{parts[0]}{mark}\n\n{classed(content)}\n\n{mark}{parts[2]}"
+        text = f"{parts[0]}{mark}\n\n{wrapped(classed(content))}\n\n{mark}{parts[2]}"
     page.write_text(text, encoding="utf-8")
+
+
+def wrapped(text: str) -> str:
+    """Wrap sentences at 100 characters; tables, headings and pictures stay on one line."""
+    lines = text.split("\n")
+    keep = ("|", "#", "!")
+    return "\n".join(line if line.startswith(keep) else wrap(line) for line in lines)
+
+
+def wrap(line: str) -> str:
+    return textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def classed(text: str) -> str:

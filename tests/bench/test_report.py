@@ -121,6 +121,18 @@ def test_a_page_keeps_what_is_outside_its_marks(tmp_path):
         fill(page, {"b": "new"})
 
 
+def test_long_sentences_are_wrapped_and_tables_are_not(tmp_path):
+    from bench.report.pages import fill
+
+    page = tmp_path / "page.md"
+    page.write_text("<!-- a -->\n<!-- a -->\n")
+    row = f"| {'cell ' * 30}|"
+    fill(page, {"a": f"{row}\n\n{'word ' * 30}"})
+    lines = page.read_text().splitlines()
+    assert row in lines and len(lines) == 8
+    assert all(len(line) <= 100 for line in lines if line != row)
+
+
 def test_figures_without_a_class_of_cpu_say_so():
     from bench.report.pages import classed
 
