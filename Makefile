@@ -50,7 +50,7 @@ pins: .compat/uv/installed
 	PYTHONPATH=$(CURDIR)/.compat/uv $(BIN)/python -m bench.releases.pins
 
 # Every op's tests, then its times; on two cores about eight minutes, less with BENCH_FLAGS='-k tree_attention'. Run nothing
-# else meanwhile. JSON=file keeps a run beside the one of docs/results/cpu.md.
+# else meanwhile. JSON=file keeps a run beside the one of docs/results/ops.md.
 DEVICE ?= $(shell $(BIN)/python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 JSON ?= bench/results/ops_$(DEVICE).json
 bench: .venv/installed-dev
@@ -100,7 +100,7 @@ launches: .venv/installed-dev
 	$(BIN)/python -m bench.counted.launches --json bench/results/launches.json
 	$(BIN)/python -m bench.report
 
-# Every kernel for every GPU it is meant for, without one; the tables of docs/kernels/index.md.
+# Compiles every kernel for every supported GPU, without one; fills docs/kernels/registers.md.
 aot: .venv/installed-dev
 	$(BIN)/python -m bench.counted.aot
 
@@ -130,8 +130,8 @@ compat: $(ENVIRONMENTS:%=.compat/%/installed)
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable '.[bench,dev]'
 	touch $@
 
-# What takes a GPU to know, in eight minutes, with what `$(PYTHON)` has: no environment is made, nothing is fetched. docs/results/gpu.md says
-# what GPU_FLAGS can be. DRY=1 tries it all out on small shapes without a GPU.
+# GPU checks and benchmarks, eight minutes, with the packages of `$(PYTHON)`; installs and downloads nothing. GPU_FLAGS: see
+# docs/results/gpu.md. DRY=1 runs small shapes without a GPU.
 gpu: $(if $(DRY),.venv/installed-dev)
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m bench.gpu --out bench/results/gpu $(if $(DRY),--dry) $(GPU_FLAGS)
 

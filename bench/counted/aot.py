@@ -1,7 +1,7 @@
-"""Compile the kernels' launches for GPUs that are not there and tabulate what the compiler says (no GPU needed).
+"""Compile the kernels ahead of time for several GPUs and tabulate registers and shared memory; needs no GPU.
 
-python -m bench.counted.aot                      every case for every GPU; rewrites the tables of docs/kernels/index.md
-python -m bench.counted.aot --covering --json F  the few that `make test` checks
+python -m bench.counted.aot                      every case for every GPU; fills docs/kernels/registers.md
+python -m bench.counted.aot --covering --json F  only the cases that `make test` checks
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(job: Job) -> list[dict[str, object]]:
 
 
 def fault_of(row: dict[str, Any]) -> str | None:
-    """Say what is wrong with a compiled kernel; the tests look closer at the covering ones."""
+    """Return what is wrong with a compiled kernel, if anything; the tests check the covering cases in more detail."""
     if "error" in row:
         return row["error"]
     if row["spills"]:
@@ -64,7 +64,7 @@ def fault_of(row: dict[str, Any]) -> str | None:
 
 def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     for op, of_op in groupby(rows, key=lambda row: row["op"]):
-        yield f"\n### {op}\n"
+        yield f"\n## {op}\n"
         yield "| case | kernel | warps | " + " | ".join(ARCHS) + " |"
         yield "|---|---|---|" + "---|" * len(ARCHS)
         cells: dict[tuple[Any, ...], dict[str, str]] = {}
@@ -84,7 +84,7 @@ def main(
         Path | None,
         typer.Option(
             "--json",
-            help="Write the results there. Without --covering they become the tables of docs/kernels/index.md.",
+            help="Write the results to this file. Without --covering they also fill docs/kernels/registers.md.",
         ),
     ] = None,
 ) -> None:
@@ -100,7 +100,7 @@ def main(
         print(row["op"], row["case"], row["arch"], fault)
     if not covering and not wrong:
         text = "\n".join([f"Triton {triton.__version__}.", *tables(rows)])
-        fill(DOCS / "kernels" / "index.md", {"compiled": text})
+        fill(DOCS / "kernels" / "registers.md", {"compiled": text})
     raise typer.Exit(bool(wrong))
 
 

@@ -1,10 +1,10 @@
-"""What takes a GPU to know, in two commands that fit a quarter of an hour; docs/results/gpu.md says what they measure.
+"""GPU checks and benchmarks in two commands, within 15 minutes; docs/results/gpu.md describes them.
 
     python -m bench.gpu --first [--model PART]
     python -m bench.gpu --seconds 480 --out FOLDER [--model PART]
 
-Parts run one after another, what tells most first. Each works in processes of its own, which are started again where one
-dies; what there is by then is printed and lies in FOLDER/gpu.json, whole at any moment. Nothing but Python is needed here.
+Parts run in order of importance, each in its own processes, which are restarted if they die. Results are printed as each part
+ends and written to FOLDER/gpu.json, which is complete at any moment. This process needs only Python's standard library.
 """
 
 from __future__ import annotations
@@ -27,19 +27,33 @@ from bench.gpu.record import Record
 from bench.report.gpu.page import RECORD, summary
 
 BEGAN = time.monotonic()
-"""When the run's time began: nothing above takes any."""
+"""Start of the run's time limit; the imports above take no time."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--first", action="store_true", help="Does everything work? In 90 s.")
-    parser.add_argument("--seconds", type=float, help="480, with --first 85; from process start.")
-    parser.add_argument("--out", type=Path, help=f"Folder for {RECORD}.")
-    parser.add_argument("--model", type=Path, nargs="*", default=[], help="Parts, or a folder.")
-    parser.add_argument("--store", type=Path, default=STORE, help="Where parts are put aside.")
-    parser.add_argument("--dry", action="store_true", help="Small shapes, interpreted.")
+    parser.add_argument(
+        "--first", action="store_true", help="Only check that everything runs, in 90 s."
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="Time limit from process start: 480, with --first 85."
+    )
+    parser.add_argument("--out", type=Path, help=f"Write {RECORD} to this folder.")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="Parts of bench.gpu.archive, or the model's folder.",
+    )
+    parser.add_argument("--store", type=Path, default=STORE, help="Folder that keeps the parts.")
+    parser.add_argument(
+        "--dry",
+        action="store_true",
+        help="Small shapes in the interpreter; needs no GPU, measures nothing.",
+    )
     options = parser.parse_args()
     seconds = options.seconds or (85.0 if options.first else 480.0)
     head = {
@@ -73,10 +87,12 @@ def main() -> int:
         options=words, environment=environment, missing=missing,
     )  # fmt: skip
     if not there:
-        print("bench.gpu: expected a CUDA device, got none; --dry tries everything without")
+        print("bench.gpu: expected a CUDA device, got none; use --dry to run without one")
         return 2
     told, right = summary(record.content)
-    print(f"\n{told}\n\n{time.monotonic() - BEGAN:.0f} s in all; {record.file or 'no --out'}")
+    print(
+        f"\n{told}\n\n{time.monotonic() - BEGAN:.0f} s; results: {record.file or 'not written, no --out'}"
+    )
     return 0 if right else 1
 
 

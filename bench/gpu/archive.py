@@ -1,8 +1,8 @@
-"""Pack what a machine with a GPU needs: the tree, and the default model in parts that fit beside it.
+"""Pack the repository and the default model in parts, for a GPU machine without a network.
 
     python -m bench.gpu.archive FOLDER [--limit 64]
 
-Each call to such a machine carries the tree and one part. Says how large all of it is.
+Each transfer takes the tree and one part. Prints all sizes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SPARE = MIB // 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="Where tree and parts go.")
-    parser.add_argument("--limit", type=int, default=64, help="MiB that one call can carry.")
-    parser.add_argument("--no-model", action="store_true", help="Only the tree.")
+    parser.add_argument("folder", type=Path, help="Write the tree and the parts to this folder.")
+    parser.add_argument("--limit", type=int, default=64, help="MiB per transfer.")
+    parser.add_argument("--no-model", action="store_true", help="Pack only the tree.")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     tree = pack_tree(options.folder / "tree.tar")
-    print(f"tree: {tree / 1e6:.1f} MB, without weights; may have {TREE_LIMIT / 1e6:.0f} MB")
+    print(f"tree: {tree / 1e6:.1f} MB, limit {TREE_LIMIT / 1e6:.0f} MB")
     if tree > TREE_LIMIT:
-        sys.exit("tree: expected less")
+        sys.exit(f"tree: expected at most {TREE_LIMIT} bytes, got {tree}")
     if options.no_model:
         return
     from specdec.sources.embedded_files import embedded_model_path

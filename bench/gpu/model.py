@@ -1,6 +1,6 @@
-"""The default model on a machine without a network: in parts that fit beside the repository, put aside there and joined.
+"""The default model for a machine without a network: parts are stored, checked, joined and unpacked.
 
-    python -m bench.gpu.model PART …        # only put parts aside, in a moment
+    python -m bench.gpu.model PART …        # only store parts
 
 `python -m bench.gpu.archive` makes the parts. A part is a line that says what it is and the bytes; together they are a zip file of the
 model's folder, its weights in blocks of 32 as they were quantised: whole numbers, a scale, perhaps an offset.
@@ -219,9 +219,7 @@ def _if_exact(blocks: Any, parts: dict[str, Any]) -> dict[str, Any] | None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "parts", type=Path, nargs="*", metavar="PART", help=f"Put aside in {STORE}."
-    )
+    parser.add_argument("parts", type=Path, nargs="*", metavar="PART", help=f"Stored in {STORE}.")
     try:
         print(f"model: {store(parser.parse_args().parts)}")
     except ValueError as error:

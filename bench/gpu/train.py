@@ -1,9 +1,9 @@
-"""A whole training in one call: the default model writes text, both drafters learn from it, and what they reach is measured.
+"""A training in one command: the default model writes text, both drafters are trained on it and measured.
 
     python -m bench.gpu.train --seconds 480 --out FOLDER [--model PART]
 
-FOLDER/training.json has curves and what is known of the data, FOLDER/drafters.zip the drafters as folders; both are written
-anew whenever there is more, so that what was reached stays when time is over.
+Writes FOLDER/training.json (curves, statistics of the text) and FOLDER/drafters.zip (the drafters' folders). Both are updated
+during the run, so that an interrupted run keeps its results.
 """
 
 from __future__ import annotations
@@ -61,14 +61,27 @@ class Progress:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=480.0, help="From process start.")
     parser.add_argument(
-        "--out", type=Path, required=True, help="Folder for training.json and drafters.zip."
+        "--seconds", type=float, default=480.0, help="Time limit from process start."
     )
-    parser.add_argument("--model", type=Path, nargs="*", default=[], help="Parts, or a folder.")
-    parser.add_argument("--store", type=Path, default=STORE, help="Where parts are put aside.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="Write training.json and drafters.zip to this folder.",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="Parts of bench.gpu.archive, or the model's folder.",
+    )
+    parser.add_argument("--store", type=Path, default=STORE, help="Folder that keeps the parts.")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rows", type=int, help="Conversations at once; as memory allows.")
+    parser.add_argument(
+        "--rows", type=int, help="Conversations at once; by default as many as fit into memory."
+    )
     parser.add_argument("--answer-tokens", type=int, default=224)
     options = parser.parse_args()
     folder = model_folder(store(options.model, options.store))
@@ -77,7 +90,7 @@ def main() -> int:
     from specdec.load import load_target
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("bench.gpu.train: expected a CUDA device, got none; --device cpu tries it out")
+        print("bench.gpu.train: expected a CUDA device, got none; use --device cpu to try it")
         return 2
     dtype = torch.bfloat16
     target = load_target(str(folder), dtype=dtype, device=options.device)

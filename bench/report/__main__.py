@@ -2,7 +2,7 @@
 
     make bench-report
 
-Data: bench/results, and the reports beside the shipped drafters. Pages whose data are not there stay as they are.
+Reads bench/results and the training reports of the shipped drafters. Tables without a data file stay unchanged.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from bench.report.compat import compat_table
 from bench.report.dedup import dedup_table, draw_dedup
 from bench.report.free.methods import equal_nodes_table, free_categories, free_table
 from bench.report.gpu.page import gpu_page
+from bench.report.gpu.targets import bounds_table
 from bench.report.launches import launches_tables
 from bench.report.lean_layers import bound_table, passes_table, texts_table
 from bench.report.ops import ops_page
+from bench.report.overview.headlines import headlines_table
 from bench.report.pages import DOCS, README, fill, machine_line
 from bench.report.sampling import batches_table, coupled_table, equality_table, speed_table
 from bench.report.second import second_model_page
@@ -65,8 +67,14 @@ def main() -> None:
     report_compat()
     report_sampling()
     report_settings()
-    measured = {"ops": ops_page(RESULTS, PICTURES), "gpu": gpu_page(RESULTS / "gpu")}
-    fill(DOCS / "results" / "cpu.md", measured)
+    report_devices()
+    fill(DOCS / "results" / "index.md", {"headlines": headlines_table(RESULTS)})
+
+
+def report_devices() -> None:
+    fill(DOCS / "results" / "ops.md", {"ops": ops_page(RESULTS, PICTURES)})
+    found = {"gpu-targets": bounds_table(), "gpu": gpu_page(RESULTS / "gpu")}
+    fill(DOCS / "results" / "gpu.md", found)
 
 
 def report_comparison() -> None:

@@ -1,4 +1,4 @@
-"""Tables of what bench/counted/bytes.py counted and of what the naive ways would move."""
+"""Tables of bench/counted/bytes.py and of the bytes of naive implementations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from bench.report.pages import number, table
 
 
 def bytes_table(result: dict[str, Any]) -> str:
-    """A row per case."""
-    header = ["op", "case", "least, KB", "counted", "asked for", "counted / least", "target"]
+    """Return a row per case."""
+    header = [
+        "op",
+        "case",
+        "minimum, KB",
+        "counted, KB",
+        "requested, KB",
+        "counted / minimum",
+        "target",
+    ]
     rows = [
         [
             f"`{row['op']}`",
@@ -21,11 +29,11 @@ def bytes_table(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return table(header, rows) + f"\n\nInterpreted with the tiles of {result['arch']}; {versions}."
+    return table(header, rows) + f"\n\nTiles of {result['arch']}; {versions}."
 
 
 def prefix_table(result: dict[str, Any]) -> str:
-    """How often a prefix is read."""
+    """Return how often a prefix is read."""
     header = ["case", "tiles of rows", "times read", "target"]
     rows = [
         [
@@ -41,8 +49,8 @@ def prefix_table(result: dict[str, Any]) -> str:
 
 
 def operands_table(result: dict[str, Any]) -> str:
-    """Where the bytes of each case are: the operands that are large enough to count with repeats."""
-    header = ["case", "kernel", "operand", "loaded, KB", "of them distinct", "stored"]
+    """Return the operands that are large enough to count with repeats."""
+    header = ["case", "kernel", "operand", "loaded, KB", "distinct, KB", "stored, KB"]
     large = result["large"]
     rows = [
         [
@@ -60,16 +68,19 @@ def operands_table(result: dict[str, Any]) -> str:
 
 
 def naive_table(result: dict[str, Any]) -> str:
-    """Naive bytes, ours and the factor, for each model."""
+    """Return naive bytes, specdec's and the factor, for each model."""
     models, round = result["naive"], result["round"]
     steps = list(next(iter(models.values())))
     rows = [[name, *(_saved(*saved[step]) for step in steps)] for name, saved in models.items()]
-    facts = (
-        f"A row with a prefix of {round['prefix']} tokens, {round['beams']} beams of {round['length']} tokens with their root,"
-        f" packed into {round['nodes']} nodes, of which {round['accepted']} are accepted below the root and move; 16-bit"
-        " numbers. Attention and commit: all layers, one round. Head: one draft step, besides its weights and states."
-    )
-    return table(["model", *(f"{step}, MB" for step in steps)], rows) + f"\n\n{facts}"
+    facts = [
+        ["prefix", f"{round['prefix']} tokens"],
+        ["beams", f"{round['beams']} of {round['length']} tokens, root included"],
+        ["tree", f"{round['nodes']} nodes, {round['accepted']} accepted below the root"],
+        ["attention, commit", "all layers, one round, 16-bit numbers"],
+        ["head", "one draft step, without weights and states"],
+    ]
+    saved = table(["model", *(f"{step}, MB" for step in steps)], rows)
+    return f"{saved}\n\n{table(['one row', ''], facts)}"
 
 
 def _saved(naive: int, ours: int) -> str:

@@ -1,4 +1,4 @@
-"""Tables and the picture of what `specdec bench` saved; any methods may be in it."""
+"""Tables and the picture of a `specdec bench` result with any methods."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ COLORS = {
 LABELS = {
     "transformers": "transformers generate",
     "transformers-lookup": "transformers prompt lookup",
-    "plain": "our loop, no drafter",
-    "lookup": "our loop, lookup trees",
-    "redrafter": "our loop, ReDrafter",
-    "kangaroo": "our loop, Kangaroo",
-    "mixed": "our loop, ReDrafter and lookup",
+    "plain": "specdec, plain decoding",
+    "lookup": "specdec, lookup trees",
+    "redrafter": "specdec, ReDrafter",
+    "kangaroo": "specdec, Kangaroo",
+    "mixed": "specdec, ReDrafter and lookup",
 }
-TEXTS = {"float32": "one text for all methods", "bfloat16": "each method's own text"}
+TEXTS = {"float32": "same text for all methods", "bfloat16": "each method's own text"}
 STAGES = ("draft", "pack", "verify", "pick", "accept", "commit", "observe", "emit")
 
 Result = dict[str, Any]
 
 
 def methods_of(*results: Result) -> list[str]:
-    """List the methods that results have, those we know first and in our order."""
+    """List the methods in the results: known ones first, in table order."""
     there = dict.fromkeys(method for result in results for method in result["summary"])
     return [m for m in COLORS if m in there] + [m for m in there if m not in COLORS]
 
@@ -64,8 +64,8 @@ def draw_speedups(results: dict[str, Result], path: Path) -> None:
             label = LABELS.get(method, method)
             axis.bar(at, heights, width, color=COLORS.get(method), label=label)
         axis.axhline(1, color="#57606a", linewidth=0.8)
-        axis.set_title(f"{dtype}, {TEXTS[dtype]}: speed relative to transformers", loc="left")
-        axis.set_ylabel("times as fast")
+        axis.set_title(f"{dtype}, {TEXTS[dtype]}: speed-up over transformers", loc="left")
+        axis.set_ylabel("speed-up")
         axis.spines[["top", "right"]].set_visible(False)
     labels = [category.replace("_", " ") for category in categories]
     axes[-1].set_xticks(range(len(categories)), labels, rotation=30, ha="right")
@@ -92,16 +92,16 @@ def readme_table(results: dict[str, Result]) -> str:
         "dtype",
         "method",
         "tokens/s",
-        "x transformers",
+        "speed-up over transformers",
         "tokens/round",
-        "same text as reference",
+        "identical texts",
     ]
     machine = machine_line(next(iter(results.values()))["machine"])
     return f"{table(header, rows)}\n\n{machine}"
 
 
 def methods_table(results: dict[str, Result]) -> str:
-    header = ["dtype, method", "tokens/s", "x transformers", "x plain", "tokens/round", "CTAR(1), (2), (3)", "nodes/round", "identical", "ties", "errors"]  # fmt: skip
+    header = ["dtype, method", "tokens/s", "speed-up over transformers", "speed-up over plain", "tokens/round", "CTAR(1), (2), (3)", "nodes/round", "identical texts", "ties", "errors"]  # fmt: skip
     rows = []
     for dtype, result in results.items():
         for method, row in result["summary"].items():
@@ -136,7 +136,7 @@ def categories_table(dtype: str, result: Result) -> str:
 
 
 def efficiency_table(results: dict[str, Result]) -> str:
-    header = ["dtype, method", "tokens/round", "t(1) ms", "t(N) ms", "t(draft) ms", "bound", "x plain", "of the bound", "x transformers"]  # fmt: skip
+    header = ["dtype, method", "tokens/round", "plain pass, ms", "tree pass, ms", "draft, ms", "bound", "speed-up over plain", "share of the bound", "speed-up over transformers"]  # fmt: skip
     rows = []
     for dtype, result in results.items():
         plain, library = (runs_of(result, method) for method in (PLAIN, TRANSFORMERS))
@@ -156,7 +156,7 @@ def efficiency_table(results: dict[str, Result]) -> str:
 
 
 def medians_table(result: Result) -> str:
-    """Tell the median prompt, which no single long repeat lifts."""
+    """Return speed-ups of the median prompt, which one long repeat cannot raise."""
     methods = [method for method in methods_of(result) if method not in (PLAIN, TRANSFORMERS)]
     rows = []
     for method in methods:
@@ -166,7 +166,15 @@ def medians_table(result: Result) -> str:
             speedups = [decode_speedup([ours], [theirs]) for ours, theirs in pairs]
             row.append(number(median(s for s in speedups if s is not None)))
         rows.append(row)
-    return table(["median prompt", "x plain", "x transformers", "x lookup"], rows)
+    return table(
+        [
+            "method, median prompt",
+            "speed-up over plain",
+            "speed-up over transformers",
+            "speed-up over lookup",
+        ],
+        rows,
+    )
 
 
 def stages_table(results: dict[str, Result]) -> str:
@@ -178,7 +186,7 @@ def stages_table(results: dict[str, Result]) -> str:
         for method in methods_of(result):
             runs = runs_of(result, method)
             rounds = sum(run.rounds or 0 for run in runs)
-            if not rounds:  # the library's methods do not tell
+            if not rounds:  # transformers' methods do not report rounds
                 continue
             seconds = {s: sum(run.seconds.get(s, 0.0) for run in runs) for s in stages}
             wall = sum(run.decode_seconds for run in runs)
@@ -188,4 +196,4 @@ def stages_table(results: dict[str, Result]) -> str:
                 + [number(1e3 * seconds[stage] / rounds) for stage in stages]
                 + [f"{own / wall:.1%}"]
             )
-    return table(["ms per round", "all", *stages, "loop's own share"], rows)
+    return table(["ms per round", "total", *stages, "outside draft and verify"], rows)

@@ -1,4 +1,4 @@
-"""The table of what bench/releases/compat.py found."""
+"""Table of bench/releases/compat.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture and the table of what bench/decoding/dedup.py counted."""
+"""Picture and table of bench/decoding/dedup.py."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def dedup_table(result: dict[str, Any]) -> str:
     widths, lengths = _axes(result)
     header = ["beam width", *(f"length {length}" for length in lengths)]
     tables = [
-        f"Share removed, {title}: mean (1st to 99th percentile).\n\n"
+        f"Share of nodes removed by packing, {title}: mean (1st to 99th percentile).\n\n"
         + table(header, [[str(w), *(_cell(_row(result, w, c)[key]) for c in lengths)] for w in widths])
         for key, title in TITLES.items()
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The tables of what bench/counted/launches.py counted."""
+"""Tables of bench/counted/launches.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def launches_tables(result: dict[str, Any]) -> str:
 
 def _stages_table(result: dict[str, Any]) -> str:
     stages = list(result["runs"][0]["stages"])
-    header = ["method", "beam width", *stages, "all", "reads", "uploads"]
+    header = ["method", "beam width", *stages, "total", "host reads", "uploads"]
     rows = []
     for method, counted, widths in _alike(result):
         whole = _launches(counted.values())
@@ -37,7 +37,7 @@ def _kernels_table(result: dict[str, Any]) -> str:
     names = sorted(set().union(*per_method))
     header = ["kernel", *(" ".join(filter(None, (m, _span(w, "")))) for m, _, w in alike)]
     rows = [[f"`{name}`", *(str(kernels[name]) for kernels in per_method)] for name in names]
-    return "Our kernels in a round:\n\n" + table(header, rows)
+    return "Kernels per round:\n\n" + table(header, rows)
 
 
 def _facts(result: dict[str, Any]) -> str:
@@ -46,13 +46,13 @@ def _facts(result: dict[str, Any]) -> str:
     ours = sum(deeper["kernels"].values()) - sum(plain["verify"]["kernels"].values())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
-        f"A model of {result['layers']} layers; each further one adds {ours} + {deeper['aten'] - plain['verify']['aten']} "
-        f"to verify. {result['batch']} rows of different lengths, launchers for {result['gpu']}; {versions}."
+        f"Model of {result['layers']} layers; each further layer adds {ours} + {deeper['aten'] - plain['verify']['aten']} "
+        f"to verify. {result['batch']} rows of different lengths; {result['gpu']}; {versions}."
     )
 
 
 def _alike(result: dict[str, Any]) -> list[tuple[str, Stages, list[int | None]]]:
-    """Put neighbouring beam widths together where every count is the same."""
+    """Group neighbouring beam widths with equal counts."""
     groups = groupby(result["runs"], key=lambda run: (run["method"], run["stages"]))
     return [(*key, [run["beam_width"] for run in runs]) for key, runs in groups]
 

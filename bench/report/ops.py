@@ -1,4 +1,4 @@
-"""Tables and pictures of what `make bench` has measured, and how far two of its runs are apart.
+"""Tables and pictures of `make bench`, and the difference between two of its runs.
 
 python -m bench.report.ops first.json second.json --json bench/results/ops_cpu_spread.json
 """
@@ -19,7 +19,7 @@ from bench.report.pages import machine_line, table
 
 NOT_MEASURED = "**Not measured.**"
 COLORS = {"eager": "#57606a", "compiled": "#0969da", "kernel": "#1a7f37"}
-HEADER = ["case, way", "median µs", "IQR µs", "GB/s", "GFLOP/s", "x eager"]
+HEADER = ["case, implementation", "median, µs", "IQR, µs", "GB/s", "GFLOP/s", "speed-up over eager"]
 
 Row = dict[str, Any]
 
@@ -44,14 +44,14 @@ def ops_page(results: Path, pictures: Path) -> str:
             title = f"### `{op}`, {device}" if device != "cpu" else f"### `{op}`"
             parts += [
                 title,
-                f"![times of {op}](../pictures/{picture.name})",
+                f"![Times](../pictures/{picture.name})",
                 op_table(rows, spread),
             ]
     return "\n\n".join(parts) or NOT_MEASURED
 
 
 def op_table(rows: list[Row], spread: dict[str, Any]) -> str:
-    """Tell an op's times, and its speed-ups if its tests passed in the run that took them."""
+    """Return an op's times; with speed-ups if its tests passed in the same run."""
     passed = all(row["extra_info"]["tests_passed"] for row in rows)
     eager = {case_of(row): row for row in rows if way_of(row) == "eager"}
     noise = spread.get("largest_by_op", {}).get(rows[0]["extra_info"]["op"])
@@ -67,12 +67,12 @@ def op_table(rows: list[Row], spread: dict[str, Any]) -> str:
         lines.append([*line, speed_up(ratio, noise)])
     told = table(HEADER, lines)
     if not passed:
-        told += "\n\nNo speed-ups: the op's tests did not all pass in this run."
+        told += "\n\nNo speed-ups: some of the op's tests failed in this run."
     return told
 
 
 def speed_up(ratio: float | None, noise: float | None) -> str:
-    """Write a speed-up out; one that two runs of the same code differ by as well is none."""
+    """Format a speed-up; mark it if two runs of the same code differ as much."""
     if ratio is None:
         return "-"
     within = noise is not None and max(ratio, 1 / ratio) <= noise
@@ -80,7 +80,7 @@ def speed_up(ratio: float | None, noise: float | None) -> str:
 
 
 def draw_op(rows: list[Row], path: Path) -> None:
-    """A line per case with a point per way, the median; its bar is from the first to the third quartile."""
+    """Draw a line per case with a point per implementation: the median, with a bar between the quartiles."""
     cases = list(dict.fromkeys(map(case_of, rows)))
     ways = [way for way in COLORS if any(way_of(row) == way for row in rows)]
     figure, axis = plt.subplots(figsize=(9, 1.3 + 0.26 * len(cases) * len(ways)))
@@ -120,7 +120,7 @@ def draw_op(rows: list[Row], path: Path) -> None:
 
 
 def of(row: dict[str, Any]) -> str:
-    """Name a benchmark without the file that it was in, which may have been another then."""
+    """Name a benchmark without its file, which may have moved."""
     return row["fullname"].rpartition("::")[2]
 
 
@@ -156,11 +156,11 @@ def spread_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def spread_line(spread: dict[str, Any]) -> str:
     if not spread:
-        return "How far two runs are apart was not measured."
+        return "The difference between two runs was not measured."
     return (
-        f"Two runs of the same {spread['benchmarks']} benchmarks: half of the medians are less than {spread['median'] - 1:.1%} "
-        f"apart, and none more than {spread['largest'] - 1:.1%} (`{spread['largest_of']}`). A speed-up that is no larger "
-        "than what two runs of its op differ by is marked as noise."
+        f"Two runs of these {spread['benchmarks']} benchmarks differ by {spread['median'] - 1:.1%} in the median and "
+        f"{spread['largest'] - 1:.1%} at most (`{spread['largest_of']}`). Speed-ups within an op's difference are marked as "
+        "noise."
     )
 
 
@@ -178,7 +178,7 @@ def way_of(row: Row) -> str:
 
 
 def digits(value: float) -> str:
-    """Write three digits at least, and no exponent."""
+    """Format with at least three digits and no exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
-    parser.add_argument("--json", type=Path, help="where the comparison goes")
+    parser.add_argument("--json", type=Path, help="write the comparison to this file")
     options = parser.parse_args()
     spread = spread_of(read(options.first), read(options.second))
     print(spread_line(spread))

@@ -12,15 +12,15 @@ PLAIN = "plain"
 
 
 def speed_table(result: Result) -> str:
-    """Tell single rows, each setting against the same one without a drafter."""
-    header = ["setting, drafter", "tokens/s", "x no drafter", "tokens/round", "nodes/round", "ms draft", "ms verify", "ms others", "others"]  # fmt: skip
+    """Compare single rows with plain decoding in the same setting."""
+    header = ["setting, drafter", "tokens/s", "speed-up over plain", "tokens/round", "nodes/round", "draft, ms", "verify, ms", "other, ms", "other"]  # fmt: skip
     rows = [row for row in result["rows"] if row["batch"] == 1 and row["coupled"]]
     lines = [[f"{row['setting']}, {row['drafter']}", *figures(row, result)] for row in rows]
     return f"{table(header, lines)}\n\n{machine_of(result)}"
 
 
 def figures(row: Row, result: Result) -> list[str]:
-    """Write what a table tells of a row."""
+    """Return the cells of a row."""
     stages = row["stage_seconds"]
     decode = sum(seconds for stage, seconds in stages.items() if stage != "prefill")
     draft, verify = stages["draft"], stages["verify"]
@@ -32,19 +32,25 @@ def figures(row: Row, result: Result) -> list[str]:
 
 
 def batches_table(result: Result) -> str:
-    """Tell batches, each against the same one without a drafter."""
-    header = ["batch, setting, drafter", "tokens/s", "x no drafter", "tokens/round", "nodes/round"]
+    """Compare batches with plain decoding of the same batch."""
+    header = [
+        "batch, setting, drafter",
+        "tokens/s",
+        "speed-up over plain",
+        "tokens/round",
+        "nodes/round",
+    ]
     rows = [row for row in result["rows"] if row["batch"] > 1]
     lines = [
         [f"{row['batch']}, {row['setting']}, {row['drafter']}", *figures(row, result)[:4]]
         for row in rows
     ]
-    return f"{table(header, lines)}\n\n{machine_of(result)}"
+    return table(header, lines)
 
 
 def coupled_table(result: Result) -> str:
-    """Tell what ranking with the target's noise brings over ranking by the drafter's probabilities."""
-    header = ["setting, drafter", "tokens/round by log q", "with the noise", "gain", "x no drafter by log q", "with the noise"]  # fmt: skip
+    """Compare ranking with the target's noise with ranking by the drafter's probabilities."""
+    header = ["setting, drafter", "tokens/round, ranked by log q", "tokens/round, ranked with the noise", "gain", "speed-up over plain, by log q", "speed-up over plain, with the noise"]  # fmt: skip
     lines = []
     for row in result["rows"]:
         if row["coupled"]:
@@ -58,7 +64,7 @@ def coupled_table(result: Result) -> str:
 
 
 def find(result: Result, setting: str, batch: int, drafter: str) -> Row:
-    """Find what was measured as the library ships it."""
+    """Find the row measured with the default ranking."""
     return next(
         row
         for row in result["rows"]
@@ -75,8 +81,8 @@ def speedup(row: Row, result: Result) -> float:
 
 
 def equality_table(result: Result) -> str:
-    """Tell how many texts are those of the loop without a drafter."""
-    header = ["setting, drafter", "same text", "tokens", "texts part after"]
+    """Count the texts that equal plain decoding's."""
+    header = ["setting, drafter", "identical texts", "tokens", "first difference after token"]
     groups: dict[str, list[Row]] = {}
     for text in result["texts"]:
         groups.setdefault(f"{text['setting']}, {text['drafter']}", []).append(text)

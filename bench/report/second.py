@@ -1,4 +1,4 @@
-"""What is told of the second model: its drafters' trainings, and the comparison on questions."""
+"""Tables of the second model: its drafters' trainings and the comparison on questions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.report.training import sizes_table, training_table
 
 
 def second_model_page(result: dict[str, Any]) -> str:
-    """Tell what a file of `bench/decoding/second_model.py` holds; times only where it has them."""
+    """Make the page of a `bench/decoding/second_model.py` result; with times if it has them."""
     parts = [sizes_table(result["training"]), training_table(result["training"])]
     if all("seconds_of_last_run" in report for report in result["training"].values()):
         parts.append(times_line(result["training"]))
@@ -19,7 +19,7 @@ def second_model_page(result: dict[str, Any]) -> str:
 
 
 def times_line(training: dict[str, dict[str, Any]]) -> str:
-    """Tell how long the trainings took, what the target says of the text left out: both read it from files."""
+    """Return training times; both trainings read the target's hidden states from files."""
     took = [
         f"{name} {report['seconds_of_last_run'] / 60:.1f} minutes on {report['threads']} threads"
         for name, report in training.items()
@@ -34,17 +34,23 @@ def vocabulary_line(result: dict[str, Any]) -> str:
     }
     tokens = result["methods"]["plain"]["new_tokens"]
     return (
-        f"The draft vocabulary is {vocabulary['draft']:,} of {vocabulary['all']:,} tokens: a step of the draft reads "
-        f"{megabytes['draft']:.0f} MB of the head instead of {megabytes['all']:.0f} MB. It holds "
-        f"{vocabulary['share_of_text']:.1%} of the {tokens:,} tokens that the questions were answered with."
+        f"The draft vocabulary has {vocabulary['draft']:,} of {vocabulary['all']:,} tokens: a draft step reads "
+        f"{megabytes['draft']:.0f} MB of the head instead of {megabytes['all']:.0f} MB. It covers "
+        f"{vocabulary['share_of_text']:.1%} of the {tokens:,} tokens in the answers."
     )
 
 
 def comparison_table(methods: dict[str, dict[str, Any]]) -> str:
-    header = ["method", "tokens/round", "CTAR(1), (2), (3)", "nodes/round", "identical", "ties", "errors"]  # fmt: skip
+    header = ["method", "tokens/round", "CTAR(1), (2), (3)", "nodes/round", "identical texts", "ties", "errors"]  # fmt: skip
     timed = all("ms_per_round" in row for row in methods.values())
     if timed:
-        header += ["ms draft", "ms verify", "tokens/s", "x plain", "x transformers"]
+        header += [
+            "draft, ms",
+            "verify, ms",
+            "tokens/s",
+            "speed-up over plain",
+            "speed-up over transformers",
+        ]
     rows = []
     for method, row in methods.items():
         ctar = ", ".join(f"{share:.2f}" for share in row["ctar"][:3]) if row["ctar"] else "-"

@@ -1,4 +1,4 @@
-"""How fast self-text is written, and what it is worth: tables of docs/use/training.md."""
+"""Speed of self-text generation and its value for training: tables of docs/use/training.md."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ def writing_table(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n\n".join(
         [
-            table(["batch", "answer tokens per second and thread", "x padded"], rows),
-            f"Answers of at most {result['answer_tokens']} tokens to {result['turns']} user turns. `padded`: the library's "
-            "`generate` on batches of 64, with the same prepacked layers. `continuous`: ours, by rows; `refilled` without "
-            "the beginning and the end of a run, which count less the longer it is.",
-            f"With a second token per row a pass takes at least {second['64']:.2f} times as long for 64 rows and "
-            f"{second['128']:.2f} times for 128, if reading keys and values again costs nothing.",
+            table(
+                ["batch", "answer tokens per second and thread", "speed-up over padded batches"],
+                rows,
+            ),
+            f"Answers of at most {result['answer_tokens']} tokens to {result['turns']} user turns. `padded`: transformers' "
+            "`generate`, batches of 64, same prepacked layers. `continuous`: specdec, by rows; `refilled` excludes the "
+            "start and the end of a run.",
+            f"A second token per row makes a pass at least {second['64']:.2f} (64 rows) or {second['128']:.2f} (128 rows) "
+            "times as long, if reading keys and values again is free.",
             f"{result['dtype']}; {result['device']}, {result['threads']} thread; {versions}.",
         ]
     )
 
 
 def value_table(result: dict[str, Any]) -> str:
-    """Tokens per round after an epoch on equally much of each text."""
+    """Tokens per round after one epoch on the same amount of each text."""
     names = ["conversations", "tokens", "answer_tokens"]
     rows = [
         [

@@ -16,7 +16,7 @@ def steps_table(steps: dict[str, dict[str, Any]]) -> str:
             median = measured["median_ms"]
             row += [f"{median[name]:.1f}", f"{median[name] / median['transformers']:.2f}"]
         rows.append(row)
-    header = ["step"] + [f"{dtype} {what}" for dtype in steps for what in ("ms", "/ transformers")]
+    header = ["step"] + [f"{dtype}, {what}" for dtype in steps for what in ("ms", "relative to transformers")]  # fmt: skip
     return table(header, rows)
 
 
@@ -27,4 +27,4 @@ def kinds_table(steps: dict[str, dict[str, Any]]) -> str:
         for step, kinds in measured["milliseconds_by_kind"].items()
     ]
     kinds = next(iter(steps.values()))["milliseconds_by_kind"]["transformers"]
-    return table(["step", *kinds], rows)
+    return table(["step, ms", *kinds], rows)

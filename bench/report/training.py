@@ -1,4 +1,4 @@
-"""The curves and the table of the shipped drafters' trainings, from the reports beside them."""
+"""Curves and tables of the shipped drafters' trainings, from the reports next to the weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def loss_of_epoch(log: Log, epoch: int) -> float:
 
 
 def draw_training(reports: dict[str, dict[str, Any]], path: Path) -> None:
-    """Loss on the left, what counts on the right: tokens per round on prompts not trained on."""
+    """Draw the loss and the tokens per round on held-out prompts."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     for name, report in reports.items():
         learned, validated = losses(report["log"]), validations(report["log"])

@@ -56,7 +56,7 @@ def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
     assert {(part, case) for part in parts for case in content["planned"][part]} == begun
     assert content["machine"]["versions"]["torch"] == torch.__version__
     assert gpu_page(folder) == NOT_MEASURED and not content["measured"]
-    assert "dry run, nothing here is measured" in done.stdout
+    assert "dry run, nothing is measured" in done.stdout
     assert [path.name for path in folder.iterdir()] == ["gpu.json"]
 
 

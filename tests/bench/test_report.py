@@ -94,11 +94,10 @@ def test_the_second_model_is_told_with_the_times_that_there_are():
     assert "| redrafter | 1.25 | 0.20, 0.05, 0.00 | 3.00 | 13/13 | 0 | 0 |" in page
     assert "| transformers | - | - | - | 13/13 | 0 | 0 |" in page
     assert (
-        "8,192 of 262,144 tokens: a step of the draft reads 21 MB of the head instead of 671 MB."
-        in page
+        "8,192 of 262,144 tokens: a draft step reads 21 MB of the head instead of 671 MB." in page
     )
-    assert "holds 96.8% of the 1,000 tokens" in page
-    assert "ms draft" not in page
+    assert "covers 96.8% of the 1,000 tokens" in page
+    assert "draft, ms" not in page
     times = {"tokens_per_second": 20.0, "speedup_vs_plain": 1.0, "speedup_vs_transformers": 2.0}
     for method in result["methods"].values():
         method |= {**times, "ms_per_round": {"draft": 0.5, "verify": 40.0}}
@@ -122,6 +121,18 @@ def test_a_page_keeps_what_is_outside_its_marks(tmp_path):
         fill(page, {"b": "new"})
 
 
+def test_long_sentences_are_wrapped_and_tables_are_not(tmp_path):
+    from bench.report.pages import fill
+
+    page = tmp_path / "page.md"
+    page.write_text("<!-- a -->\n<!-- a -->\n")
+    row = f"| {'cell ' * 30}|"
+    fill(page, {"a": f"{row}\n\n{'word ' * 30}"})
+    lines = page.read_text().splitlines()
+    assert row in lines and len(lines) == 8
+    assert all(len(line) <= 100 for line in lines if line != row)
+
+
 def test_figures_without_a_class_of_cpu_say_so():
     from bench.report.pages import classed
 
@@ -130,3 +141,13 @@ def test_figures_without_a_class_of_cpu_say_so():
     )
     for text in ("cpu (AMD EPYC, AVX512), 1 thread", "NVIDIA H100 (80 GB)", "gpu (x)"):
         assert classed(text) == text
+
+
+def test_the_index_has_a_headline_of_every_topic(tmp_path):
+    from bench.report.overview.headlines import headlines_table
+
+    told = headlines_table(BENCH / "results")
+    assert "float32 3.38 and 1.74" in told and "1 host read per round" in told
+    empty = headlines_table(tmp_path)
+    assert len(empty.splitlines()) == len(told.splitlines())
+    assert empty.count("not measured") == 7

@@ -1,1 +1,1 @@
-"""Tables of methods that need no training."""
+"""Tables of training-free methods."""

@@ -11,8 +11,8 @@ from specdec.evaluate.runs import decode_speedup
 
 
 def free_table(results: dict[str, Result]) -> str:
-    """Say per method what a round does, what a draft takes, and how fast the whole is."""
-    header = ["dtype, method", "tokens/round", "nodes/round", "ms/draft", "ms/round", "x plain", "x transformers' lookup", "identical", "ties", "errors"]  # fmt: skip
+    """Return tokens, nodes, times and speed-ups of each method."""
+    header = ["dtype, method", "tokens/round", "nodes/round", "draft, ms", "round, ms", "speed-up over plain", "speed-up over transformers' lookup", "identical texts", "ties", "errors"]  # fmt: skip
     rows = []
     for dtype, result in results.items():
         plain, library = (runs_of(result, method) for method in (PLAIN, TRANSFORMERS_LOOKUP))
@@ -37,7 +37,7 @@ def free_table(results: dict[str, Result]) -> str:
 
 
 def free_categories(dtype: str, result: Result) -> str:
-    """Say per category how fast each method decodes, relative to plain."""
+    """Return each method's speed-up over plain decoding by category."""
     summary = result["summary"]
     methods = [method for method in summary if method != PLAIN]
     rows = []
@@ -48,11 +48,11 @@ def free_categories(dtype: str, result: Result) -> str:
             runs = [run for run in runs_of(result, method) if run.category == category]
             row.append(number(decode_speedup(runs, base)))
         rows.append(row)
-    return table([f"{dtype}, x plain", *methods], rows)
+    return table([f"{dtype}, speed-up over plain", *methods], rows)
 
 
 def equal_nodes_table(result: dict[str, Any]) -> str:
-    """Say how many tokens a round gives where trees are as large as they may be."""
+    """Return tokens per round with trees as large as the limit."""
     methods = result["methods"]
     nodes = list(next(iter(methods.values())))
     base = methods["lookup"]
@@ -64,8 +64,8 @@ def equal_nodes_table(result: dict[str, Any]) -> str:
             ratio = here["tokens_per_round"] / there["tokens_per_round"]
             nodes_there = f"{here['nodes_per_round']:.1f}"
             if side := here["side_nodes"]:
-                nodes_there += f" + {side} beside"
+                nodes_there += f" + {side} side nodes"
             cells.append(f"{here['tokens_per_round']:.2f} ({ratio:.2f}x, {nodes_there})")
         rows.append([method, *cells])
     header = ["tokens/round", *(f"at most {count} nodes" for count in nodes)]
-    return f"{table(header, rows)}\n\n{machine_line(result['machine'])}"
+    return table(header, rows)

@@ -1,4 +1,4 @@
-"""What times say: floors, shares of what the GPU can do, and speed-ups over others; from rows alone."""
+"""Floors, shares of the GPU's limits and speed-ups over peers, from timed rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 Row = dict[str, Any]
 
 LAUNCH_MICROSECONDS = 8.0
-"""What no call on a GPU is asked to go below."""
-# What `torch.testing.assert_close` allows by default, here of |difference| / |expected|; but others add float32 numbers up in
-# another order, which shows most in a likely token's small log-probability.
+"""The least time expected of any call on a GPU."""
+# Defaults of `torch.testing.assert_close`, applied to |difference| / |expected|, but wider in float32: peers sum in another
+# order, which shows most in the small log-probability of a likely token.
 AGREES = {"torch.float32": 1e-5, "torch.float16": 1e-3, "torch.bfloat16": 1.6e-2}
 
 
 def floors_of(size: int, flops: int, bandwidth: float, rate: float) -> dict[str, float]:
-    """Return the microseconds that the GPU's memory, its arithmetic and a launch ask for."""
+    """Return the microseconds that memory, arithmetic and a launch need at least."""
     memory, compute = size / bandwidth * 1e6, flops / rate * 1e6
     return {"memory": memory, "compute": compute, "launch": LAUNCH_MICROSECONDS}
 
@@ -25,7 +25,7 @@ def rows_of(content: Row, part: str) -> list[Row]:
 
 
 def gates_of(content: Row, part: str = "correct") -> dict[str, bool | None]:
-    """Tell for each case whether it is right; None where it was not begun, not finished or could not be told."""
+    """Return for each case whether it is correct; None if it was not run, not finished or could not be judged."""
     gates: dict[str, bool | None] = dict.fromkeys(content.get("planned", {}).get(part, []))
     for row in rows_of(content, part):
         gates[row["case"]] = False if "error" in row else row.get("ok")
@@ -33,13 +33,13 @@ def gates_of(content: Row, part: str = "correct") -> dict[str, bool | None]:
 
 
 def limits_of(content: Row) -> dict[str, float]:
-    """Return what was measured of the GPU itself."""
+    """Return the measured limits of the GPU."""
     found = [row["limits"] for row in rows_of(content, "times") if "limits" in row]
     return found[-1] if found else {}
 
 
 def timed_rows(content: Row) -> list[Row]:
-    """Put together what was timed of each case, with figures: those of the kernel, and speed-ups where its gate is passed."""
+    """Merge the times of each case and add figures; speed-ups only if the case passed its gate."""
     cases: dict[str, Row] = {}
     for row in rows_of(content, "times"):
         if "times" in row:
@@ -48,14 +48,14 @@ def timed_rows(content: Row) -> list[Row]:
     limits, gates = limits_of(content), gates_of(content)
     found = []
     for name, row in cases.items():
-        # Splits change no result's meaning: their gate is that of the op's other cases.
+        # Splits do not change results: their gate is that of the op's other cases.
         row = {**row, "case": row["of"], "gate": gates.get(name)}
         found.append({**row, **(judged(row, limits) if "kernel" in row["times"] else {})})
     return [row for row in found if "kernel" in row["times"]]
 
 
 def judged(row: Row, limits: dict[str, float]) -> Row:
-    """Put the kernel's time beside what the GPU allows, and beside the peers' where it may be."""
+    """Compare the kernel's time with the GPU's limits, and with comparable peers."""
     kernel = row["times"]["kernel"]
     microseconds = kernel["median_microseconds"]
     figures: Row = {"teraflops": row["flops"] / microseconds * 1e-6}
@@ -77,7 +77,7 @@ def judged(row: Row, limits: dict[str, float]) -> Row:
 
 
 def comparable(times: Row, kernel: Row, dtype: str) -> bool:
-    """Tell whether a peer gives the kernel's results, and whether the host's launches are in both times or in none."""
+    """Return whether a peer gives the kernel's results and is timed the same way, with or without the host's launches."""
     if "error" in times or times["graph"] != kernel["graph"]:
         return False
     return bool(times["distance"] <= AGREES[dtype])

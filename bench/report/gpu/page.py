@@ -1,4 +1,4 @@
-"""Tables of what a GPU run has measured: short ones for who watches it, all of it for the page."""
+"""Tables of a GPU run: short ones for the terminal, all of them for the page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def gpu_page(folder: Path) -> str:
-    """Return all tables in one, or that nothing was measured: a dry run's figures are none."""
+    """Return all tables, or that nothing was measured; a dry run measures nothing."""
     file = folder / RECORD
     content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if not content.get("measured"):
@@ -29,7 +29,7 @@ def gpu_page(folder: Path) -> str:
 
 
 def part_table(part: str, content: Row) -> str:
-    """Return a part's table, what failed in it, and how much of it was begun."""
+    """Return a part's table, its failures and how many cases did not run."""
     rows = rows_of(content, part)
     planned = content.get("planned", {}).get(part, [])
     if not rows and not planned:
@@ -44,18 +44,18 @@ def part_table(part: str, content: Row) -> str:
 
 
 def summary(content: Row) -> tuple[str, bool]:
-    """Return the tables that matter most, and whether all that was tried is right."""
+    """Return the main tables, and whether every result is correct."""
     wrong = [row for row in content["rows"] if is_wrong(row)]
     short = ("first", "correct", "rounds", "texts")
     told = [part_table(part, content) for part in short if rows_of(content, part)]
     told += [targets(content)] if rows_of(content, "times") else []
     told.append(machine(content))
-    told.append(f"{len(wrong)} results are wrong or missing." if wrong else "Nothing failed.")
+    told.append(f"{len(wrong)} results are wrong or missing." if wrong else "No failures.")
     return "\n\n".join(told), not wrong
 
 
 def is_wrong(row: Row) -> bool:
-    """Tell failures; the library's own texts are no sharp reference in half precision, so they are shown and not judged."""
+    """Return whether a row is a failure; transformers' texts are no exact reference in half precision and are not judged."""
     if "error" in row or row.get("ok") is False:
         return True
     if row.get("kind") == "text":
@@ -67,12 +67,12 @@ def machine(content: Row) -> str:
     facts = content["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     card = ", ".join(f"{name} {value}" for name, value in facts["card"].items())
-    kind = "measured" if content["measured"] else "dry run, nothing here is measured"
+    kind = "measured" if content["measured"] else "dry run, nothing is measured"
     return "; ".join(filter(None, [facts["device"], card, versions, content["date"], kind])) + "."
 
 
 def failures(rows: Iterable[Row]) -> str:
-    """Tell each failure in a line."""
+    """Return a line per failure."""
     lines = [f"- {row['case']}: {row['error']}" for row in rows if "error" in row]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The tables of a GPU run's parts, from their rows; texts.py has those of whole texts."""
+"""Tables of the parts of a GPU run; texts.py has those of whole texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from bench.report.gpu.figures import gates_of, limits_of, rows_of, timed_rows
-from bench.report.gpu.targets import TARGETS, judge
+from bench.report.gpu.targets import TARGETS, bound_of, judge, name_of
 from bench.report.pages import number, table
 
 NOT_MEASURED = "**Not measured.**"
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def correct(content: Row, part: str = "correct") -> str:
-    """Tell per op how many cases are right, which are not, and how many were not begun or could not be told."""
+    """Return per op how many cases are correct, wrong and unknown, and which are wrong."""
     gates = gates_of(content, part)
     why = {row["case"]: row.get("why", {}) for row in rows_of(content, part)}
     rows = []
@@ -24,7 +24,7 @@ def correct(content: Row, part: str = "correct") -> str:
         count = Counter(own.values())
         failed = [f"{case.partition(' ')[2]} ({reasons(why.get(case))})" for case, ok in own.items() if ok is False]  # fmt: skip
         rows.append([op, str(count[True]), str(count[False]), str(count[None]), "; ".join(failed)])
-    return table(["op", "right", "wrong", "unknown", "which are wrong"], rows)
+    return table(["op", "correct", "wrong", "unknown", "wrong cases"], rows)
 
 
 def reasons(why: Any) -> str:
@@ -32,16 +32,16 @@ def reasons(why: Any) -> str:
 
 
 def rounds(content: Row) -> str:
-    """Tell what a pass takes from the host and from a graph, and what rounds take by tokens a round."""
+    """Return the times of passes (host, device, graph) and of rounds by tokens per round."""
     found = rows_of(content, "rounds")
     passes = {row["case"]: row for row in found if row.get("kind") == "verify"}
     header = [
         "verify",
         "prefix",
-        "host launches, ms",
-        "host waits, ms",
-        "graph, ms",
-        "graph's bits",
+        "until the call returns, ms",
+        "until the device is done, ms",
+        "CUDA graph, ms",
+        "bits of the graph replay",
     ]
     lines = [
         [
@@ -49,7 +49,7 @@ def rounds(content: Row) -> str:
             str(row["prefix"]),
             *(number(row[f"{name}_milliseconds"]) for name in ("launch", "eager")),
             number(row.get("graph_milliseconds")),
-            {True: "the same", False: "others", None: "-"}[row.get("same")],
+            {True: "equal", False: "different", None: "-"}[row.get("same")],
         ]
         for row in passes.values()
     ]
@@ -57,8 +57,8 @@ def rounds(content: Row) -> str:
     texts = [row for row in found if row.get("kind") == "texts"]
     if texts:
         told.append(table(
-            ["texts", "tokens/round", "text", "round, ms", "device, ms", "launches", "x plain", "host, by stage",
-             "device, by stage"],
+            ["texts", "tokens/round", "text", "round, ms", "device, ms", "launches", "speed-up over plain",
+             "host, by stage", "device, by stage"],
             [round_line(row, texts) for row in texts],
         ))  # fmt: skip
     return "\n\n".join(told)
@@ -73,7 +73,7 @@ def round_line(row: Row, texts: list[Row]) -> list[str]:
     return [
         f"{row['model']}, B {row['batch']}, {row['method']}",
         number(row["tokens_per_round"]),
-        "plain's" if row["identical"] else "**another**",
+        "identical" if row["identical"] else "**different**",
         number(row["round_milliseconds"]),
         number(sum(row["device_stages"].values()) * 1e3),
         f"{row['launches_per_round']:.0f}",
@@ -84,7 +84,7 @@ def round_line(row: Row, texts: list[Row]) -> list[str]:
 
 
 def targets(content: Row) -> str:
-    """Tell which of the targets are met, each by its worst case."""
+    """Return which targets are met, each judged by its worst case."""
     timed = timed_rows(content)
     if not timed:
         return NOT_MEASURED
@@ -94,16 +94,15 @@ def targets(content: Row) -> str:
         worst = "-"
         if found.worst:
             worst = f"{found.worst[0]:.3g}{target.unit} ({found.worst[1]})"
-        bound = f"{'≥' if target.least else '≤'} {target.bound:g}{target.unit}"
         cases = f"{found.measured} of {found.cases}"
-        rows.append([f"{', '.join(target.ops)}, {target.name}", bound, cases, worst, found.result])
-    told = table(["target", "bound", "cases", "worst", "result"], rows)
+        rows.append([name_of(target), bound_of(target), cases, worst, found.result])
+    told = table(["target", "bound", "cases", "worst case", "result"], rows)
     empty = limits_of(content).get("empty_microseconds")
     return told if empty is None else f"{told}\n\nA graph of one empty launch: {empty:.3g} µs."
 
 
 def times(content: Row) -> str:
-    """Tell per case the kernel's time, what the GPU allows, and what others take."""
+    """Return per case the kernel's time, its floor and the peers' times."""
     limits = limits_of(content)
     facts = f"Copy: {limits.get('bytes_per_second', 0) / 1e12:.3g} TB/s"
     facts += "".join(
@@ -112,10 +111,10 @@ def times(content: Row) -> str:
         if name.startswith("torch.")
     )
     rows = [time_line(row) for row in sorted(timed_rows(content), key=lambda row: row["op"])]
-    header = ["case", "kernel, µs", "floor, µs", "over floor", "of copy", "TFLOP/s", "others, µs", "speed-up"]  # fmt: skip
+    header = ["case", "kernel, µs", "floor, µs", "time / floor", "share of copy bandwidth", "TFLOP/s", "peers, µs", "speed-up"]  # fmt: skip
     note = (
-        "*: with the host's launches. In brackets: how far the results are from the kernel's. Speed-up: over the "
-        "fastest other that gives the same results and is timed in the same way, only for a case that is right."
+        "*: includes the host's launches. In brackets: distance of the results from the kernel's. Speed-up: over the "
+        "fastest peer with the same results and the same way of timing; only for correct cases."
     )
     return f"{facts}.\n\n{table(header, rows)}\n\n{note}" if rows else ""
 
@@ -144,7 +143,7 @@ def microseconds(times: Row) -> str:
 
 
 def checks(content: Row) -> str:
-    """Tell which tests passed."""
+    """Return which tests passed."""
     rows = []
     for row in rows_of(content, "tests"):
         if "error" in row:
@@ -157,7 +156,7 @@ def checks(content: Row) -> str:
 
 
 def sweeps(content: Row) -> str:
-    """Tell per target the best choice and what it gains."""
+    """Return per target the best choice and its gain."""
     rows = [
         [
             row["case"],
@@ -169,7 +168,7 @@ def sweeps(content: Row) -> str:
         for row in rows_of(content, "sweep")
         if "gain" in row
     ]
-    return table(["target", "shipped", "best", "gain", "tried"], rows)
+    return table(["target", "shipped tiles", "best tiles", "speed-up", "tried"], rows)
 
 
 def choice(numbers: dict[str, int]) -> str:
@@ -177,7 +176,7 @@ def choice(numbers: dict[str, int]) -> str:
 
 
 def shares(stages: dict[str, float]) -> str:
-    """Write out all stages' time, and what takes more than a hundredth of it."""
+    """Format the total time of all stages, and stages above 1 % of it."""
     total = sum(stages.values())
     if not total:
         return "-"

@@ -1,9 +1,11 @@
-"""What an H100 should show, and whether a GPU run has shown it."""
+"""Targets for an H100, and whether a GPU run meets them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from bench.report.pages import table
 
 Row = dict[str, Any]
 
@@ -22,7 +24,7 @@ class Target(NamedTuple):
     """None where it was not measured."""
     bound: float
     least: bool
-    """Whether the figure is to be at least the bound; otherwise at most."""
+    """Whether the bound is a minimum; otherwise a maximum."""
     unit: str = ""
 
     def met(self, figure: float) -> bool:
@@ -34,7 +36,7 @@ def microseconds(row: Row) -> float:
 
 
 def floor(row: Row) -> float:
-    """Return what memory and arithmetic ask for; the 8 µs of a launch are not in it."""
+    """Return the floor of memory and arithmetic, without the 8 µs of a launch."""
     return max(row["floors_microseconds"][name] for name in ("memory", "compute"))
 
 
@@ -43,7 +45,7 @@ def over_floor(row: Row) -> float:
 
 
 def over_weights(row: Row) -> float:
-    """Compare with the time that the weights' share of the bytes asks for."""
+    """Return the time relative to that of reading the weights."""
     weights = row["floors_microseconds"]["memory"] * row["sizes"]["weight_bytes"] / row["bytes"]
     return microseconds(row) / weights
 
@@ -53,7 +55,7 @@ def share_of_copy(row: Row) -> float:
 
 
 def over(*peers: str) -> Callable[[Row], float | None]:
-    """Take the speed-up over the fastest of these."""
+    """Return the speed-up over the fastest of these peers."""
     return lambda row: min((row["speedups"][p] for p in peers if p in row["speedups"]), default=None)  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def few_rows(row: Row) -> bool:
 
 
 def verifies(row: Row) -> bool:
-    """Tell whether it is tree verification of the sizes that the targets name."""
+    """Return whether a case is tree verification of the sizes in the targets."""
     s = row["sizes"]
     return 16 <= s["nodes"] <= 64 and 2000 <= s["prefix"] <= 32768 and 1 <= s["batch"] <= 32
 
@@ -78,22 +80,22 @@ def is_small(row: Row) -> bool:
 ATTENTION, HEADS, DRAFT = ("tree_attention",), ("lm_head", "beam_step"), ("draft_step",)
 TARGETS = [
     Target(
-        "floor ≥ 100 µs, N·H/G ≤ 64: of copy", ATTENTION,
+        "floor ≥ 100 µs, N·H/G ≤ 64: share of copy bandwidth", ATTENTION,
         lambda row: floor(row) >= 100 and few_rows(row), share_of_copy, 85, True, " %",
     ),
     *(
         Target(
-            f"floor < 100 µs, N·H/G {sign} 64: over the floor", ATTENTION,
+            f"floor < 100 µs, N·H/G {sign} 64: time above the floor", ATTENTION,
             lambda row, few=few: floor(row) < 100 and few_rows(row) == few, over_floor, 8, False, " µs",
         )
         for sign, few in (("≤", True), (">", False))
     ),
-    Target("trees of 16 to 64 nodes: x FlexAttention", ATTENTION, verifies, over("flex"), 1.5, True),
-    Target("trees of 16 to 64 nodes: x masked SDPA", ATTENTION, verifies, over(*MASKED_SDPA), 1.5, True),
-    Target("N = 1: x SDPA", ATTENTION, lambda row: row["sizes"]["nodes"] == 1, over("sdpa"), 1, True),
-    Target("head > 256 MB: of copy", HEADS, has_large_head, share_of_copy, 90, True, " %"),
-    Target("head > 256 MB: time over the weights' own", DRAFT, has_large_head, over_weights, 1.25, False),
-    Target("head > 256 MB: x eager", DRAFT, has_large_head, over("eager"), 2, True),
+    Target("trees of 16 to 64 nodes: speed-up over FlexAttention", ATTENTION, verifies, over("flex"), 1.5, True),
+    Target("trees of 16 to 64 nodes: speed-up over masked SDPA", ATTENTION, verifies, over(*MASKED_SDPA), 1.5, True),
+    Target("N = 1: speed-up over SDPA", ATTENTION, lambda row: row["sizes"]["nodes"] == 1, over("sdpa"), 1, True),
+    Target("head > 256 MB: share of copy bandwidth", HEADS, has_large_head, share_of_copy, 90, True, " %"),
+    Target("head > 256 MB: time / reading the weights", DRAFT, has_large_head, over_weights, 1.25, False),
+    Target("head > 256 MB: speed-up over eager", DRAFT, has_large_head, over("eager"), 2, True),
     *(
         Target("B ≤ 8: time", (op,), is_small, microseconds, 10, False, " µs")
         for op in ("commit_kv", "pack_tree", "accept_tree")
@@ -101,22 +103,36 @@ TARGETS = [
 ]  # fmt: skip
 
 
+def bounds_table() -> str:
+    """Return the bound of each target."""
+    rows = [[name_of(target), bound_of(target)] for target in TARGETS]
+    return table(["target", "bound"], rows)
+
+
+def name_of(target: Target) -> str:
+    return f"{', '.join(target.ops)}, {target.name}"
+
+
+def bound_of(target: Target) -> str:
+    return f"{'≥' if target.least else '≤'} {target.bound:g}{target.unit}"
+
+
 class Outcome(NamedTuple):
-    """What a run says of a target."""
+    """A target's result."""
 
     measured: int
     cases: int
-    """That the target is for and that ran."""
+    """Cases that the target covers and that ran."""
     worst: tuple[float, str] | None
     """Figure and case."""
     result: str
 
 
 def judge(target: Target, rows: list[Row]) -> Outcome:
-    """Judge the cases that were timed and are known to be right; one that is wrong spoils the target, and no other.
+    """Judge the timed cases known to be correct; a wrong case fails its own targets only.
 
     Args:
-        target: what should be shown.
+        target: the target to judge.
         rows: from `timed_rows`.
     """
     cases = [
@@ -125,7 +141,7 @@ def judge(target: Target, rows: list[Row]) -> Outcome:
         if row["op"] in target.ops and "floors_microseconds" in row and target.applies(row)
     ]
     if wrong := [row["case"] for row in cases if row["gate"] is False]:
-        return Outcome(0, len(cases), None, f"not right: {', '.join(wrong[:3])}")
+        return Outcome(0, len(cases), None, f"wrong: {', '.join(wrong[:3])}")
     figures = [
         (figure, row["case"])
         for row in cases
@@ -133,6 +149,6 @@ def judge(target: Target, rows: list[Row]) -> Outcome:
     ]
     if not figures:
         unknown = any(row["gate"] is None for row in cases)
-        return Outcome(0, len(cases), None, "checks not done" if unknown else "not measured")
+        return Outcome(0, len(cases), None, "not checked" if unknown else "not measured")
     worst = min(figures) if target.least else max(figures)
     return Outcome(len(figures), len(cases), worst, "met" if target.met(worst[0]) else "missed")

@@ -1,4 +1,4 @@
-"""The tables of whole texts: each method's speed, and what each text took."""
+"""Tables of whole texts: the speed of each method and of each text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def texts(content: Row) -> str:
-    """Tell per method its speed, whether its texts are right, and where a round's time goes."""
+    """Return per method its speed, whether its texts are correct, and the device time of a round."""
     found = [row for row in rows_of(content, "texts") if row.get("kind") == "text"]
     profiles = {r["method"]: r for r in rows_of(content, "texts") if r.get("kind") == "profile"}
     methods = list(dict.fromkeys(row["method"] for row in found))
@@ -34,13 +34,20 @@ def texts(content: Row) -> str:
             shares(seen.get("device_stages", {})),
             f"{seen['launches_per_round']:.0f}" if seen else "-",
         ])  # fmt: skip
-    header = ["method", "tokens/s", "x transformers", "x plain", "tokens/round", "identical"]
+    header = [
+        "method",
+        "tokens/s",
+        "speed-up over transformers",
+        "speed-up over plain",
+        "tokens/round",
+        "identical texts",
+    ]
     header += ["ties", "errors", "device time of a round", "launches"]
     return table(header, rows) if rows else ""
 
 
 def each_text(content: Row) -> str:
-    """Tell of each text what it took."""
+    """Return the speed of each text."""
     found = [row for row in rows_of(content, "texts") if row.get("kind") == "text"]
     rows = [
         [
@@ -64,7 +71,7 @@ def speed(rows: list[Row]) -> float:
 
 
 def compared(rows: list[Row], method: str, base: str) -> float | None:
-    """Compare two methods on the questions that both have answered."""
+    """Compare two methods on the questions both answered."""
     by = [{r["question"]: r for r in rows if r["method"] == m} for m in (method, base)]
     both = by[0].keys() & by[1].keys()
     ours, theirs = ([of[question] for question in both] for of in by)

@@ -1,4 +1,4 @@
-"""The table of `specdec bench --batch`: lists of prompts in which the next begins as one ends."""
+"""Table of `specdec bench --batch`: lists of prompts with refilled rows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from bench.report.pages import machine_line, number, table
 
 
 def lists_table(results: Sequence[dict[str, Any]]) -> str:
-    """Tell each number of rows at once, drafted against plain."""
-    header = ["rows at once, method", "tokens/s", "x plain", "decode alone, x plain", "tokens/round", "nodes/round", "same text as alone"]  # fmt: skip
+    """Compare each method with plain decoding, for each number of rows."""
+    header = ["rows at once, method", "tokens/s", "speed-up over plain", "speed-up over plain, without prefill", "tokens/round", "nodes/round", "texts identical to single rows"]  # fmt: skip
     rows = [
         [
             f"{result['machine']['batch']}, {method}",

@@ -10,14 +10,14 @@ AIM = 0.97
 
 
 def factors_table(result: dict[str, Any]) -> str:
-    """Tell drafted against plain by wall clock, factor by factor."""
-    header = ["what differs", "x plain", "95 % interval", "tokens/round", "nodes/round", "rounds at rest", "texts that differ"]  # fmt: skip
+    """Compare drafted with plain decoding by wall clock, factor by factor."""
+    header = ["changed factor", "speed-up over plain", "95 % interval", "tokens/round", "nodes/round", "rounds without a draft", "texts that differ"]  # fmt: skip
     rows = []
     for name, row in result["rows"].items():
         low, high = row["interval"]
         rows.append(
             [
-                "nothing" if name == "none" else name,
+                name,
                 number(row["ratio"]),
                 f"{low:.2f} to {high:.2f}",
                 number(row["tokens_per_round"]),

@@ -1,4 +1,4 @@
-"""The tables and the picture of what bench/replay/run.py compared."""
+"""Tables and picture of bench/replay/run.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import matplotlib.pyplot as plt
 
 from bench.report.pages import number, table
 
-PICTURE = "![rate over nodes per round, four machines: fixed settings and the computed one](../pictures/settings.png)"
+PICTURE = "![speed-up over nodes per round on four machines: fixed and computed settings](../pictures/settings.png)"
 GREY, BLUE, RED = "#8c959f", "#0969da", "#cf222e"
 DISTURBED = {
-    "guarded": "nothing wrong, with the guard",
-    "noise": "times 20 % wrong, each by itself: mean",
-    "noise_worst": "the worst of 30 such tables",
+    "guarded": "no error, with the guard",
+    "noise": "each time off by 20 %: mean",
+    "noise_worst": "each time off by 20 %: worst of 30",
     "slope_lower": "slope 20 % lower",
     "slope_higher": "slope 20 % higher",
     "rate_halved": "rate halved",
@@ -23,7 +23,7 @@ DISTURBED = {
 
 
 def replay_tables(result: dict[str, Any]) -> dict[str, str]:
-    """Write what stands between the marks of the page."""
+    """Return the content of each mark of the page."""
     return {
         "replay-prices": prices_table(result),
         "replay-fitted": fitted_tables(result),
@@ -43,19 +43,19 @@ def prices_table(result: dict[str, Any]) -> str:
         shape = [f"{line['level']:.4g}", f"{line['knee']:.1f}", f"{line['slope']:.4f}"]
         rows.append([one["table"], *shape, *cells, str(prices["1"]["width"])])
     of_rows = [f"{rows} row{'s' * (rows != '1')}: nodes, price" for rows in prices]
-    return table(["machine", "level, ms", "knee", "ms/node", *of_rows, "beams"], rows)
+    return table(["machine", "level, ms", "knee, nodes", "slope, ms/node", *of_rows, "beams"], rows)
 
 
 def fitted_tables(result: dict[str, Any]) -> str:
     names = {"all": result["fitted"]["all"]}
-    names |= dict(zip(("one half", "the other"), result["fitted"]["halves"], strict=True))
+    names |= dict(zip(("half 1", "half 2"), result["fitted"]["halves"], strict=True))
     fitted = table(
-        ["fitted on", "rate", "r of the search", "r of lookup", "g"],
+        ["fitted on", "rate", "r, beam search", "r, lookup", "g"],
         [[name, *(f"{value:.2f}" for value in found.values())] for name, found in names.items()],
     )
     shares = result["tables"][0]["right_by_rank"]
     ranks = table(
-        ["node by rank", *shares], [["right, % of rounds", *(f"{100 * s:.1f}" for s in shares.values())]]
+        ["node by rank", *shares], [["correct, % of rounds", *(f"{100 * s:.1f}" for s in shares.values())]]
     )  # fmt: skip
     gains = ", ".join(f"{one['step_gain']:.2f} ({one['table']})" for one in result["tables"])
     return f"{fitted}\n\n{ranks}\n\nMeasured directly, g is {gains}."
@@ -71,7 +71,7 @@ def single_table(result: dict[str, Any]) -> str:
         rates = [number(both[name]) for name in ("today", "fixed", "computed")]
         of_today = f"{both['computed'] / both['today']:.3f}"
         rows.append([one["table"], *rates, ways, of_today, number(oracle)])
-    header = ["x plain, one row", "constants", "best fixed setting", "computed", "either way", "of constants", "oracle"]  # fmt: skip
+    header = ["speed-up over plain, one row", "constants", "best fixed setting", "computed", "computed, each half", "computed / constants", "oracle"]  # fmt: skip
     return table(header, rows)
 
 
@@ -84,7 +84,7 @@ def batches_table(result: dict[str, Any]) -> str:
             rates = [number(both[name]) for name in ("today", "fixed", "computed")]
             shares = [f"{both['computed'] / both[name]:.3f}" for name in ("today", "fixed")]
             rows.append([kind, *rates, *shares])
-    header = ["x plain", "session's rule", "best fixed pair", "computed", "of the rule", "of the pair"]  # fmt: skip
+    header = ["speed-up over plain", "session's rule", "best fixed pair", "computed", "computed / rule", "computed / pair"]  # fmt: skip
     return table(header, rows)
 
 
@@ -94,28 +94,30 @@ def disturbed_table(result: dict[str, Any]) -> str:
         [said, *(f"{one['disturbed'][name]:.3f}" for one in tables)]
         for name, said in DISTURBED.items()
     ]
-    return table(["share of the undisturbed rate", *(one["table"] for one in tables)], rows)
+    return table(["share of the speed-up without errors", *(one["table"] for one in tables)], rows)
 
 
 def gates_text(result: dict[str, Any]) -> str:
     missed = [gate for gate in result["gates"] if not gate["met"]]
-    said = [
-        f"{g['table']}, {g['of']}: {g['found']:.3f} where {g['least']} was the aim" for g in missed
-    ]
-    met = len(result["gates"]) - len(missed)
-    return f"{met} of {len(result['gates'])} aims are met. Missed: {'; '.join(said) or 'none'}."
+    met = f"{len(result['gates']) - len(missed)} of {len(result['gates'])} aims are met."
+    rows = [
+        [f"{g['table']}, {g['of']}".replace(", of the", ", relative to the"), f"{g['found']:.3f}", str(g["least"])]
+        for g in missed
+    ]  # fmt: skip
+    return f"{met}\n\n{table(['missed', 'found', 'aim'], rows)}" if missed else met
 
 
 def texts_line(result: dict[str, Any]) -> str:
-    halves = [", ".join(map(str, half)) for half in result["halves"]]
+    names = ("half 1", "half 2")
+    rows = [[name, ", ".join(map(str, half))] for name, half in zip(names, result["halves"], strict=True)]  # fmt: skip
     return (
-        f"Questions of Spec-Bench: one half {halves[0]}; the other {halves[1]}. Together {result['positions']:,} positions. "
-        f"Recorded in float32 on {result['device']}."
+        f"{table(['', 'questions of Spec-Bench'], rows)}\n\n{result['positions']:,} positions, recorded in float32 on "
+        f"{result['device']}."
     )
 
 
 def draw_settings(result: dict[str, Any], path: Path) -> None:
-    """Rate over nodes per round; a panel per machine."""
+    """Draw the speed-up over nodes per round, a panel per machine."""
     figure, panels = plt.subplots(2, 2, figsize=(11, 7.2))
     for axis, one in zip(panels.flat, result["tables"], strict=True):
         points = one["points"]
@@ -131,7 +133,7 @@ def draw_settings(result: dict[str, Any], path: Path) -> None:
     for axis in panels[1]:
         axis.set_xlabel("nodes per round")
     for axis in panels[:, 0]:
-        axis.set_ylabel("x plain")
+        axis.set_ylabel("speed-up over plain")
     panels[0, 0].legend(frameon=False, loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
