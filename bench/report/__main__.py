@@ -43,6 +43,7 @@ from bench.report.settings.lists import lists_table
 from bench.report.settings.one_factor import factors_table
 from bench.report.settings.replay import draw_settings, replay_tables
 from bench.report.steps import kinds_table, steps_table
+from bench.report.trained.one_budget import budget_tables
 from bench.report.training import PICTURE, draw_training, sizes_table, training_table
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.train.run import REPORT
@@ -62,6 +63,7 @@ def main() -> None:
     report_training_free()
     report_architectures()
     report_second_model()
+    report_one_budget()
     report_bytes()
     report_launches()
     report_compat()
@@ -151,6 +153,16 @@ def report_second_model() -> None:
     compared = RESULTS / "second_model.json"
     if compared.exists():
         fill(DOCS / "use" / "training.md", {"second-model": second_model_page(load(compared))})
+
+
+def report_one_budget() -> None:
+    page, own = DOCS / "results" / "trained.md", {"attention": "the paper's adapter"}
+    for mark, file, names in (
+        ("one-budget", "one_budget", {}),
+        ("variants", "kangaroo_variants", own),
+    ):
+        if (measured := RESULTS / f"{file}.json").exists():
+            fill(page, {mark: budget_tables(load(measured), **names)})
 
 
 def report_bytes() -> None:

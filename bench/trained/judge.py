@@ -1,12 +1,12 @@
-"""What the drafters of `bench.trained.one_budget` give on questions that none of them learned from.
+"""Acceptance and speed of the drafters of `bench.trained.one_budget`, on questions outside their training text.
 
     python -m bench.trained.judge --folder .training/one_budget --json bench/results/one_budget.json
     specdec calibrate .training/one_budget/eagle3 --prompts DEVELOPMENT        # each of them, before the next line
     python -m bench.trained.judge --folder .training/one_budget --json bench/results/one_budget.json --speed
 
-The first writes every text with each drafter at several numbers of nodes, in float32, and counts; everything that a drafter
-can propose is verified. `--speed` times the drafters as they draft by themselves, in turn with the plain loop; nothing else
-may run then. What the file holds is not measured again. A text that differs from the plain loop's ends the run with 1.
+The first command decodes every prompt in float32 with each drafter at several numbers of nodes; a drafter proposes as many
+nodes as it can. `--speed` times the drafters with computed settings, alternating with plain decoding, on an otherwise idle
+machine. Counts that the file holds are kept. The exit status is 1 if a text differs from plain decoding's.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from specdec.session import end_tokens
 NODES = (4, 8, 16, 32)
 PER_CATEGORY = 2
 BEAMS = {"redrafter": "beam_width", "eagle3": "width"}
-"""Settings that the cost table would choose otherwise: another machine would count something else."""
+"""Settings that would follow from the cost table, and so differ between machines."""
 WIDTH = 8
 
 
 def main() -> None:
-    """Measure what is missing in a file of results."""
+    """Measure what a file of results lacks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def training(folder: Path) -> dict[str, Any]:
-    """Tell what a drafter cost."""
+    """Return the cost of a training."""
     report = json.loads((folder / "training.json").read_text())
     spent = json.loads(folder.with_suffix(".json").read_text())
     schedule = report["recipe"]["schedule"]
@@ -92,7 +92,7 @@ def training(folder: Path) -> dict[str, Any]:
 
 
 def wide_drafter(target: Target, folder: Path) -> Drafter:
-    """Load a drafter that proposes all that it can."""
+    """Load a drafter that proposes as many nodes as it can."""
     settings: dict[str, Any] = wide_settings(load_drafter(folder, target))
     method = folder.name.split("-")[0]
     if method in BEAMS:
@@ -108,7 +108,7 @@ def count(
     rows: dict[str, Any],
     keep: Callable[[], None],
 ) -> None:
-    """Write all texts with each drafter and number of nodes."""
+    """Decode all prompts with each drafter and number of nodes."""
     how: dict[str, Any] = {
         "max_new_tokens": NEW,
         "eos_token_ids": end_tokens(target.model.generation_config),
@@ -138,7 +138,7 @@ def count(
 def speeds(
     target: Target, folders: list[Path], prompts: list[list[int]], rows: dict[str, Any]
 ) -> None:
-    """Write all texts with each drafter and with none, in turn, each first every so often."""
+    """Time all prompts with plain decoding and with each drafter, in rotating order."""
     drafters = {"plain": load_drafter("plain", target)}
     drafters |= {folder.name: load_drafter(folder, target) for folder in folders}
     names = list(drafters)

@@ -1,11 +1,12 @@
-"""Train one drafter of the default model on a budget that is the same for all methods.
+"""Train one drafter of the default model; the budget of text is the same for all methods.
 
     python -m bench.trained.one_budget text --folder .training/one_budget
     python -m bench.trained.one_budget eagle3 --folder .training/one_budget
     python -m bench.trained.one_budget kangaroo-mlp --answer-tokens 100000 --folder .training/variants
 
-`text` chooses the conversations and collects the hidden states that all trainings read. A training runs in one thread, goes
-on after a kill, and leaves the drafter and what it cost in FOLDER/METHOD. `bench.trained.judge` measures the drafters.
+`text` chooses the conversations and collects the hidden states that all trainings read. A training runs in one thread and
+resumes after an interruption. The drafter is in FOLDER/METHOD, its cost in FOLDER/METHOD.json. `bench.trained.judge` measures
+the drafters.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from specdec.train.run import Recipe, train_drafter
 
 STORE = ROOT / "bench" / "training" / "self_text.db"
 EXIT_LAYER = 5
-"""Kangaroo's, as shipped."""
+"""Of the shipped Kangaroo."""
+EPOCHS = 2
 
 
 def recipes(target: Target) -> dict[str, tuple[Any, Schedule]]:
-    """Say per method its shape, which is the default of `specdec train`, and how it learns."""
+    """Return per method the default shape of `specdec train`, and a schedule."""
     width, heads = target.config.hidden_size, target.config.num_attention_heads
     kangaroo = KangarooConfig(
         hidden_size=width, heads=heads, kv_heads=heads, head_dim=width // heads, exit_layer=EXIT_LAYER
@@ -64,9 +66,6 @@ def recipes(target: Target) -> dict[str, tuple[Any, Schedule]]:
     }  # fmt: skip
 
 
-EPOCHS = 2
-
-
 def main() -> None:
     """Choose text, or train a drafter."""
     parser = argparse.ArgumentParser(
@@ -74,7 +73,9 @@ def main() -> None:
     )
     parser.add_argument("method")
     parser.add_argument("--answer-tokens", type=int, default=200_000)
-    parser.add_argument("--folder", type=Path, required=True, help="keeps what is unfinished")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="of features, training states and drafters"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -105,20 +106,20 @@ def main() -> None:
 
 
 class Spent:
-    """What a training costs, over all its runs."""
+    """Processor time and peak memory of a training, over all its runs."""
 
     def __init__(self, path: Path) -> None:
-        """Go on from what earlier runs left in a file."""
+        """Read what earlier runs wrote to a file."""
         self.path = path
         self.before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
 
     def tell(self, what: str, done: int, total: int, figures: dict[str, float]) -> None:
-        """Print how far it is, and keep the seconds."""
+        """Print the progress and save the seconds."""
         print(what, done, total, {k: round(v, 3) for k, v in figures.items()}, flush=True)
         self.keep({})
 
     def keep(self, more: dict[str, int]) -> None:
-        """Write down seconds of the processor, and the most memory this process held."""
+        """Save processor seconds and the peak memory of this process."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         seconds = self.before + time.process_time()
         self.path.write_text(json.dumps({"seconds": seconds, "peak_bytes": peak, **more}) + "\n")

@@ -31,7 +31,7 @@ def budget_tables(result: dict[str, Any], *, attention: str = "Kangaroo") -> str
     sizes = sorted({int(n) for row in methods.values() for n in row.get("nodes", ())})
     widest = str(sizes[-1])
     cost = table(
-        ["drafter", "parameters", "minutes of one thread", "peak memory, GB", "epochs", "batch"],
+        ["drafter", "parameters", "CPU minutes, one thread", "peak memory, GB", "epochs", "batch"],
         [
             [
                 names[name],
@@ -65,18 +65,18 @@ def budget_tables(result: dict[str, Any], *, attention: str = "Kangaroo") -> str
     runs = sum(len(row["nodes"]) for row in methods.values())
     lines = [
         f"Text: {text['conversations']:,} conversations, {text['answer_tokens']:,} answer tokens, "
-        f"{text['tokens']:,} tokens. One pass of the target over it took {text['seconds'] / 60:.0f} minutes of two threads "
-        "together and is not part of the minutes below.",
+        f"{text['tokens']:,} tokens. The target's pass over it took {text['seconds'] / 60:.0f} CPU minutes, which are not "
+        "part of those below.",
         cost,
         gains,
         ctar,
-        f"{result['prompts']} questions, {result['max_new_tokens']} tokens each. All texts equal plain decoding's in "
+        f"float32, {result['prompts']} questions, {result['max_new_tokens']} tokens each. All texts equal plain decoding's in "
         f"{equal} of {runs} runs. {machine_line(machine)}",
     ]
     if all("speed" in row for row in methods.values()):
         lines += [
             table(
-                ["computed settings", "x plain", "95 % interval", "tokens per round", "nodes per round", "draft, ms"],
+                ["computed settings", "speed-up over plain", "95 % interval", "tokens per round", "nodes per round", "draft, ms"],
                 [
                     [
                         names[name],
@@ -89,6 +89,6 @@ def budget_tables(result: dict[str, Any], *, attention: str = "Kangaroo") -> str
                     for name, row in methods.items()
                 ],
             ),
-            f"Speed: {machine_line(result['speed_machine'])}",
+            f"Speed, float32: {machine_line(result['speed_machine'])}",
         ]  # fmt: skip
     return "\n\n".join(lines)
