@@ -22,6 +22,7 @@ wheels = pytest.importorskip("hatchling.builders.wheel")
 
 def run(*command, cwd):
     settings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    settings["OMP_NUM_THREADS"] = "1"  # threads of other tests do not slow a tiny model's passes
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=settings, capture_output=True, text=True, check=False
     )  # fmt: skip
