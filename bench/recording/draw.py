@@ -141,7 +141,8 @@ def draw_recording(recording: dict[str, Any], path: Path) -> None:
         drawn, end = pane(way, run, movie, longest, top)
         body.append(drawn)
         top = end + 16
-    device = f"{machine['device']}, {machine['threads']} threads"
+    threads = machine["threads"]
+    device = f"{machine['device']}, {threads} thread{'s' * (threads != 1)}"
     legend, same = (
         "accepted draft tokens",
         "the same tokens" if recording["same_text"] else "different texts",
