@@ -23,19 +23,19 @@ from bench.report.comparison import (
     efficiency_table,
     medians_table,
     methods_table,
-    readme_table,
     stages_table,
 )
 from bench.report.compat import compat_table
 from bench.report.dedup import dedup_table, draw_dedup
 from bench.report.free.methods import equal_nodes_table, free_categories, free_table
+from bench.report.front.page import front_page
 from bench.report.gpu.page import gpu_page
 from bench.report.gpu.targets import bounds_table
 from bench.report.launches import launches_tables
 from bench.report.lean_layers import bound_table, passes_table, texts_table
 from bench.report.ops import ops_page
 from bench.report.overview.headlines import headlines_table
-from bench.report.pages import DOCS, README, fill, machine_line
+from bench.report.pages import DOCS, fill, machine_line
 from bench.report.sampling import batches_table, coupled_table, equality_table, speed_table
 from bench.report.second import second_model_page
 from bench.report.self_text import value_table, writing_table
@@ -55,6 +55,7 @@ DTYPES = ("float32", "bfloat16")
 
 def main() -> None:
     matplotlib.use("Agg")
+    front_page(RESULTS)
     report_comparison()
     report_training()
     report_self_text()
@@ -85,7 +86,6 @@ def report_comparison() -> None:
     exact = load(RESULTS / "spec_bench_cpu_bfloat16_exact.json")
     draw_speedups(spec_bench, PICTURES / "speedups.png")
     both = {**spec_bench, "bfloat16, exact": exact}
-    fill(README, {"results": readme_table(both)})
     fill(
         DOCS / "results" / "cpu.md",
         {

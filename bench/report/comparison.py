@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from bench.report.pages import machine_line, number, table
+from bench.report.pages import number, table
 from specdec.evaluate.method_names import PLAIN, TRANSFORMERS
 from specdec.evaluate.runs import Run, decode_speedup, efficiency
 
@@ -73,31 +73,6 @@ def draw_speedups(results: dict[str, Result], path: Path) -> None:
     figure.tight_layout(rect=(0, 0, 1, 0.96 if len(methods) <= 4 else 0.93))
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def readme_table(results: dict[str, Result]) -> str:
-    rows = [
-        [
-            dtype,
-            LABELS.get(method, method),
-            f"{row['tokens_per_second']:.1f}",
-            number(row["speedup_vs_transformers"]),
-            number(row["tokens_per_round"]),
-            f"{row['identical']} of {row['answers']}",
-        ]
-        for dtype, result in results.items()
-        for method, row in ((m, result["summary"][m]) for m in methods_of(result))
-    ]
-    header = [
-        "dtype",
-        "method",
-        "tokens/s",
-        "speed-up over transformers",
-        "tokens/round",
-        "identical texts",
-    ]
-    machine = machine_line(next(iter(results.values()))["machine"])
-    return f"{table(header, rows)}\n\n{machine}"
 
 
 def methods_table(results: dict[str, Result]) -> str:

@@ -40,8 +40,8 @@ def test_a_comparison_is_told_for_the_methods_that_are_there(methods, tmp_path):
     report.draw_speedups(results, tmp_path / "speedups.png")
     assert (tmp_path / "speedups.png").stat().st_size > 10_000
     rows = len(methods) + 2
-    for text in (report.readme_table(results), report.methods_table(results)):
-        assert sum(line.startswith("|") for line in text.splitlines()) == 2 + rows
+    table = report.methods_table(results)
+    assert sum(line.startswith("|") for line in table.splitlines()) == 2 + rows
     assert len(report.categories_table("float32", result).splitlines()) == 2 + 13 + 1
     drafters = [m for m in methods if m != "plain" and not m.startswith("transformers")]
     assert len(report.efficiency_table({"float32": result}).splitlines()) == 2 + len(drafters)
