@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hatchling.builders.wheel import WheelBuilder
 
 import specdec
 from tiny import letters, tiny_model
 
 ROOT = Path(__file__).parents[1]
-wheels = pytest.importorskip("hatchling.builders.wheel")
 
 
 def run(*command, cwd):
@@ -33,7 +33,7 @@ def run(*command, cwd):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
-    builder = wheels.WheelBuilder(str(ROOT))
+    builder = WheelBuilder(str(ROOT))
     (built,) = builder.build(directory=str(folder), versions=["standard"])
     return Path(built)
 
