@@ -9,14 +9,15 @@ TRAINING := --features .training/features
 SHIPPED := specdec/drafters/shipped
 EXIT_LAYER := 5
 
-.PHONY: help demo test test-all check pins bench bench-report bench-decoding training-free bytes launches aot compat gpu data train second-model
+.PHONY: help demo test test-all check docs pins bench bench-report bench-decoding training-free bytes launches aot compat gpu data train second-model
 
 define HELP
 Use it
   demo            write a text, and the same by the plain loop and by transformers
 Know that it is right
   test            the suite; test-all runs every case of it
-  check           linter, formatter, types
+  check           linter, formatter, types, links of the docs
+  docs            the site of the docs, in site/
   compat          with the newest, an older and unpinned libraries; 45 minutes
   aot             compile every kernel for every GPU it is meant for; no GPU needed
 Measure (bench/README.md says what is where)
@@ -40,10 +41,15 @@ demo: .venv/installed
 test test-all: .venv/installed-tilelens
 	$(BIN)/python -m pytest -n auto --dist worksteal $(if $(filter test-all,$@),--all)
 
-check: .venv/installed-dev
+check: .venv/installed-docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zensical build --clean --strict
+
+# The site from docs/ and docstrings, without a network; a broken link or anchor is an error.
+docs: .venv/installed-docs
+	$(BIN)/zensical build --clean --strict
 
 # The newest of everything beside what constraints.txt and specdec/sources/releases.py fix; then `make test`.
 pins: .compat/uv/installed
@@ -182,6 +188,10 @@ $(SECOND_FOLDER)/kangaroo/training.json: $(SECOND_FOLDER)/text.db $(SECOND_FOLDE
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench,dev]'
+	touch $@
+
+.venv/installed-docs: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 # Counts bytes and proves bounds. What it declares for its web pages and for other compilers is not needed: 1.4 GB.

@@ -48,8 +48,9 @@ def resolve(requirements: list[str], constraints: str) -> list[str]:
         fixed.write_text(constraints, encoding="utf-8")
         beside.write_text("\n".join(requirements), encoding="utf-8")
         command = [
-            sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", str(beside), "--extra=bench", "--extra=dev",
-            "--universal", f"--python-version={OLDEST_PYTHON}", "--fork-strategy=fewest", f"--constraint={fixed}",
+            sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", str(beside),
+            "--extra=bench", "--extra=dev", "--extra=docs", "--universal",
+            f"--python-version={OLDEST_PYTHON}", "--fork-strategy=fewest", f"--constraint={fixed}",
             "--only-binary=:all:", "--no-annotate", "--no-header", "--quiet",
         ]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)

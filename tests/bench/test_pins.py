@@ -51,7 +51,14 @@ def needed(requirement, found):
 
 @pytest.mark.parametrize(
     "wanted",
-    ["specdec-kernels[bench,dev]", "hatchling", "editables", "tilelens", "anytree", "ml-dtypes"],
+    [
+        "specdec-kernels[bench,dev,docs]",
+        "hatchling",
+        "editables",
+        "tilelens",
+        "anytree",
+        "ml-dtypes",
+    ],
 )
 def test_everything_that_is_installed_is_pinned(wanted):
     found = set()
