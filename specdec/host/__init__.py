@@ -1,1 +1,1 @@
-"""What the host does beside tensors: files, locks, messages, imports that wait."""
+"""Host utilities: files, locks, messages and lazy imports."""

@@ -1,4 +1,4 @@
-"""ReDrafter's model: its shape, its recurrent state, its blocks and its head."""
+"""ReDrafter's draft model: configuration, recurrent state, residual blocks and head."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ AUTHORS_TOP = 50
 
 @dataclass(frozen=True, slots=True)
 class ReDrafterConfig:
-    """The shape of a draft model, and how it drafts."""
+    """The shape of a draft model, and its drafting settings."""
 
     hidden_size: int
-    """E, of the target."""
+    """E, the target's hidden size."""
     exit_dim: int
-    """X, width of the residual blocks; 2E in the paper, anything else adds a projection."""
+    """X, width of the residual blocks; 2E in the paper, another width adds a projection."""
     residual_blocks: int = 2
     rnn: bool = True
-    """Whether the state is recurrent; otherwise it is a running sum of embeddings."""
+    """Whether the state is recurrent; False for a running sum of embeddings."""
     tied_head: bool = False
-    """Whether the head is the target's, behind a projection `X -> E`; otherwise it is the drafter's own."""
+    """Whether the head is the target's, after a projection `X -> E`; False for a head of its own."""
     top_rule: int | None = None
-    """Probabilities are those among so many likeliest tokens, 50 in the authors' code; None for all."""
+    """Normalise probabilities over this many most likely tokens, 50 in the authors' code; None for all tokens."""
     trained_length: int = 5
-    """Tokens ahead that the model was trained for."""
+    """Number of tokens ahead that the model was trained for."""
     beam_width: int | None = None
-    """W, 1 to 64; None for what this machine makes of it."""
+    """W, beams, 1 to 64; None derives it from the cost table."""
     draft_length: int = 5
-    """Most tokens drafted behind the root; the authors' beam length counts the root too."""
+    """Most tokens drafted after the root; the authors' beam length counts the root too."""
     keep: str = "expanded"
-    """Which nodes are verified: those of the final beams (`final`, as the authors) or of every beam there was."""
+    """Nodes to verify: those of the final beams (`final`, as the authors) or of all beams of all steps (`expanded`)."""
     min_prob: float | None = None
-    """Cumulative probability under which a node is not worth verifying; 0 for the authors' way, None as above."""
+    """Least cumulative probability of a verified node; 0 as the authors, None derives it from the cost table."""
     min_step_prob: float | None = None
-    """Probability of all beams, on average over rows, under which a further step is not worth its time; likewise."""
+    """Least probability of all beams, averaged over rows, for another step; 0 as the authors, None as above."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -63,7 +63,7 @@ class ReDrafterConfig:
 
 
 class ReDrafterModel(nn.Module):
-    """Recurrent step, residual blocks and what turns features into tokens."""
+    """The recurrent step, the residual blocks and the head."""
 
     draft_vocabulary: Tensor | None
 
@@ -73,12 +73,12 @@ class ReDrafterModel(nn.Module):
         vocabulary_size: int,
         draft_vocabulary: Tensor | None = None,
     ) -> None:
-        """Make a model with random weights.
+        """Create a model with random weights.
 
         Args:
             config: its shape.
-            vocabulary_size: of the target.
-            draft_vocabulary: `[Vd]` int64, ascending, the only tokens it can draft; None for all.
+            vocabulary_size: the target's V.
+            draft_vocabulary: `[Vd]` int64, ascending, the tokens that it can draft; None for all.
 
         Raises:
             ValueError: if the draft vocabulary is not ascending ids of the vocabulary.
@@ -94,19 +94,19 @@ class ReDrafterModel(nn.Module):
         )
         size = vocabulary_size if draft_vocabulary is None else len(draft_vocabulary)
         out = config.hidden_size if config.tied_head else size
-        # With a tied head the first half of the head; without one, all of it.
+        # The projection before a tied head, or the head itself.
         self.output = nn.Linear(config.exit_dim, out, bias=False)
         self.register_buffer("draft_vocabulary", draft_vocabulary)
 
     def forward(self, embedded: Tensor, context: Tensor) -> Tensor:
-        """Draft with given tokens, for training: all steps at once.
+        """Run all steps at once on given tokens, for training.
 
         Args:
-            embedded: `[T, P, E]`, embeddings of the T tokens behind each of P positions.
-            context: `[P, E]`, the target's hidden states there.
+            embedded: `[T, P, E]`, embeddings of the T tokens after each of P positions.
+            context: `[P, E]`, the target's hidden states at the positions.
 
         Returns:
-            `[T, P, E or X]`, what the head reads.
+            `[T, P, E or X]`, the head's input.
         """
         part = self.step.context_part(context)
         state = self.step.initial_state(context)
@@ -117,13 +117,13 @@ class ReDrafterModel(nn.Module):
         return self.head_input(torch.stack(steps))
 
     def head_input(self, features: Tensor) -> Tensor:
-        """Turn features `[..., X]` into what the head reads: the target's own wants them in its width."""
+        """Turn features `[..., X]` into the head's input; a tied head needs width E."""
         projected: Tensor = self.output(features) if self.config.tied_head else features
         return projected
 
 
 def check_draft_vocabulary(ids: Tensor | None, vocabulary_size: int) -> None:
-    """Raise ValueError unless `ids` are ascending ids of a vocabulary, or None."""
+    """Raise ValueError unless `ids` is None or ascending ids of a vocabulary."""
     if ids is None:
         return
     if (

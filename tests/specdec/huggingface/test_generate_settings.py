@@ -17,7 +17,9 @@ import specdec
 from specdec.model.target import Target
 from tiny import VOCABULARY, letters, random_prompt, tiny_model
 
-TABLE = (Path(__file__).parents[3] / "docs/use/generate.md").read_text().split("<!-- settings -->")[1]
+TABLE = (
+    (Path(__file__).parents[3] / "docs/use/generate.md").read_text().split("<!-- settings -->")[1]
+)
 CLAIMS = ("honoured", "refused", "without effect")
 ROWS = re.findall(rf"^\| (.*?) \| ({'|'.join(CLAIMS)})\b.* \|$", TABLE, re.MULTILINE)
 SETTINGS = {name: claim for names, claim in ROWS for name in re.findall(r"`(\w+)", names)}
