@@ -142,7 +142,7 @@ def test_second_writer_and_readers_are_rejected_while_a_writer_is_open(
             ("data", "--stats", path, "--model", tiny_folder),
         ):
             line = run(*command, code=2).err.splitlines()[-1]
-            assert line == (f"specdec: store: expected one that nobody else uses, got {path}")
+            assert line == (f"specdec: store: expected one not in use, got {path}")
     assert path.read_bytes() == before
     run(*append(path, 60))
 

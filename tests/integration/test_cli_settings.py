@@ -43,9 +43,9 @@ def test_explain_says_what_pays_what_each_drafter_did_and_whether_drafting_stopp
 ):
     how = ("--model", tiny_folder, "--max-new-tokens", 40, "--drafter", "suffix+recycling")
     said = run("generate", "w5 w6 w5 w6", *how, "--explain").out
-    assert "what pays here" in said and "tokens drafted" in said
+    assert "costs here" in said and "tokens drafted" in said
     assert said.count("suffix") >= 2 and said.count("recycling") >= 2
-    assert "drafting paid" in said or "drafting stopped after round" in said
+    assert "drafting paid" in said or "drafting paused after round" in said
     assert "tokens drafted" in run("generate", "w5", *how[:-1], "plain", "--explain").out
 
 

@@ -110,7 +110,7 @@ def test_a_description_of_a_smaller_vocabulary_is_an_error(tmp_path):
 def test_a_store_of_another_vocabulary_or_tokenizer_takes_nothing(tmp_path):
     made(tmp_path / "s", tokenizer="a" * 64)
     before = contents(tmp_path / "s")
-    with pytest.raises(ValueError, match="store: expected one of 9 ids, got one of 8"):
+    with pytest.raises(ValueError, match="store: expected a vocabulary of 9, got 8"):
         build_datastore(tmp_path / "s", TEXTS, vocabulary_size=9, add=True)
     with pytest.raises(ValueError, match="store: expected ids of the tokenizer bbb"):
         made(tmp_path / "s", tokenizer="b" * 64, add=True)
@@ -120,7 +120,7 @@ def test_a_store_of_another_vocabulary_or_tokenizer_takes_nothing(tmp_path):
 
 def test_a_store_that_is_being_written_is_refused(tmp_path):
     made(tmp_path / "s")
-    with FileLock(tmp_path / "s" / ".lock"), pytest.raises(ValueError, match="store: expected one that nobody else writes"):  # fmt: skip
+    with FileLock(tmp_path / "s" / ".lock"), pytest.raises(ValueError, match="store: expected one without another writer"):  # fmt: skip
         made(tmp_path / "s", add=True)
     made(tmp_path / "s", add=True)
 
@@ -173,7 +173,10 @@ def test_a_truncated_or_changed_file_is_an_error_that_names_it(tmp_path):
         for changed, said in (
             (whole[:-1], f"expected {len(whole)} bytes in .*{end}, got {len(whole) - 1}"),
             (whole + b"x", f"got {len(whole) + 1}"),
-            (whole[:3] + bytes([whole[3] ^ 1]) + whole[4:], f"{end} as it was written"),
+            (
+                whole[:3] + bytes([whole[3] ^ 1]) + whole[4:],
+                f"{end} unchanged, got another checksum",
+            ),
         ):
             file.write_bytes(changed)
             with pytest.raises(

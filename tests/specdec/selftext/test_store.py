@@ -88,7 +88,7 @@ def test_store_of_another_target_is_rejected_unchanged(tmp_path):
         store.add(store.begin({}, {}), [record(0)])
     before = path.read_bytes()
     with (
-        pytest.raises(ValueError, match="store: expected one of text by .*llama.*, got one by"),
+        pytest.raises(ValueError, match="store: expected text of .*llama.*, got text of"),
         Store.write(path, {**FACTS, "layers": 3}),
     ):
         pass
