@@ -161,9 +161,8 @@ class Session:
             picker: chooses tokens from the target's logits; `PathPicker` or `TreeSampler` to sample, None for greedy.
             stops: further stopping criterion, called for each new token.
             copies: texts per prompt, which is read once; row `p * copies + c` is copy c of prompt p.
-            rows_at_once: most rows generated, and held in memory, at the same time. The others wait and start in order
-                as rows end; then all prompts are read from the beginning, once for the copies that start together.
-                None for all rows.
+            rows_at_once: most rows generated, and held in memory, at the same time; None for all. The others wait and
+                start in order as rows end; all prompts are then read from the beginning, once for copies that start together.
             max_nodes: most nodes verified per row and round in this call, 1 to 256, or one number per text; 1 drafts
                 nothing, None uses the session's.
             metrics: counts and times are added to it.

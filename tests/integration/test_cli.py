@@ -50,7 +50,7 @@ def test_bench_saves_every_run_and_reports_identical_tokens(tiny_folder, run, tm
     assert list(tmp_path.iterdir()) == [saved]
 
 
-def test_bench_of_a_batch_writes_lists_and_compares_with_texts_alone(tiny_folder, run, tmp_path):
+def test_bench_batch_compares_listed_texts_with_single_texts(tiny_folder, run, tmp_path):
     saved = tmp_path / "runs.json"
     arguments = (
         "--model", tiny_folder, "--limit", 3, "--max-new-tokens", 6, "--json", saved, "--batch", 2,

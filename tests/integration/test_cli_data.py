@@ -105,7 +105,7 @@ def test_merging_the_same_files_twice_adds_nothing(append, run, tmp_path, tiny_f
     assert row == ["│", "conversations", "│", f"{count}", "│", "3", "│"]
 
 
-def test_file_that_is_no_store_is_rejected_unchanged(append, refused, tmp_path):
+def test_file_of_another_format_is_rejected_unchanged(append, refused, tmp_path):
     path, other = tmp_path / "notes", tmp_path / "other.db"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE model (facts TEXT)")

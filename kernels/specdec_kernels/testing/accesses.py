@@ -27,20 +27,20 @@ ADDRESS = np.uint64((1 << 48) - 1)
 
 @dataclass(slots=True)
 class Operand:
-    """A tensor that a launch is given."""
+    """A tensor argument of a launch."""
 
     name: str
-    """Of the kernel's argument."""
+    """Name of the kernel's argument."""
     address: int
     itemsize: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     footprint: np.ndarray
-    """Which numbers from its first to its last in memory are its own: strides may leave out some."""
+    """Mask of the numbers between its first and last address that belong to it; strides may skip some."""
     reads: np.ndarray
-    """How often each of them was loaded."""
+    """Number of loads of each."""
     writes: np.ndarray
-    """How often each of them was stored."""
+    """Number of stores of each."""
 
     @property
     def size(self) -> int:

@@ -78,7 +78,7 @@ def test_changed_weights_are_used_for_the_next_text(change, prepack):
     assert after != before, "a change that shows nothing"
 
 
-def test_changes_of_inference_mode_weights_are_noticed():
+def test_changed_inference_mode_weights_are_detected():
     with torch.inference_mode():
         model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
         for parameter in model.parameters():
