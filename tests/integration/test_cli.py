@@ -67,7 +67,7 @@ def test_bench_batch_compares_listed_texts_with_single_texts(tiny_folder, run, t
     last = said.err.splitlines()[-1]
     assert last.startswith("runs 15/15 ")  # the reference's three with them
     error = run("bench", "--prompts", QUESTIONS, "--batch", 2, "--turns", 2, code=2).err
-    assert "batch: expected none with 2 turns, which wait for answers, got 2" in error
+    assert "batch: expected none with 2 turns, as a turn needs the answer before it, got 2" in error
 
 
 def test_bench_exits_with_1_when_an_answer_differs(tiny_folder, run, monkeypatch):

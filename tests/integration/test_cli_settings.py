@@ -76,4 +76,4 @@ def test_calibrate_saves_the_calibration_in_the_checkpoint_folder(tiny_folder, r
 @pytest.mark.parametrize("name", ["mixed", "lookup+suffix", "auto", "plain"])
 def test_calibrating_a_union_is_rejected(tiny_folder, refused, name):
     line = refused("calibrate", name, "--prompts", QUESTIONS, "--model", tiny_folder)
-    assert "drafter: expected one that drafts by itself" in line
+    assert "drafter: expected a single drafter" in line

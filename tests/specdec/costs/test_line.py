@@ -85,7 +85,7 @@ def test_two_sizes_are_enough():
 
 @pytest.mark.parametrize("points", [[], [(1, 2.0)], [(4, 2.0), (4, 3.0)]], ids=len)
 def test_fewer_than_two_sizes_are_rejected(points):
-    with pytest.raises(ValueError, match="points: expected two numbers of nodes or more"):
+    with pytest.raises(ValueError, match="points: expected two or more numbers of nodes"):
         CostLine.fit(points)
 
 
