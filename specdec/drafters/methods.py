@@ -72,24 +72,24 @@ METHODS = {
         argument="NAME",
     ),
     "redrafter": Method(
-        "a ReDrafter, a recurrent model that drafts beams, by local distillation",
+        "a ReDrafter (recurrent draft model with beam search) by local distillation",
         settings=("beam_width", "draft_length", "keep", "min_prob", "min_step_prob", "top_rule"),
         trained=True,
         renamed={"least": "min_prob", "least_step": "min_step_prob"},
     ),
     "medusa": Method(
-        "a Medusa, one head per token ahead, by self-distillation",
+        "Medusa heads (one per position ahead) by self-distillation",
         settings=("tree", "ranks", "draft_length", "min_prob"),
         trained=True,
     ),
     "kangaroo": Method(
-        "a Kangaroo, an adapter after the target's first layers, by self-distillation",
+        "a Kangaroo adapter (early exit after the target's first layers) by self-distillation",
         settings=("eta", "gamma"),
         trained=True,
         alone=True,
     ),
     "eagle3": Method(
-        "an EAGLE-3, a decoder layer that reads several of the target's layers, by training-time test",
+        "an EAGLE-3 head (a decoder layer on the hidden states of several target layers) by training-time test",
         settings=("depth", "width", "min_prob", "min_step_prob"),
         trained=True,
     ),

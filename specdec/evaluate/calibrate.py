@@ -118,6 +118,6 @@ def calibrate(
 
 
 def _wide(drafter: Drafter) -> dict[str, float]:
-    """Return the settings with which a drafter proposes as much as it can."""
+    """Return the settings with which a drafter proposes all that it can."""
     method = next(m for m in METHODS if type(drafter).__module__.endswith(f".{m}"))
     return {name: value for name, value in WIDE.items() if name in METHODS[method].settings}

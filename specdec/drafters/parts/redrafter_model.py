@@ -1,4 +1,4 @@
-"""ReDrafter's draft model: configuration, recurrent state, residual blocks and head."""
+"""ReDrafter's draft model: configuration, recurrent step, residual blocks and head."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ AUTHORS_TOP = 50
 
 @dataclass(frozen=True, slots=True)
 class ReDrafterConfig:
-    """The shape of a draft model, and its drafting settings."""
+    """Shape of a draft model and its draft settings."""
 
     hidden_size: int
     """E, the target's hidden size."""
     exit_dim: int
-    """X, width of the residual blocks; 2E in the paper, another width adds a projection."""
+    """X, width of the residual blocks; 2E in the paper, other widths add a projection."""
     residual_blocks: int = 2
     rnn: bool = True
-    """Whether the state is recurrent; False for a running sum of embeddings."""
+    """True for a recurrent state, False for a running sum of embeddings."""
     tied_head: bool = False
-    """Whether the head is the target's, after a projection `X -> E`; False for a head of its own."""
+    """True for the target's head behind a projection `X -> E`, False for a separate head."""
     top_rule: int | None = None
-    """Normalise probabilities over this many most likely tokens, 50 in the authors' code; None for all tokens."""
+    """Normalise over this many likeliest tokens, 50 in the authors' code; None for all."""
     trained_length: int = 5
-    """Number of tokens ahead that the model was trained for."""
+    """Number of draft steps in training."""
     beam_width: int | None = None
-    """W, beams, 1 to 64; None derives it from the cost table."""
+    """W, 1 to 64; None: computed from the cost table."""
     draft_length: int = 5
-    """Most tokens drafted after the root; the authors' beam length counts the root too."""
+    """Maximum draft length, without the root; the authors' beam length includes it."""
     keep: str = "expanded"
     """Nodes to verify: those of the final beams (`final`, as the authors) or of all beams of all steps (`expanded`)."""
     min_prob: float | None = None
-    """Least cumulative probability of a verified node; 0 as the authors, None derives it from the cost table."""
+    """Minimum cumulative probability of a proposed node; 0 as the authors, None: computed from the cost table."""
     min_step_prob: float | None = None
-    """Least probability of all beams, averaged over rows, for another step; 0 as the authors, None as above."""
+    """Minimum summed probability of the beams, averaged over rows, for another step; 0 and None as above."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -63,7 +63,7 @@ class ReDrafterConfig:
 
 
 class ReDrafterModel(nn.Module):
-    """The recurrent step, the residual blocks and the head."""
+    """Recurrent step, residual blocks and output projection or head."""
 
     draft_vocabulary: Tensor | None
 
@@ -76,9 +76,9 @@ class ReDrafterModel(nn.Module):
         """Create a model with random weights.
 
         Args:
-            config: its shape.
-            vocabulary_size: the target's V.
-            draft_vocabulary: `[Vd]` int64, ascending, the tokens that it can draft; None for all.
+            config: shape of the model.
+            vocabulary_size: V of the target.
+            draft_vocabulary: `[Vd]` int64, ascending, the only tokens it can draft; None for all.
 
         Raises:
             ValueError: if the draft vocabulary is not ascending ids of the vocabulary.
@@ -94,19 +94,19 @@ class ReDrafterModel(nn.Module):
         )
         size = vocabulary_size if draft_vocabulary is None else len(draft_vocabulary)
         out = config.hidden_size if config.tied_head else size
-        # The projection before a tied head, or the head itself.
+        # The projection before a tied head, or a separate head.
         self.output = nn.Linear(config.exit_dim, out, bias=False)
         self.register_buffer("draft_vocabulary", draft_vocabulary)
 
     def forward(self, embedded: Tensor, context: Tensor) -> Tensor:
-        """Run all steps at once on given tokens, for training.
+        """Run all draft steps on given tokens, for training.
 
         Args:
-            embedded: `[T, P, E]`, embeddings of the T tokens after each of P positions.
-            context: `[P, E]`, the target's hidden states at the positions.
+            embedded: `[T, P, E]`, embeddings of the T tokens behind each of P positions.
+            context: `[P, E]`, the target's hidden states there.
 
         Returns:
-            `[T, P, E or X]`, the head's input.
+            `[T, P, E or X]`, inputs of the head.
         """
         part = self.step.context_part(context)
         state = self.step.initial_state(context)
@@ -117,13 +117,13 @@ class ReDrafterModel(nn.Module):
         return self.head_input(torch.stack(steps))
 
     def head_input(self, features: Tensor) -> Tensor:
-        """Turn features `[..., X]` into the head's input; a tied head needs width E."""
+        """Return the input of the head for features `[..., X]`: projected to E for a tied head."""
         projected: Tensor = self.output(features) if self.config.tied_head else features
         return projected
 
 
 def check_draft_vocabulary(ids: Tensor | None, vocabulary_size: int) -> None:
-    """Raise ValueError unless `ids` is None or ascending ids of a vocabulary."""
+    """Raise ValueError unless `ids` are ascending ids of a vocabulary, or None."""
     if ids is None:
         return
     if (
