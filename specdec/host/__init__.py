@@ -1,1 +1,1 @@
-"""Host utilities: files, locks, messages and lazy imports."""
+"""What the host does beside tensors: files, locks, messages, imports that wait."""

@@ -32,7 +32,7 @@ def saved(*methods):
     ],
     ids=len,
 )  # fmt: skip
-def test_comparison_is_reported_for_available_methods(methods, tmp_path):
+def test_a_comparison_is_told_for_the_methods_that_are_there(methods, tmp_path):
     from bench.report import comparison as report
 
     result = saved(*methods)
@@ -48,7 +48,7 @@ def test_comparison_is_reported_for_available_methods(methods, tmp_path):
     assert len(report.stages_table({"float32": result}).splitlines()) == 2 + 1 + len(drafters)
 
 
-def test_training_is_reported_by_epochs(tmp_path):
+def test_a_training_is_told_by_epochs(tmp_path):
     from bench.report import training as report
 
     log = [
@@ -69,7 +69,7 @@ def test_training_is_reported_by_epochs(tmp_path):
     assert (tmp_path / "training.png").exists()
 
 
-def test_second_model_is_reported_with_available_times():
+def test_the_second_model_is_told_with_the_times_that_there_are():
     from bench.report.second import second_model_page
 
     def row(**figures):
@@ -111,7 +111,7 @@ def test_second_model_is_reported_with_available_times():
     assert "| transformers | - | - | - | 13/13 | 0 | 0 | - | - | 20.0 | 1.00 | 2.00 |" in page
 
 
-def test_text_outside_the_marks_of_a_page_is_kept(tmp_path):
+def test_a_page_keeps_what_is_outside_its_marks(tmp_path):
     from bench.report.pages import fill
 
     page = tmp_path / "page.md"
@@ -122,7 +122,7 @@ def test_text_outside_the_marks_of_a_page_is_kept(tmp_path):
         fill(page, {"b": "new"})
 
 
-def test_figures_without_a_cpu_class_are_marked():
+def test_figures_without_a_class_of_cpu_say_so():
     from bench.report.pages import classed
 
     assert classed("bf16; cpu (AMD EPYC), 2 threads") == (
