@@ -1,4 +1,4 @@
-"""What a person sees: answers, tables, and one line for every mistake."""
+"""Output of commands: answers, tables, and one line per error."""
 
 import io
 import json

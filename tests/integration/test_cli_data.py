@@ -1,4 +1,4 @@
-"""The command `data`: a store grows, goes on after a stop, and keeps what was complete, whatever happens meanwhile."""
+"""The command `data`: stores grow, resume after interruptions, and keep complete records."""
 
 import json
 import sqlite3

@@ -1,4 +1,4 @@
-"""The command `datastore`: from files to a store, and one line for what cannot be."""
+"""The command `datastore`: builds stores from files; one line per error."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What people give a command by mistake: each is one line, exit code 2, and nothing is changed."""
+"""Wrong input of commands: one error line, exit code 2, and no changed files."""
 
 import io
 import json

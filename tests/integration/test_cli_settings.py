@@ -1,4 +1,4 @@
-"""Commands about what is worth drafting: tune, calibrate, --costs, --explain."""
+"""Commands for costs and calibration: tune, calibrate, --costs, --explain."""
 
 import json
 from pathlib import Path

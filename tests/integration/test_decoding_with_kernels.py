@@ -1,4 +1,4 @@
-"""Whole rounds on the kernels, in the interpreter where there is no GPU: the text stays what the references write."""
+"""Decoding with kernels (in the interpreter without a GPU) equals decoding with references."""
 
 import pytest
 import torch

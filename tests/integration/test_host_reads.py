@@ -1,4 +1,4 @@
-"""On a GPU the host waits once a round, for the tokens; shown on one that is not there."""
+"""The host waits for the GPU once per round; measured on a simulated GPU."""
 
 from collections import Counter
 from contextlib import contextmanager

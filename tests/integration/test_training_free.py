@@ -1,4 +1,4 @@
-"""Training-free methods and their unions write the library's own text: families, ragged batches, greedy and sampled."""
+"""Training-free methods and their unions give transformers' tokens: families, ragged batches, greedy and sampled."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Building: at once or in parts the same, whole or as it was, one at a time."""
+"""Building a store: at once or in parts, atomically, by one writer."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The index that grows: against brute force, over texts that share beginnings, with several rows at once."""
+"""The growing index against brute force, with shared beginnings and several rows."""
 
 import random
 

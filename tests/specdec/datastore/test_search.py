@@ -1,4 +1,4 @@
-"""The look-up against brute force: the longest match, its places, what followed."""
+"""The look-up against brute force: longest match, occurrences and continuations."""
 
 import random
 from collections import Counter

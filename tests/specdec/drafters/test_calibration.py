@@ -1,4 +1,4 @@
-"""What is known of each method's scores."""
+"""Calibrations of methods and unions."""
 
 import json
 

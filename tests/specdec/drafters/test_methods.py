@@ -1,4 +1,4 @@
-"""A method with a trained drafter is one entry and two files: nothing else has to know it."""
+"""A method is one registry entry and two files; nothing else refers to it."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A second model drafts: with any pair the text is the target's; what does not fit is refused."""
+"""Draft models: tokens equal transformers' for any pair of models; models that do not fit are rejected."""
 
 import pytest
 import torch

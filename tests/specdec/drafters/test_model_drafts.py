@@ -1,4 +1,4 @@
-"""What a second model drafts: a model agrees with itself on everything, and no pass is run for nothing."""
+"""Drafts of a draft model: all accepted if it is the target, and no unnecessary passes."""
 
 from itertools import islice
 

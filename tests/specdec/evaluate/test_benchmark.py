@@ -1,4 +1,4 @@
-"""The benchmark on a tiny model: what is recorded, and that errors are not missed."""
+"""The benchmark on a tiny model: recorded results, and detection of wrong tokens."""
 
 import json
 

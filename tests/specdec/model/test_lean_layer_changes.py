@@ -1,4 +1,4 @@
-"""Layers in few operators: what keeps the library's, what is noticed later, and what stays in memory."""
+"""Lean layers: layers that run as transformers', changes after loading, and memory."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""Layers in few operators: which models have them, and that they are the library's."""
+"""Lean layers: which models have them, and that they agree with transformers' layers."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What a model needs is known beforehand, and running out of memory is one line that says what to change."""
+"""Memory estimates, and one error line with advice when memory runs out."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""What is done to a model after it was loaded is followed, or refused by name, at the next call."""
+"""Changes of a loaded model take effect at the next call, or raise an error that names them."""
 
 import copy
 

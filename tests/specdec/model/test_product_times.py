@@ -1,4 +1,4 @@
-"""Which weights are prepacked: measured once per machine, kept on disk, and never by the number of rows."""
+"""The choice of prepacked weights: measured once per machine, kept on disk, independent of the number of rows."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Side nodes are run as the model itself would run them, and leave nothing behind."""
+"""Side nodes get the model's own logits and leave nothing in the cache."""
 
 import pytest
 import torch
