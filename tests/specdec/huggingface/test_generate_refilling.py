@@ -113,9 +113,7 @@ def test_cache_of_all_rows_cannot_be_continued_with_fewer_rows():
     ids, mask = padded(MORE)
     options = {"attention_mask": mask, "max_new_tokens": 3, "return_dict_in_generate": True}
     past = specdec.generate(target_of(), ids, "lookup", **options)[CACHE_NAME]
-    with pytest.raises(
-        ValueError, match="rows_at_once: expected None or at least 5, .* got 4"
-    ):
+    with pytest.raises(ValueError, match="rows_at_once: expected None or at least 5, .* got 4"):
         specdec.generate(
             target_of(), ids, "lookup", rows_at_once=4, **{CACHE_NAME: past}, **options
         )

@@ -275,5 +275,7 @@ def test_cache_of_another_type_or_target_is_rejected(name):
             specdec.generate(
                 model, first.sequences, "plain", **{name: first[CACHE_NAME]}, **options
             )
-    with pytest.raises(ValueError, match="cache, past_key_values: expected one of the two, got both"):
+    with pytest.raises(
+        ValueError, match="cache, past_key_values: expected one of the two, got both"
+    ):
         specdec.generate(target, ids, "plain", **dict.fromkeys(CACHE_NAMES, first[CACHE_NAME]))
