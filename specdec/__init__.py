@@ -1,4 +1,4 @@
-"""Lossless speculative decoding for Hugging Face models: the same text in fewer passes."""
+"""Lossless speculative decoding for Hugging Face causal language models."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The round and the loop: draft, pack, verify, pick, accept, commit."""
+"""The decoding loop; each round drafts, packs, verifies, picks, accepts and commits."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def decode(
     metrics: Metrics,
     on_round: OnRound | None = None,
 ) -> Iterator[list[Emitted]]:
-    """Write text, round by round, until every row has ended.
+    """Generate round by round until every row has ended.
 
-    The tokens are those that the picker takes from the target alone, whatever the drafter proposes.
+    The picker chooses every token from the target's logits; the drafter has no influence on the tokens.
 
     Args:
-        target: the model that decides.
-        drafter: the one that proposes.
-        picker: takes tokens from what the target says.
+        target: the target model.
+        drafter: proposes tokens.
+        picker: chooses tokens from the target's logits.
         state: the rows.
-        prompts: theirs, read as there is room in the cache.
-        spending: says how much each round may draft, and hears what came of it.
-        metrics: counts, and the time of each stage, are added to it.
-        on_round: told what each round did.
+        prompts: the rows' prompts, read as cache rows become free.
+        spending: sets the budget of each round, and records its result.
+        metrics: counts and stage times are added to it.
+        on_round: called after each prefill and each round.
 
     Yields:
-        What each row gained, from each prefill and each round.
+        The new tokens of each row, per prefill and per round.
     """
-    # Drafters of callers need not inherit from ours.
+    # A caller's drafter need not inherit from `Drafter`.
     listener = getattr(drafter, "listener", None)
     layers = () if listener is None else listener.layers
     while state.rows.host or prompts.waiting:
-        if prompts.may_begin:  # at first, and where rows have ended
+        if prompts.may_begin:  # at the start, and after rows have ended
             emitted = begin(target, drafter, picker, state, prompts, metrics)
             metrics.count(emitted)
             if on_round is not None:
@@ -100,7 +100,7 @@ def begin(
     prompts: Prompts,
     metrics: Metrics,
 ) -> list[Emitted]:
-    """Read waiting prompts into the free rows of the cache, and pick their first tokens."""
+    """Prefill waiting prompts into free cache rows, and pick their first tokens."""
     first = not prompts.begun
     with metrics.stage("prefill"):
         said = prompts.read(target, drafter.tap, getattr(drafter, "listener", None))
@@ -116,7 +116,7 @@ def begin(
 
 
 def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:
-    """Merge proposals into one tree per row: as wide as the widest row needs, or as there is room where a kernel packs."""
+    """Merge proposals into one tree per row, as wide as the widest row, or as the budget where a kernel packs."""
     if proposals.tokens.shape[1] == 0 or (host_may_look(roots) and not proposals.valid.any()):
         return TokenTree.chain(roots[:, None])
     valid = proposals.valid
@@ -132,14 +132,14 @@ def pack(roots: Tensor, proposals: Proposals, budget: Budget) -> TokenTree:
         source=proposals.source,
         valid=valid,
         row_depth=budget.row_depth,
-        # The reference packs any number.
+        # The reference has no limit.
         impl="auto" if proposals.tokens.shape[1] <= MAX_PROPOSALS else "reference",
     )
     return TokenTree.from_packed(packed)
 
 
 def likeliest(proposals: Proposals, most: Tensor) -> Tensor:
-    """Tell which proposals are a row's `most [B]` best, `[B, K]` bool: parents come before children, also among equals."""
+    """Mark each row's `most [B]` best proposals, `[B, K]` bool; among equal scores parents come before children."""
     scores = proposals.scores.masked_fill(~proposals.valid, -torch.inf)
     best = scores.sort(dim=1, descending=True, stable=True).indices
     kept: Tensor = proposals.valid & (best.argsort(1) < most[:, None])
@@ -147,7 +147,7 @@ def likeliest(proposals: Proposals, most: Tensor) -> Tensor:
 
 
 def accept(tree: TokenTree, picked: Tensor) -> Accepted:
-    """Keep the longest path on which every token is what the target `picked [B, N]` at its parent."""
+    """Accept the longest path on which every token equals the target's token `picked [B, N]` at its parent."""
     return Accepted(
         *accept_tree(tree.tokens, tree.parents, tree.depth, tree.ancestors, tree.sizes, picked)
     )

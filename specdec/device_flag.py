@@ -1,8 +1,8 @@
-"""Flags on the device, and when the host learns of them.
+"""Flags that are computed on the device and read by the host.
 
-What may stop early, a draft or a walk, posts a flag per step and asks whether one has come true. On a CPU asking is free. On a GPU it would
-hold the host up until all that is launched has run, so there the answer may be late: a copy is on its way, and what
-has not arrived yet counts as false.
+A loop that may stop early (a draft, a walk down the tree) posts one flag per step and asks whether any is true. On a
+CPU, reading is free. On a GPU, reading would block the host until all launched work is done, so flags are copied
+asynchronously, and a flag that has not arrived yet counts as false.
 """
 
 from __future__ import annotations
@@ -14,56 +14,56 @@ from torch import Tensor
 
 
 class Flag(Protocol):
-    """One bit that is posted again and again until it is true."""
+    """A flag that is posted once per step until it is true."""
 
     late: bool
-    """Whether true may be seen later than at the first look, depending on time."""
+    """Whether `seen` may report true later than it was posted, depending on timing."""
 
     def post(self, flag: Tensor) -> None:
-        """Take the newest state, a bool tensor of no dimensions; earlier ones hold on."""
+        """Post a state: a bool tensor without dimensions. States posted earlier remain."""
         ...
 
     def seen(self) -> bool:
-        """Tell whether a posted flag is known to be true."""
+        """Return whether a posted flag is known to be true."""
         ...
 
 
 class WaitedFlag:
-    """Knows at once, as the host waits for it."""
+    """A flag whose reading blocks the host until its value is known."""
 
     late = False
 
     def __init__(self) -> None:
-        """Begin with nothing posted."""
+        """Create a flag with nothing posted."""
         self._newest: Tensor | None = None
 
     def post(self, flag: Tensor) -> None:
-        """Keep it for the next look."""
+        """Keep the flag for the next `seen`."""
         self._newest = flag
 
     def seen(self) -> bool:
-        """Read what was posted since the last look."""
+        """Read the newest flag posted since the last call."""
         flag, self._newest = self._newest, None
         return flag is not None and bool(flag)
 
 
 class LateFlag:
-    """Knows what has been copied to the host by now; never waits."""
+    """A flag that is read from completed copies only, without blocking the host."""
 
     late = True
 
     def __init__(self) -> None:
-        """Begin with nothing posted."""
+        """Create a flag with nothing posted."""
         self._posted: list[tuple[Tensor, torch.cuda.Event]] = []
 
     def post(self, flag: Tensor) -> None:
-        """Start a copy to pinned memory, which torch chooses where a copy to the host may not block."""
+        """Start a copy to the host; torch uses pinned memory for a non-blocking one."""
         copied = torch.cuda.Event()
         self._posted.append((flag.to("cpu", non_blocking=True), copied))
         copied.record(torch.cuda.current_stream(flag.device))
 
     def seen(self) -> bool:
-        """Look at the copies that are complete."""
+        """Read the completed copies."""
         while self._posted and self._posted[0][1].query():
             flag, _ = self._posted[0]
             if flag:
@@ -73,5 +73,5 @@ class LateFlag:
 
 
 def flag_on(device: torch.device) -> Flag:
-    """Make the flag that suits a device."""
+    """Create a `LateFlag` on CUDA, a `WaitedFlag` elsewhere."""
     return LateFlag() if device.type == "cuda" else WaitedFlag()

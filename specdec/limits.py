@@ -1,25 +1,28 @@
-"""What a tree and a seed may be, known before torch is; tests hold them to what kernels take."""
+"""Limits of trees and seeds, importable without torch; tests compare them with the kernels' limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 DEFAULT_NODES = 16
+"""Most nodes of a row's tree, root included, for a drafter without a calibration."""
 MAX_NODES = 256
+"""Most nodes of a row's tree, root included; the kernels' limit."""
 MAX_SEED = 2**64 - 1
+"""Largest seed: the noise generator's key has 64 bits."""
 
 
 def check_max_nodes(max_nodes: int | None) -> None:
-    """Raise ValueError unless a tree may have that many nodes; None leaves it to the session."""
+    """Raise ValueError unless `max_nodes` is None or 1 to `MAX_NODES`."""
     if max_nodes is not None and not 1 <= max_nodes <= MAX_NODES:
         raise ValueError(f"max_nodes: expected 1 to {MAX_NODES}, got {max_nodes}")
 
 
 def caps(max_nodes: int | Sequence[int] | None, texts: int) -> list[int] | None:
-    """Return a cap per text; None for none.
+    """Return `max_nodes` as one number per text, or None.
 
     Raises:
-        ValueError: if one is out of range, or there is not one per text.
+        ValueError: if a number is out of range, or there is not one per text.
     """
     if max_nodes is None:
         return None

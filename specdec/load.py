@@ -1,4 +1,4 @@
-"""From a name or a model to a target that is checked and ready."""
+"""`load_target`: load a model, check it and prepare it for verification."""
 
 from __future__ import annotations
 
@@ -37,30 +37,28 @@ def load_target(
     trust_remote_code: bool = False,
     pack: bool | None = None,
 ) -> Target:
-    """Load a model and certify that trees can be verified with it.
+    """Load a model as a target, and check that it computes the same logits for trees as for plain text.
 
     Args:
-        model: an embedded model's name, a hub id, a local folder, or a model in evaluation mode, which stays
-            as it is unless `prepack` is true.
-        dtype: of the weights, for a model given by name.
+        model: an embedded model's name, a hub id, a local folder, or a model in evaluation mode, which is not
+            modified unless `prepack` is true.
+        dtype: of the weights; for a model given by name.
         device: for a model given by name.
-        exact: make every logit independent of what is verified beside it, to the bit, at some cost in time and
-            four times the cache in bf16; refused where this machine's arithmetic does not allow it.
-        prepack: prepack the linear layers of a CPU model: faster, and as much memory again for them; in place, but for
-            layers that run in few operators. None packs
-            models given by name only.
-        layers: "auto" runs layers that are known in few operators on a CPU, where they agree with the library's;
-            "library" runs the library's.
+        exact: make every logit bit-identical whatever else is in the pass. Slower, and four times the KV cache in
+            bf16. Raises ValueError if this machine's arithmetic does not allow it.
+        prepack: prepack the linear layers of a CPU model: faster, but their weights take twice the memory. Changes
+            the model in place, except for layers that run in few operators. None prepacks models given by name only.
+        layers: "auto" runs known layer types in few operators on a CPU if their results agree with transformers';
+            "library" always runs transformers' layers.
         revision: branch, tag or commit of a hub id; None for its main branch.
-        trust_remote_code: run the Python code that a hub id or a folder brings along, for a model that is none of
-            the library's own.
-        pack: deprecated, `prepack`.
+        trust_remote_code: run Python code that comes with a hub id or folder, for models that transformers lacks.
+        pack: deprecated name of `prepack`.
 
     Returns:
-        The target, with its tokenizer where a name was given.
+        The target; it has a tokenizer if the model was given by name.
 
     Raises:
-        MemoryError: if there is not enough of it.
+        MemoryError: if memory runs out.
         ValueError: if the model is unknown, damaged or not supported, or `exact` is not possible here.
     """
     if layers not in get_args(Layers):
@@ -68,7 +66,7 @@ def load_target(
     warn_of_newer_release()
     if pack is not None:
         warnings.warn(
-            "pack: expected prepack, got its name until the next release",
+            "pack: expected the argument prepack, got its old name, which the next release drops",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -94,7 +92,7 @@ def load_target(
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error)
         if not isinstance(error, NotImplementedError):
-            # Layers that want something else than ours fail in their own ways.
+            # Layers with another call signature fail with errors of their own.
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
             reason = f"expected layers that can be run one by one, got a failure ({failure})"
         raise ValueError(f"model: {type(model).__name__} is not supported: {reason}") from error
@@ -102,7 +100,7 @@ def load_target(
 
 
 def _make_ready(target: Target, own: list[Tensor], prepack: bool, why_library: str | None) -> None:
-    """Certify a target, with lean layers where they pass, else with the library's."""
+    """Certify a target with lean layers; if that fails, with transformers' layers."""
     if why_library is None:
         lean_layers(target, prepack=prepack)
     else:
@@ -128,17 +126,17 @@ def _why_library(target: Target, layers: Layers) -> str | None:
 
 def _needed(target: Target) -> str:
     needs = Needs.of(target.model, target.dtype)
-    return f"{gigabytes(needs.prepacked)} for packed copies beside {gigabytes(needs.weights)} of weights"
+    return f"{gigabytes(needs.prepacked)} for packed copies, beside {gigabytes(needs.weights)} of weights"
 
 
 def follow_changes(target: Target) -> None:
-    """Notice what was done to a model since it was last used; called before every text.
+    """Update a target after changes to its model; called before every text.
 
-    Weights, adapters and threads are followed: layers are packed again, and keys of before are not used any more.
+    After a change of weights, adapters or threads, layers are packed again and cached keys are discarded.
 
     Raises:
         ValueError: if the model is in training mode, was moved to another dtype or device or got other modules, or
-            autocast is on; with `exact`, if passes have ceased to give the same bits alone and together.
+            autocast is on; with `exact`, if batched and single passes no longer give the same bits.
     """
     with lock_of(target.model):
         check_mode(target.model)
@@ -156,8 +154,8 @@ def follow_changes(target: Target) -> None:
                 if target.lean.runs_prepacked(at):
                     undo(layer)
             if target.lean.prepacks:
-                target.prepare()  # of those that are the library's now
+                target.prepare()  # the layers that run as the library's now
         if target.exact:
             certify_exact(target)
-        # Last: what was refused is refused again.
+        # Last, so that a refused change is refused again at the next call.
         target.state, target.changes = now, target.changes + 1

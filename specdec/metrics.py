@@ -1,4 +1,4 @@
-"""What a decode did: tokens per round, CTAR, nodes, time per stage."""
+"""`Metrics`: tokens per round, CTAR, nodes and time per stage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CTAR_WIDTHS = range(1, 7)
 
 @dataclass(slots=True)
 class Metrics:
-    """Counts and times over the rounds of one or many decodes.
+    """Counts and times over the rounds of one or more decodes.
 
-    `gains[k]` is the number of tokens that round k added to a row, the target's own one included: with it
-    tokens per round = 1 + sum over w of CTAR(w) holds by construction (Kangaroo section 4.1).
+    `gains[k]` is the number of tokens that round k added to a row, the target's own token included, so that
+    tokens per round = 1 + sum over w of CTAR(w) (Kangaroo section 4.1).
     """
 
     gains: list[int] = field(default_factory=list)
@@ -25,12 +25,12 @@ class Metrics:
     proposed: int = 0
     new_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    """Per stage, wall clock as the host sees it; `prefill` ends with the first token, of texts that begin later too."""
+    """Wall-clock seconds per stage, measured on the host; `prefill` includes the first token, also of rows that start later."""
     _lap: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to a stage; subclasses may do more around it."""
+        """Add the time of a `with` block to a stage; subclasses may extend it."""
         began = time.perf_counter()
         try:
             yield
@@ -39,13 +39,13 @@ class Metrics:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
     def lap(self) -> dict[str, float]:
-        """Return the seconds of each stage since the last call."""
+        """Return the seconds of each stage since the previous call."""
         lap = {stage: s - self._lap.get(stage, 0.0) for stage, s in self.seconds.items()}
         self._lap = dict(self.seconds)
         return {stage: seconds for stage, seconds in lap.items() if seconds}
 
     def count(self, emitted: list[Emitted]) -> None:
-        """Add what one round gave to each row."""
+        """Count the tokens and nodes of one round."""
         for e in emitted:
             self.new_tokens += len(e.tokens)
             if e.nodes:
@@ -54,7 +54,7 @@ class Metrics:
                 self.proposed += e.proposed
 
     def add(self, other: Metrics) -> None:
-        """Pool the rounds of another decode."""
+        """Add the counts and times of another decode."""
         self.gains += other.gains
         self.nodes += other.nodes
         self.proposed += other.proposed
@@ -64,7 +64,7 @@ class Metrics:
 
     @property
     def rounds(self) -> int:
-        """Rounds, summed over rows."""
+        """Number of rounds, summed over rows."""
         return len(self.gains)
 
     @property
@@ -83,7 +83,7 @@ class Metrics:
 
     @property
     def share_removed(self) -> float:
-        """Share of proposed tokens that packing merged or cut; 0 where nothing was proposed."""
+        """Share of proposed tokens that packing merged or dropped; 0 without proposals."""
         return 1 - self.nodes / self.proposed if self.proposed else 0.0
 
     @property
@@ -98,6 +98,6 @@ class Metrics:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens over all seconds, prefill included; 0 where nothing was timed."""
+        """New tokens per second, prefill included; 0 without times."""
         total = sum(self.seconds.values())
         return self.new_tokens / total if total else 0.0

@@ -1,4 +1,4 @@
-"""What one round did, for whoever watches: viewers, records, comparisons."""
+"""`Round`: the record of one round that `on_round` receives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .tree import Accepted, TokenTree
 
 
 class VerifiedTree(NamedTuple):
-    """A row's tree and what became of it, as lists; node 0 is the root."""
+    """A row's verified tree as lists; node 0 is the root."""
 
     row: int
     """Index of the prompt."""
@@ -22,33 +22,33 @@ class VerifiedTree(NamedTuple):
     scores: list[float]
     """Cumulative draft log-probabilities."""
     sources: list[int]
-    """Which drafter of a union, or which beam, proposed each node; -1 for the root."""
+    """Index of the drafter in a union, or of the beam, that proposed each node; -1 for the root."""
     picked: list[int]
-    """The target's own token after each node, `UNKNOWN` where the text did not come to it."""
+    """The target's token after each node; `UNKNOWN` (-1) at nodes that the text did not reach."""
     path: list[int]
     """The accepted nodes, the root first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round, or a prefill, which has no tree."""
+    """A round or a prefill; a prefill has no tree."""
 
     emitted: list[Emitted]
-    """What each row of the round gained."""
+    """New tokens of each row."""
     seconds: dict[str, float]
-    """Wall-clock seconds of each stage, as the host sees them."""
+    """Wall-clock seconds of each stage, measured on the host."""
     tree: TokenTree | None = None
-    """What was verified, one tree per row."""
+    """The verified trees, one per row."""
     picked: Tensor | None = None
-    """`[B, N]` int64, the target's own token after each node."""
+    """`[B, N]` int64, the target's token after each node."""
     accepted: Accepted | None = None
     side_nodes: int = 0
-    """Nodes per row that ran beside the tree."""
+    """Side nodes per row: nodes in the same pass that are not part of the tree."""
     draft_ms: float = 0.0
-    """What the draft has cost by the cost table; 0 without one."""
+    """Milliseconds of the draft by the cost table; 0 without one."""
 
     def trees(self) -> list[VerifiedTree]:
-        """Read the trees from the device; none of a prefill."""
+        """Copy the trees to the host, which waits for the device; an empty list for a prefill."""
         if self.tree is None or self.picked is None or self.accepted is None:
             return []
         tree, lengths = self.tree, self.accepted.lengths.tolist()
@@ -62,4 +62,4 @@ class Round:
 
 
 OnRound = Callable[[Round], None]
-"""Told of each prefill and of every round, before its tokens are handed out."""
+"""Callback that receives each prefill and each round before its tokens are emitted."""

@@ -1,4 +1,4 @@
-"""Pick: the target's own token after the nodes of a tree, greedily or sampled."""
+"""Pickers: choose the target's token after each node of a tree, greedily or by sampling."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from .state import State
 from .tree import TokenTree
 
 UNKNOWN = -1
-"""Stands for the token after a node that a walk did not come to; equal to no token."""
+"""Marks a node after which no token was picked; equal to no token id."""
 
 
 class Picker(Protocol):
-    """Says what the target writes after the nodes of a tree."""
+    """Chooses the target's token after the nodes of a tree."""
 
     @property
     def sampling(self) -> Sampling | None:
-        """How tokens are drawn; None where the best is taken."""
+        """Sampling parameters; None for greedy."""
         ...
 
     def pick(self, state: State, tree: TokenTree, logits: Tensor) -> Tensor:
         """Pick the token after each node.
 
         Args:
-            state: the rows; a row's node 0 is its newest certain token.
+            state: the rows; node 0 of a row's tree is its newest certain token.
             tree: B trees of N nodes.
-            logits: `[B, N, V]`, the target's at each node.
+            logits: `[B, N, V]`, the target's logits at each node.
 
         Returns:
-            `[B, N]` int64; `UNKNOWN` where it does not matter, since the text does not come to that node.
+            `[B, N]` int64; may be `UNKNOWN` at nodes that the text does not reach.
         """
         ...
 
@@ -52,12 +52,12 @@ class Greedy:
     sampling = None
 
     def pick(self, state: State, tree: TokenTree, logits: Tensor) -> Tensor:
-        """Pick after every node at once."""
+        """Pick after all nodes at once."""
         return most_likely(logits)
 
 
 class Recorded(NamedTuple):
-    """What the target said where a token was picked."""
+    """The target's output where a token was picked."""
 
     logits: Tensor
     """`[V]` float32."""
@@ -67,28 +67,27 @@ class Recorded(NamedTuple):
 
 @dataclass(slots=True)
 class PathPicker:
-    """Picks from the root down, node by node, only where the text goes: each choice as in plain generation.
+    """Picks from the root down, node by node, along the path of the text, with the calls of plain generation.
 
-    What costs more than a glance at a row's logits, such as a sort or a processor that reads the text so far, is done
-    once per token that is kept.
+    Expensive work, such as a sort or a logits processor that reads the text, is done once per accepted token.
     """
 
     sampling: Sampling | None = None
     """None for greedy."""
     processors: Sequence[LogitsProcessorList] | None = None
-    """Per prompt; each sees one row, `[1, L]` ids and `[1, V]` scores in float32, token after token."""
+    """Per text; each is called with one row, `[1, L]` ids and `[1, V]` scores in float32, token by token."""
     end_tokens: Tensor | None = None
-    """`[any]` int64, tokens that no walk goes beyond."""
+    """`[any]` int64, tokens that end the walk."""
     records: list[list[Recorded]] | None = None
-    """Per prompt, filled with what was said at each token."""
+    """Per text, filled with the target's output at each token."""
 
     def pick(self, state: State, tree: TokenTree, logits: Tensor) -> Tensor:
-        """Pick after the nodes that the text comes to; writes these tokens into the state's text."""
+        """Pick after the nodes on the path of the text, and write the tokens into the state's text."""
         watched, ended = self._watched(logits), flag_on(logits.device)
         batch, nodes = tree.tokens.shape
         picked = torch.full_like(tree.tokens, UNKNOWN)
-        places = torch.arange(batch, device=logits.device)  # of the rows that go on
-        at = torch.zeros_like(places)  # the node that each has come to
+        places = torch.arange(batch, device=logits.device)  # rows that continue
+        at = torch.zeros_like(places)  # the current node of each row
         walking = torch.ones_like(places, dtype=torch.bool)
         first = state.position_after(0)
         for depth in range(nodes):
@@ -113,7 +112,7 @@ class PathPicker:
             )
             found = children.any(1) & walking
             if self.end_tokens is not None:
-                # Not `isin`, which sorts many end tokens and lets the host wait for them.
+                # Not `isin`, which sorts many end tokens and blocks the host.
                 found &= (tokens[:, None] != self.end_tokens).all(1)
             if watched:
                 places, children = places[found], children[found]
@@ -124,11 +123,11 @@ class PathPicker:
                 at, walking = torch.where(found, children.long().argmax(1), at), found
                 ended.post(~walking.any())
                 if ended.seen():
-                    break  # late: steps after the end have picked nothing
+                    break  # the flag may be late, but steps after the end pick nothing
         return picked
 
     def _watched(self, logits: Tensor) -> bool:
-        """Tell whether the host looks who goes on: where that costs nothing, or the processors look themselves."""
+        """Return whether the host reads which rows continue: on a CPU, or if processors read the host anyway."""
         if host_may_look(logits) or self.records is not None:
             return True
         return any(
@@ -138,7 +137,7 @@ class PathPicker:
         )
 
     def _process(self, state: State, hosts: list[int], said: Tensor, depth: int) -> Tensor:
-        """Process `[B, V]` logits, each row with its own text up to its node of this depth."""
+        """Process `[B, V]` logits, each row with its text up to its node of this depth."""
         if self.processors is None and self.records is None:
             return said
         scores = []
@@ -154,12 +153,12 @@ class PathPicker:
 
 @dataclass(frozen=True, slots=True)
 class TreeSampler:
-    """Draws after every node at once: on a GPU all of them cost less than to wait for one after the other."""
+    """Samples after all nodes at once: on a GPU this takes less time than sampling one after another."""
 
     sampling: Sampling
 
     def pick(self, state: State, tree: TokenTree, logits: Tensor) -> Tensor:
-        """Draw after every node, padding included."""
+        """Sample after every node, padding included."""
         columns = state.position_after(tree.depth)  # [B, N]
         rows = state.rows.ids[:, None].expand_as(columns)
         drawn = self.sampling.draw(logits.flatten(0, 1), rows.flatten(), columns.flatten())
@@ -168,6 +167,6 @@ class TreeSampler:
 
 @torch.no_grad()  # a kernel is refused where gradients are recorded
 def sampler(sampling: Sampling, target: Target) -> Picker:
-    """Return what draws where nothing but its settings matters: all nodes at once where a kernel does it."""
+    """Return the picker for sampling without logits processors: `TreeSampler` where the kernel runs, else `PathPicker`."""
     kernel = chooses_kernel(target.impl, target.embedding)
     return TreeSampler(sampling) if kernel else PathPicker(sampling)

@@ -1,4 +1,4 @@
-"""The library's logits processors, for rows that are unpadded and go on at a pace of their own."""
+"""Adapts transformers' logits processors to single, unpadded rows that advance independently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as lp
 
-# What counts a batch's columns, padding included: less by a row's padding where that is stripped.
+# Attributes that count columns of the padded batch; a row's padding is subtracted.
 COUNTED = {
     lp.MinLengthLogitsProcessor: "min_length",
     lp.MinNewTokensLengthLogitsProcessor: "prompt_length_to_skip",
@@ -18,16 +18,16 @@ COUNTED = {
     lp.ExponentialDecayLengthPenalty: "regulation_start",
     lp.SuppressTokensAtBeginLogitsProcessor: "begin_index",
 }
-# What draws can do themselves, in the library's order.
+# Processors that `pick_tokens` applies itself, in transformers' order.
 FUSED = (lp.TemperatureLogitsWarper, lp.TopKLogitsWarper, lp.TopPLogitsWarper)
 
 
 class _Row(NamedTuple):
-    """A row of a batch, and what is left of it without padding."""
+    """One row of a batch, with and without padding."""
 
     at: int
     rows: int
-    """In the batch."""
+    """Number of rows in the batch."""
     ids: Tensor
     """`[L]` int64."""
     kept: Tensor
@@ -36,16 +36,16 @@ class _Row(NamedTuple):
     """`[1, l]` int64, unpadded."""
 
     def unpadded(self, columns: int) -> int:
-        """Count the row's own tokens among the first columns, which may reach beyond the input."""
+        """Count the unpadded tokens among the first `columns`, which may exceed the input's length."""
         return columns - int((~self.kept[:columns]).sum())
 
 
 def processors_of_rows(
     processors: LogitsProcessorList, input_ids: Tensor, mask: Tensor
 ) -> list[LogitsProcessorList]:
-    """Give each row what plain generation of it alone, unpadded, would have.
+    """Create for each row the processors that plain generation would use for it alone, unpadded.
 
-    A processor of the caller's own making is the same object for all rows, and sees one row at a time.
+    A caller's own processor is one object for all rows and is called with one row at a time.
 
     Args:
         processors: as `model.generate` prepares them for a batch.
@@ -53,12 +53,12 @@ def processors_of_rows(
         mask: `[R, L]` bool, False at padding.
 
     Raises:
-        ValueError: for a processor that runs the model itself, or was made for a batch of another size, by name.
+        ValueError: naming the argument, if a processor runs the model itself or was made for another batch size.
     """
     for processor in processors:
         if isinstance(processor, lp.UnbatchedClassifierFreeGuidanceLogitsProcessor):
             raise ValueError(
-                "guidance_scale: expected None or 1, got a second pass of the model per token"
+                "guidance_scale: expected None or 1, got one that needs a second pass per token"
             )
     rows = [
         _Row(at, len(mask), ids, kept, ids[kept][None])
@@ -77,7 +77,7 @@ def _of_row(processor: Any, row: _Row) -> Any:
         return _with_encoder_ids(processor, row)
     if isinstance(processor, lp.EncoderNoRepeatNGramLogitsProcessor):
         return _with_encoder_ngrams(processor, row)
-    own = copy.deepcopy(processor)  # some keep what they have seen
+    own = copy.deepcopy(processor)  # some have state
     if isinstance(own, lp.RepetitionPenaltyLogitsProcessor):
         own.prompt_ignore_length = _ignored(own.prompt_ignore_length, row)
     for kind, name in COUNTED.items():
@@ -87,7 +87,7 @@ def _of_row(processor: Any, row: _Row) -> Any:
 
 
 def _ignored(columns: int | Tensor | None, row: _Row) -> int | None:
-    """Count the tokens that a penalty leaves out; the library leaves out padding in the same way."""
+    """Count the tokens that a penalty ignores, without padding."""
     if isinstance(columns, Tensor):
         if len(columns) != row.rows:
             raise ValueError(
@@ -98,7 +98,7 @@ def _ignored(columns: int | Tensor | None, row: _Row) -> int | None:
 
 
 def _with_encoder_ids(processor: Any, row: _Row) -> Any:
-    """Let the batch's input be the row's prompt; what else a caller gave stays."""
+    """Replace the batch's input ids in a processor by the row's prompt; other ids given by the caller stay."""
     own, given = copy.copy(processor), processor.encoder_input_ids
     theirs = given.repeat_interleave(max(1, row.rows // len(given)), 0)[row.at : row.at + 1]
     own.encoder_input_ids = row.prompt if torch.equal(theirs, row.ids[None]) else theirs
@@ -106,7 +106,7 @@ def _with_encoder_ids(processor: Any, row: _Row) -> Any:
 
 
 def _with_encoder_ngrams(processor: Any, row: _Row) -> Any:
-    """Do so where they have become n-grams already."""
+    """Do the same for a processor that has already turned them into n-grams."""
     batch, alone = (
         lp.EncoderNoRepeatNGramLogitsProcessor(processor.ngram_size, ids)
         for ids in (row.ids, row.prompt)
@@ -118,12 +118,12 @@ def _with_encoder_ngrams(processor: Any, row: _Row) -> Any:
 
 
 def of_library(processor: Any) -> bool:
-    """Tell whether a processor is the library's: its ways are known."""
+    """Return whether a processor's class comes from transformers."""
     return type(processor).__module__.startswith("transformers.")
 
 
 def fused_settings(processors: LogitsProcessorList) -> dict[str, Any] | None:
-    """Return temperature, top-k and top-p if the processors are these alone, in this order."""
+    """Return temperature, top-k and top-p if the processors are only these, in this order; else None."""
     kinds = [type(p) for p in processors]
     if kinds != [kind for kind in FUSED if kind in kinds]:
         return None

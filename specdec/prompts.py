@@ -1,4 +1,4 @@
-"""The prompts of a stream, read in their order: all at once, or each as soon as a row of the cache is free."""
+"""Prefill: reads prompts in order, all at once or each as soon as a cache row is free."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from .state import State
 
 
 class Prompts:
-    """Prompts that wait, and how they come into the cache."""
+    """The queue of prompts that wait for prefill."""
 
     def __init__(self, state: State, *, copies: int = 1) -> None:
-        """Let all rows of a state wait.
+        """Queue all rows of a state.
 
         Args:
-            state: whose cache has as many rows as it has texts, or fewer, in which they take turns.
-            copies: rows per prompt; those that begin together read it once.
+            state: its cache has as many rows as texts, or fewer; then texts wait for a free row.
+            copies: rows per prompt; rows that start together read it once.
         """
         self.state, self.copies = state, copies
         self.waiting = deque(state.rows.host)
-        """Rows that have not begun, in their order."""
+        """Rows that have not started, in order."""
         self.begun = False
-        """Whether some have."""
+        """Whether any row has started."""
         state.rows = Rows.of([], state.text.ids.device)
 
     @property
     def may_begin(self) -> bool:
-        """Whether a row waits and there is room for it."""
+        """Whether a row waits and a cache row is free."""
         return bool(self.waiting) and len(self.state.rows.host) < self.state.cache.shape[2]
 
     def read(self, target: Target, tap: Tap | None, listener: Listener | None = None) -> Verified:
-        """Let as many rows begin as there is room for; until `State.open` they are alone in the state.
+        """Prefill as many waiting rows as there are free cache rows; until `State.open` the state holds only these.
 
         Returns:
-            Logits `[B, V]` and hidden states `[B, E]` after each row's prompt, and what enters a listener's layers.
+            Logits `[B, V]` and hidden states `[B, E]` after each row's prompt, and the hidden states that a listener
+            asked for.
         """
         state, cache, device = self.state, self.state.cache, self.state.text.ids.device
         taken = {cache.row_of(row) for row in state.rows.host}
@@ -65,7 +66,7 @@ class Prompts:
 
 
 def check_texts(texts: list[list[int]], target: Target, name: str) -> None:
-    """Raise ValueError unless a target can read these token ids; `name` is what the caller knows them by."""
+    """Raise ValueError unless a target can read these token ids; `name` is the caller's argument."""
     if not texts:
         raise ValueError(f"{name}: expected at least one, got none")
     vocabulary, limit = target.config.vocab_size, target.position_limit
@@ -83,12 +84,17 @@ def check_texts(texts: list[list[int]], target: Target, name: str) -> None:
 
 
 def check_rows_at_once(most: int | None, rows: int, drafter: object) -> None:
-    """Raise ValueError unless at least one row is written at once, TypeError if some wait and the drafter cannot hear of it."""
+    """Check `rows_at_once`.
+
+    Raises:
+        TypeError: if rows wait and the drafter has no method `join`.
+        ValueError: if `most` is below 1.
+    """
     if most is None:
         return
     if most < 1:
         raise ValueError(f"rows_at_once: expected at least 1, got {most}")
     if most < rows and not hasattr(drafter, "join"):
         raise TypeError(
-            f"drafter: expected one with a method join, as rows_at_once is {most}, got {type(drafter).__name__}"
+            f"drafter: expected one with a method join, as rows_at_once is {most}, got {type(drafter).__name__} without it"
         )

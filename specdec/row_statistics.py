@@ -1,4 +1,4 @@
-"""What drafting did for each text of a call: for callers, and for `specdec generate --explain`."""
+"""`Statistics`: draft and acceptance counts per text of a call, also shown by `specdec generate --explain`."""
 
 from __future__ import annotations
 
@@ -11,45 +11,51 @@ from .state import Emitted
 
 @dataclass(slots=True)
 class SourceCounts:
-    """What one drafter of a union did; what two propose is counted for the first."""
+    """Counts of one drafter of a union; a node that two drafters propose counts for the first."""
 
     drafted: int = 0
-    """Its nodes that were verified."""
+    """Verified nodes that it proposed."""
     accepted: int = 0
-    """Those of them that are in the text."""
+    """Tokens of the text that it proposed."""
 
 
 @dataclass(slots=True)
 class RowStatistics:
-    """One text."""
+    """Counts of one text."""
 
     new_tokens: int = 0
     rounds: int = 0
-    """Passes of the target after prefill."""
+    """Forward passes of the target after prefill."""
     nodes: int = 0
-    """Verified, roots included."""
+    """Verified nodes, roots included."""
     drafted: int = 0
-    """Verified nodes that were proposed: all but the roots."""
+    """Verified nodes without the roots."""
     accepted: int = 0
-    """Tokens of the text that were proposed."""
+    """Tokens of the text that a drafter proposed."""
     by_source: dict[str, SourceCounts] = field(default_factory=dict)
-    """By the drafter's name."""
+    """Counts per drafter, by its name."""
     rested: int = 0
-    """Rounds without a draft, because drafting did not pay."""
+    """Rounds without a draft because drafting did not pay."""
 
 
 class Statistics:
-    """All texts of a call."""
+    """Counts of all texts of a call."""
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Create empty statistics."""
         self.rows: list[RowStatistics] = []
-        """Per text, `prompts x copies` of them."""
+        """One entry per text: `prompts x copies`."""
         self.guard = Guard()
-        """Of the call: when and why drafting stopped."""
+        """Records when and why drafting paused during the call."""
 
     def begin(self, rows: int, names: Sequence[str], guard: Guard) -> None:
-        """Begin a call of so many texts, drafted by drafters of these names and watched by `guard`."""
+        """Start a call.
+
+        Args:
+            rows: number of texts.
+            names: of the drafters.
+            guard: of the call.
+        """
         unique = [
             name if name not in names[:at] else f"{name} ({at + 1})"
             for at, name in enumerate(names)
@@ -60,7 +66,7 @@ class Statistics:
         self.guard = guard
 
     def count(self, emitted: list[Emitted], *, rested: bool) -> None:
-        """Add a round, in which nothing was drafted if `rested`."""
+        """Add a round; `rested` if nothing was drafted in it."""
         for e in emitted:
             row = self.rows[e.row]
             row.new_tokens += len(e.tokens)
@@ -79,5 +85,5 @@ class Statistics:
 
     @staticmethod
     def _of(sources: list[SourceCounts], source: int) -> SourceCounts:
-        """A drafter alone counts its beams or places; in a union each part has its number."""
+        """Return a source's counts. In a union, `source` is the drafter's index; a single drafter numbers beams by it."""
         return sources[source if len(sources) > 1 else 0]

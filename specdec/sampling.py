@@ -1,7 +1,7 @@
-"""Sampling with noise that depends on the place alone.
+"""Sampling with counter-based noise.
 
-A sampled token is the best of its log-probabilities plus Gumbel noise, and the noise is a function of seed, stream,
-position and token. Whatever is drafted, and whatever is verified beside it, the token at a place is the same.
+The sampled token maximises log-probability plus Gumbel noise, where the noise is a function of seed, stream, position
+and token id. The token at a position therefore does not depend on what is drafted or verified beside it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from specdec_kernels import pick_tokens
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """Take the best token of `[..., V]` logits, the lowest id among equals."""
-    return logits.max(-1).indices  # the same as argmax, which is five times slower in bf16 on CPUs
+    """Return the most likely token of `[..., V]` logits, the lowest id among equals."""
+    return logits.max(
+        -1
+    ).indices  # same result as argmax, which is five times slower in bf16 on CPUs
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn."""
+    """Sampling parameters."""
 
     seed: int
     """0 to 2**64 - 1."""
     streams: Tensor
-    """`[R]` int64, one number per prompt, 0 to 2**32 - 1: rows of one seed and stream have the same noise."""
+    """`[R]` int64, one number per text, 0 to 2**32 - 1; rows with equal seed and stream have equal noise."""
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -37,13 +39,13 @@ class Sampling:
     def draw(
         self, logits: Tensor, rows: Tensor, positions: Tensor, *, processed: bool = False
     ) -> Tensor:
-        """Draw one token per `[R, V]` logits.
+        """Sample one token per row of logits.
 
         Args:
-            logits: the target's, or processed already.
-            rows: `[R]` int64, prompts.
-            positions: `[R]` int64, of the tokens in their texts.
-            processed: whether temperature, top-k and top-p have been applied.
+            logits: `[R, V]`, the target's logits, or processed scores.
+            rows: `[R]` int64, indices of the texts.
+            positions: `[R]` int64, positions of the tokens in their texts.
+            processed: whether temperature, top-k and top-p are already applied.
         """
         how = Sampling(self.seed, self.streams) if processed else self
         return pick_tokens(
@@ -60,17 +62,17 @@ class Sampling:
 def new_sampling(
     seed: int | None, streams: Sequence[int], device: torch.device, **settings: Any
 ) -> Sampling:
-    """Check what noise is made of.
+    """Create sampling parameters after checking seed and streams.
 
     Args:
-        seed: 0 to 2**64 - 1; None for one from torch's default generator.
-        streams: one number per prompt, 0 to 2**32 - 1.
+        seed: 0 to 2**64 - 1; None draws one from torch's default generator.
+        streams: one number per text, 0 to 2**32 - 1.
         device: the target's.
         settings: `temperature`, `top_k`, `top_p`.
 
     Raises:
-        TypeError: if one is not an integer.
-        ValueError: if a number is out of range.
+        TypeError: if the seed or a stream is not an integer.
+        ValueError: if the seed or a stream is out of range.
     """
     try:
         seed = int(torch.randint(1 << 62, ())) if seed is None else operator.index(seed)

@@ -1,4 +1,4 @@
-"""A target, a drafter and their texts: the loop for whoever holds token ids, round by round."""
+"""`Session`: speculative decoding from token ids, with a KV cache that later calls reuse."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from .text import Text, shared_length
 
 @dataclass(slots=True)
 class Generation:
-    """What was written, and how."""
+    """The result of `Session.generate`."""
 
     tokens: list[list[int]]
-    """New tokens per prompt, the end-of-text token included."""
+    """New tokens per text, the end-of-text token included."""
     metrics: Metrics = field(default_factory=Metrics)
     statistics: Statistics = field(default_factory=Statistics)
-    """What drafting did, per text."""
+    """Draft and acceptance counts per text."""
 
 
 class Session:
-    """A target, a drafter and the text they share; a prompt that continues it is read from where it is new."""
+    """A target model, a drafter and their KV cache; a prompt that extends the cached text is read from its first new token."""
 
     def __init__(
         self,
@@ -57,20 +57,20 @@ class Session:
         guard: bool = True,
         cache: TreeCache | None = None,
     ) -> None:
-        """Begin without text, or where an earlier session's cache ends.
+        """Create a session with an empty cache, or with the cache of an earlier session.
 
         Args:
             target: from `load_target`.
             drafter: a drafter, or a name or folder as in `load_drafter`.
-            max_nodes: most nodes verified per row and round, 1 to 256, the root included; None for what pays by the
-                cost table, and for 16 with a drafter that has no calibration.
-            costs: the cost table, from `read_costs`; None for this machine's, which is measured where it is not known.
-            guard: whether drafting rests while, by the cost table, it does not pay; False to draft in every round.
-            cache: of another session with this target and drafter, which ends with it.
+            max_nodes: most tree nodes verified per row and round, 1 to 256, the root included. None takes the limit
+                from the cost table, or 16 for a drafter without a calibration.
+            costs: a cost table from `read_costs`. None uses this machine's table, which is measured if missing.
+            guard: pause drafting while the cost table says that it does not pay; False drafts in every round.
+            cache: the cache of another session with this target and drafter, which must not be used any more.
 
         Raises:
-            TypeError: if the drafter is something else.
-            ValueError: if it cannot be loaded, `max_nodes` is out of range, or `costs` has no times of it.
+            TypeError: if `drafter` is neither a drafter nor a name.
+            ValueError: if the drafter cannot be loaded, `max_nodes` is out of range, or `costs` lacks the drafter's times.
         """
         check_max_nodes(max_nodes)
         if isinstance(drafter, str | os.PathLike):
@@ -86,9 +86,9 @@ class Session:
         self.costs, self._asked_nodes, self._guarded = costs, max_nodes, guard
         self.max_nodes = self._spending().most_nodes
         """Most nodes of a row's tree."""
-        # Drafters of callers need not inherit from ours.
+        # A caller's drafter need not inherit from `Drafter`.
         self.pass_nodes = self.max_nodes + getattr(drafter, "side_nodes", 0)
-        """Most nodes per row in one pass, those that never enter the cache included."""
+        """Most nodes per row in one pass, side nodes (which never enter the cache) included."""
         if self.pass_nodes > MAX_NODES:
             raise ValueError(
                 f"max_nodes: expected at most {MAX_NODES - self.pass_nodes + self.max_nodes} beside the "
@@ -97,10 +97,10 @@ class Session:
         self._listener: Listener | None = getattr(drafter, "listener", None)
         own = 0 if self._listener is None else self._listener.nodes
         self.tree_nodes = max(self.pass_nodes, own)
-        """Most nodes per row behind the text, those of a draft included."""
+        """Cache slots per row after the text: the larger of a pass and of a draft."""
         self.cache = cache
         self.memory: dict[object, Any] = {} if cache is None else cache.memory
-        """What each drafter keeps from one text to the next, by the drafter itself."""
+        """State that each drafter keeps between texts; the key is the drafter."""
         self._latest: object = None
 
     def generate(
@@ -117,7 +117,7 @@ class Session:
         metrics: Metrics | None = None,
         on_round: OnRound | None = None,
     ) -> Generation:
-        """Write until each row ends; arguments and errors as in `stream`."""
+        """Generate until every row ends; arguments and errors as in `stream`."""
         generation = Generation([[] for _ in range(len(prompts) * copies)], metrics or Metrics())
         for emitted in self.stream(
             prompts,
@@ -151,34 +151,33 @@ class Session:
         statistics: Statistics | None = None,
         on_round: OnRound | None = None,
     ) -> Iterator[list[Emitted]]:
-        """Write, and hand out what each round adds.
+        """Generate, and yield the new tokens of each round.
 
         Args:
-            prompts: token ids per row, of any lengths. As many prompts as the session has texts, each beginning with
-                its text so far, are read from the first new token on.
+            prompts: token ids per row, of any lengths. If there are as many prompts as cached texts and each extends
+                its text, only the new tokens are read.
             max_new_tokens: most new tokens per row; fewer where the model's positions end.
-            eos_token_ids: tokens after which a row ends.
-            picker: takes tokens from what the target says, `PathPicker` or `TreeSampler` to draw them; None for the best.
-            stops: tells after which further tokens a row ends.
+            eos_token_ids: tokens that end a row.
+            picker: chooses tokens from the target's logits; `PathPicker` or `TreeSampler` to sample, None for greedy.
+            stops: further stopping criterion, called for each new token.
             copies: texts per prompt, which is read once; row `p * copies + c` is copy c of prompt p.
-            rows_at_once: most rows written at once, and so held in memory; the others wait, and begin in their order
-                as rows end. None for all. Where rows wait, all prompts are read from the beginning, once for the
-                copies that begin together.
-            max_nodes: a cap on the nodes verified per row and round in this call, 1 to 256, or one per text; 1 drafts
-                nothing, None leaves it to the session.
-            metrics: added to as the text is written.
-            statistics: filled as the text is written, with what drafting did for each text.
-            on_round: told what each prefill and each round did.
+            rows_at_once: most rows generated, and held in memory, at the same time; None for all. The others wait and
+                start in order as rows end; all prompts are then read from the beginning, once for copies that start together.
+            max_nodes: most nodes verified per row and round in this call, 1 to 256, or one number per text; 1 drafts
+                nothing, None uses the session's.
+            metrics: counts and times are added to it.
+            statistics: filled with draft and acceptance counts per text.
+            on_round: called after each prefill and each round.
 
         Returns:
-            Per prefill and round, what each unfinished row gained. A stream that is continued after a newer one began, or while
-            another thread uses the session, raises RuntimeError: they share one cache.
+            An iterator: per prefill and round, one `Emitted` per unfinished row. Continuing a stream after a newer one
+            started, or while another thread uses the session, raises RuntimeError: they share one cache.
 
         Raises:
-            MemoryError: while the text is written, if there is not enough of it.
+            MemoryError: during generation, if memory runs out.
             TypeError: if rows wait and the drafter has no method `join`.
-            ValueError: if there is no prompt, a prompt is empty, holds ids outside the vocabulary or fills the
-                model's positions, `max_new_tokens`, `copies` or `rows_at_once` is below 1, or a cap is out of range or
+            ValueError: if there is no prompt, a prompt is empty, has ids outside the vocabulary or fills the model's
+                positions, `max_new_tokens`, `copies` or `rows_at_once` is below 1, or `max_nodes` is out of range or
                 not one per text.
         """
         texts = [list(prompt) for prompt in prompts]
@@ -250,7 +249,7 @@ class Session:
             with self._alone(cache):
                 if self._latest is not this or cache.stream is not this:
                     raise RuntimeError(
-                        "stream: expected the latest of its session and cache, got one that a newer one ended"
+                        "stream: expected the newest stream of its session, got one that a newer stream replaced"
                     )
                 rested = spending.guard.resting
                 emitted = next(rounds)
@@ -259,7 +258,7 @@ class Session:
             yield emitted
 
     def terms(self, rows: int) -> Budget:
-        """Return what pays in rounds of so many rows: most nodes, beams, prices; a budget without its depths."""
+        """Return the budget of a round with this many rows (most nodes, beams, prices); its depths are not set."""
         return self._spending().terms(rows)
 
     def _spending(self, row_nodes: Sequence[int] | None = None) -> Spending:
@@ -275,11 +274,11 @@ class Session:
 
     @contextmanager
     def _alone(self, cache: TreeCache) -> Iterator[None]:
-        """Let nothing else write into a cache meanwhile: neither another thread nor a callback of this one."""
+        """Lock a cache against other threads and against callbacks of this one."""
         lock = lock_of(cache, threading.Lock)
         if not lock.acquire(blocking=False):
             raise RuntimeError(
-                "session: expected one call at a time, got one while another is writing"
+                "session: expected one call at a time, got a second call while the first is running"
             )
         try:
             with enough_memory(
@@ -294,12 +293,12 @@ class Session:
         target, rows = self.target, cache.shape[2]
         needs = Needs.of(target.model, target.dtype, exact=target.exact)
         return (
-            f"{gigabytes(needs.cache * rows * cache.slots)} for keys and values of {rows} x {cache.slots} tokens beside "
+            f"{gigabytes(needs.cache * rows * cache.slots)} for keys and values of {rows} x {cache.slots} tokens, beside "
             f"{gigabytes(needs.weights + needs.prepacked * target.prepacked)} of weights"
         )
 
     def _reusable_cache(self, texts: list[list[int]]) -> TreeCache | None:
-        """Return the session's cache if this target, as it is now, and this drafter have read its texts."""
+        """Return the session's cache if it was filled by this target (unchanged since) and this drafter."""
         cache = self.cache
         reader = (self.target, self.drafter, self.target.changes)
         if cache is None or cache.made_for != reader or cache.shared is not None:
@@ -309,7 +308,7 @@ class Session:
         return cache if len(texts) == len(cache.texts) else None
 
     def _roll_back(self, cache: TreeCache, texts: list[list[int]], capacity: int) -> None:
-        """Keep the cached tokens that every text begins with, and make room."""
+        """Keep the cached tokens that all texts share with it, and enlarge the cache if needed."""
         shared = min(
             (
                 shared_length(known, text, length)
@@ -318,11 +317,13 @@ class Session:
             default=0,
         )
         if self._listener is not None and shared:
-            shared -= 1  # what it keeps of a token knows the next one, which may be another now
+            shared -= (
+                1  # a listener's entry for a token depends on the next token, which may differ now
+            )
         if capacity > cache.capacity or self.tree_nodes > cache.tree_capacity:
             cache.grow(self._roomy(texts, capacity), self.tree_nodes)
         cache.set_lengths([shared] * len(texts))
-        # All that still holds should prefill be interrupted.
+        # Still correct if prefill is interrupted.
         cache.texts = [known[:shared] for known in cache.texts]
 
     def _new_cache(self, texts: list[list[int]], capacity: int, rows: int) -> TreeCache:
@@ -337,13 +338,13 @@ class Session:
         return self.cache
 
     def _roomy(self, texts: list[list[int]], capacity: int) -> int:
-        """Leave a single row, which may be a conversation, room to go on without a larger cache."""
+        """Give a single row, which may be a conversation, up to twice the capacity, so that it can go on in this cache."""
         if len(texts) > 1:
             return capacity
         return max(capacity, min(2 * capacity, self.target.position_limit))
 
 
 def end_tokens(source: GenerationConfig | int | Sequence[int]) -> list[int]:
-    """List the tokens that end a text: those of a generation config, or as they are given."""
+    """List the end-of-text tokens of a generation config, or those given."""
     ids = source.eos_token_id if isinstance(source, GenerationConfig) else source
     return [ids] if isinstance(ids, int) else list(ids or [])

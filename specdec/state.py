@@ -1,4 +1,4 @@
-"""What a decode knows about its rows, and how a round changes it."""
+"""`State`: the rows of a decode, and how a round updates them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from .sampling import Sampling
 
 Stops = Callable[[int, Tensor], bool]
-"""Takes a prompt's index and its text so far, `[1, L]` int64; tells whether the last token is the text's last."""
+"""Stopping criterion: takes a row's index and its text so far, `[1, L]` int64; returns whether the row ends there."""
 
 
 class Emitted(NamedTuple):
-    """What one round adds to one row."""
+    """The new tokens of one row in one round."""
 
     row: int
     """Index of the prompt."""
     tokens: list[int]
     """New tokens, cut after the end of the text."""
     drafted: int
-    """How many of them, from the first on, a drafter proposed; the target added the rest."""
+    """Number of leading tokens that a drafter proposed; the target added the rest."""
     nodes: int
-    """Nodes verified, root included; 0 for the token that prefill gives."""
+    """Nodes verified, root included; 0 after prefill."""
     proposed: int
-    """Proposals that were packed into these nodes, root included."""
+    """Proposals before packing, root included."""
     finished: bool
     """Whether the row ends here."""
     sources: Sequence[int] = ()
-    """Which proposal put each verified node there, roots left out: of a union, which drafter."""
+    """Source of each verified node without the root: the beam, or the drafter of a union."""
     accepted_sources: Sequence[int] = ()
-    """The same of the accepted nodes, in the order of the text."""
+    """Source of each accepted node, in text order."""
 
 
 class State:
-    """The rows still being written; a row that ends leaves by index, its cache stays where it is."""
+    """The unfinished rows. A finished row leaves the index; the cache is not copied."""
 
     def __init__(
         self,
@@ -54,58 +54,58 @@ class State:
         sampling: Sampling | None = None,
         memory: dict[object, Any] | None = None,
     ) -> None:
-        """Take prompts whose prefill is done.
+        """Create the state of a decode.
 
         Args:
-            cache: of these prompts; how far each row is, its lengths say.
-            text: of the same rows.
-            eos_token_ids: tokens after which a row ends.
-            stops: tells after which further tokens a row ends.
-            sampling: how the target draws tokens; None where it takes the best.
-            memory: what drafters keep from one text of a session to the next.
+            cache: the KV cache; its lengths are the rows' cached tokens.
+            text: the tokens of the same rows.
+            eos_token_ids: tokens that end a row.
+            stops: further stopping criterion.
+            sampling: the target's sampling parameters; None for greedy.
+            memory: state that drafters keep between the texts of a session.
         """
         self.cache, self.text = cache, text
         self.hidden: Tensor = torch.empty(0)
-        """`[R, E]`, the target's last hidden state at each row's last committed token, from its prefill on."""
+        """`[R, E]`, the target's last hidden state at each row's last committed token; set by prefill."""
         self.inputs: dict[int, Tensor] = {}
-        """Likewise the hidden states that enter layers, by layer, of those that a drafter listens to."""
+        """The hidden states that enter each layer a drafter listens to, at the same tokens."""
         self.rows = Rows.first(len(text.host), text.ids.device)
-        """The B prompts still being written."""
+        """The B unfinished rows."""
         self.eos_token_ids, self.stops = eos_token_ids, stops
         self.sampling = sampling
-        """For drafters: what is known of the target's choices before it makes them."""
+        """The target's sampling parameters; drafters can compute its noise in advance."""
         self.memory: dict[object, Any] = {} if memory is None else memory
-        """What each drafter keeps about these rows and earlier texts of the session, by the drafter itself."""
+        """State that each drafter keeps about these rows and earlier texts; the key is the drafter."""
         self._roots = 0
-        """Certain tokens behind the cache, per row of `rows`: one, once prefill has given the first."""
+        """Certain but uncached tokens per row of `rows`: 0 during prefill, then 1."""
         self._beside = self.rows.select([])
-        """Rows that go on while others begin."""
+        """Rows that continue while others start."""
 
     @property
     def lengths(self) -> Tensor:
-        """`[B]` int64, cached tokens; a row's root is the token at this index of its text."""
+        """`[B]` int64, number of cached tokens; a row's root is the token at this index of its text."""
         return self.cache.lengths[self.rows.ids]
 
     @property
     def roots(self) -> Tensor:
-        """`[B]` int64, the token of each row that is certain but not cached; before prefill has given one, its prompt's last."""
+        """`[B]` int64, each row's root: its certain but uncached token; during prefill, the prompt's last token."""
         return self.text.ids[self.rows.ids, self.lengths if self._roots else self.lengths - 1]
 
     @property
     def remaining(self) -> list[int]:
-        """Per row, how many tokens it may still get."""
+        """Per row, the number of tokens still allowed."""
         return [self.text.ends[row] - self.cache.host_lengths[row] - 1 for row in self.rows.host]
 
     @property
     def row_depth(self) -> Tensor:
-        """`[B]` int64, deepest node that each row can still use."""
+        """`[B]` int64, depth of the deepest node that each row can still use."""
         return self.text.device_ends[self.rows.ids] - self.lengths - 2
 
     def position_after(self, depth: Tensor | int) -> Tensor:
-        """Say where the tokens stand that follow nodes: the positions that all noise is keyed by.
+        """Return the text positions of the tokens after nodes; the sampling noise is keyed by them.
 
         Args:
-            depth: of the nodes, a number or `[B, N]` int64; 0 is a row's newest certain token.
+            depth: depth of the nodes, a number or `[B, N]` int64; 0 is a row's newest certain token.
 
         Returns:
             `[B]` or `[B, N]` int64, columns of the text.
@@ -114,15 +114,20 @@ class State:
         return lengths + (depth + self._roots)
 
     def text_after(self, row: int, depth: int) -> Tensor:
-        """Return a prompt's text up to and including a node of this depth, `[1, L]` int64."""
+        """Return a row's text up to and including a node of this depth, `[1, L]` int64."""
         return self.text.so_far(row, self.cache.host_lengths[row] + self._roots + depth)
 
     def begin(self, rows: Rows) -> None:
-        """Let rows begin, beside those that are being written; until `open` there are no others."""
+        """Start rows; until `open`, the state holds only these."""
         self._beside, self.rows, self._roots = self.rows, rows, 0
 
     def open(self, first_tokens: Tensor, said: Verified) -> list[Emitted]:
-        """Take what prefill gave to the B rows that begin: tokens `[B]`, which become roots, and what the target said."""
+        """Finish the prefill of B rows.
+
+        Args:
+            first_tokens: `[B]` int64, the first new tokens; they become roots.
+            said: the target's output after the prompts.
+        """
         if not len(self.hidden):
             every = len(self.text.host)
             self.hidden = said.hidden.new_zeros(every, said.hidden.shape[1])
@@ -138,7 +143,7 @@ class State:
         ]
         self._leave(emitted)
         if self._beside.host:
-            # In the order of the cache: where it is full, its rows are read where they are.
+            # In cache order: a full cache is then read without an index.
             both = sorted(self._beside.host + self.rows.host, key=self.cache.row_of)
             self.rows = Rows.of(both, self.rows.ids.device)
         return emitted
@@ -149,21 +154,21 @@ class State:
         """Write the accepted tokens and the next roots into the text; comes before commit.
 
         Args:
-            tree: what was verified.
-            accepted: what was accepted.
-            verified: what the target said at the nodes.
-            proposed: `[B]` int64, proposals behind each tree, without the root.
+            tree: the verified trees.
+            accepted: the accepted paths.
+            verified: the target's output at the nodes.
+            proposed: `[B]` int64, proposals before packing, without the root.
 
         Returns:
-            `[B, 3 N + 3]` int64 for `advance`: the new tokens, sources of nodes and the accepted path, then how many
-            were accepted, nodes, proposals.
+            `[B, 3 N + 3]` int64 for `advance`: new tokens, node sources and accepted path (N each), then the numbers
+            of accepted nodes, nodes and proposals.
         """
         nodes = tree.tokens.shape[1]
         ends = accepted.lengths[:, None]  # [B, 1]
         drafted = tree.tokens.gather(1, accepted.path.clamp(min=0)).roll(-1, 1)
         new = drafted.scatter(1, ends, accepted.next_tokens[:, None])
         assert self.cache.current is not None
-        prefix_lens = self.cache.current.prefix_lens  # what was verified lies behind them
+        prefix_lens = self.cache.current.prefix_lens  # the verified nodes lie behind these
         columns = prefix_lens[:, None] + torch.arange(1, nodes + 1, device=new.device)
         self.text.write(self.rows.ids[:, None], columns, new)
         hidden, last = verified.hidden, accepted.path.gather(1, ends)[..., None]
@@ -175,7 +180,7 @@ class State:
         return torch.cat([new, tree.source, accepted.path, counts], 1)
 
     def advance(self, written: Tensor) -> list[Emitted]:
-        """Tell the host what was `written` and let finished rows leave; the one host read of a round."""
+        """Copy the result of `write` to the host and remove finished rows; the only host read of a round."""
         emitted = []
         for at, values in enumerate(written.tolist()):
             accepted, nodes, proposed = values[-3:]
@@ -197,7 +202,7 @@ class State:
         for count, token in enumerate(tokens, 1):
             ended = token in self.eos_token_ids
             if self.stops is not None:
-                # Asked after each token, as in plain generation, also where the text ends anyway.
+                # Called after each token, as in plain generation, even if the row ends anyway.
                 ended |= self.stops(row, self.text.so_far(row, column + count))
             if ended:
                 tokens = tokens[:count]

@@ -1,4 +1,4 @@
-"""The tokens of all rows, on the device and on the host. Nothing else writes them."""
+"""`Text`: the tokens of all rows, on the device and on the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Text:
-    """Prompts and what follows them, one row each."""
+    """Prompts and generated tokens, one row per text."""
 
     def __init__(
         self, prompts: list[list[int]], limits: list[int], *, margin: int, device: torch.device
@@ -15,39 +15,39 @@ class Text:
         """Copy prompts to the device.
 
         Args:
-            prompts: token ids per row; these lists grow as the rows do.
+            prompts: token ids per row; new tokens are appended to these lists.
             limits: most new tokens per row.
-            margin: columns behind the longest row, for what one round writes too much.
+            margin: columns after the longest row, for tokens that a round writes past a row's end.
             device: the target's.
         """
         self.host = prompts
-        """Per row all tokens that were handed out, the prompt first."""
+        """Per row all tokens emitted so far, the prompt included."""
         self.ends = [len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)]
-        """Per row the column behind its last possible token."""
+        """Per row the column after its last possible token."""
         columns = max(self.ends) + margin
         padded = [ids + [0] * (columns - len(ids)) for ids in prompts]
         self.ids = torch.tensor(padded).to(device)
-        """`[R, columns]` int64: per row all committed tokens and the root; what follows is stale."""
+        """`[R, columns]` int64: per row all committed tokens and the root; later columns are stale."""
         self.device_ends = torch.tensor(self.ends, device=device)
         """`[R]` int64, `ends`."""
 
     def write(
         self, rows: Tensor, columns: Tensor, tokens: Tensor, where: Tensor | None = None
     ) -> None:
-        """Write int64 tokens to their places; the arguments broadcast against each other.
+        """Write int64 tokens; the arguments broadcast against each other.
 
         Args:
-            rows: of the text.
-            columns: of the text.
-            tokens: what comes there.
-            where: bool, false at places that keep what they have; None to write all.
+            rows: row indices.
+            columns: column indices.
+            tokens: the token ids to write.
+            where: bool mask of the places to write; None writes all.
         """
         if where is not None:
             tokens = torch.where(where, tokens, self.ids[rows, columns])
         self.ids[rows, columns] = tokens
 
     def hand_out(self, row: int, tokens: list[int]) -> None:
-        """Add what the host learned of a row."""
+        """Append emitted tokens to a row's list on the host."""
         self.host[row] += tokens
 
     def so_far(self, row: int, columns: int) -> Tensor:
@@ -56,6 +56,6 @@ class Text:
 
 
 def shared_length(known: list[int], text: list[int], cached: int) -> int:
-    """Count the cached tokens that a text begins with; its last one is always read again: its logits are wanted."""
+    """Count the cached tokens that a text begins with, without its last one, which is always read for its logits."""
     most = min(cached, len(known), len(text) - 1)
     return next((i for i in range(most) if known[i] != text[i]), most)

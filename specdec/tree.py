@@ -1,4 +1,4 @@
-"""The two things that travel through a round: the tree that is verified, and what of it was accepted."""
+"""`TokenTree` and `Accepted`: the tree that a round verifies, and the accepted path."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from specdec_kernels import PackedTree, pack_bits
 class TokenTree:
     """Tokens to verify in one pass of the target, one tree per row.
 
-    Node 0 is the root: the guaranteed token whose keys and values are not cached yet. Parents come before their
-    children, no two children of a node share a token, and rows are padded to the widest.
+    Node 0 is the root: the newest certain token, whose keys and values are not cached yet. Parents come before their
+    children, no two children of a node share a token, and rows are padded to the widest tree.
     """
 
     tokens: Tensor
@@ -27,15 +27,15 @@ class TokenTree:
     ancestors: Tensor
     """`[B, N, ceil(N / 64)]` int64 bit sets of ancestors, self included."""
     sizes: Tensor
-    """`[B]` int64, true number of nodes."""
+    """`[B]` int64, number of nodes without padding."""
     scores: Tensor
     """`[B, N]` float32, cumulative draft log-probability."""
     source: Tensor
-    """`[B, N]` int64, which proposal put the node there; -1 for the root."""
+    """`[B, N]` int64, the beam or drafter that proposed the node; -1 for the root."""
 
     @classmethod
     def chain(cls, tokens: Tensor) -> TokenTree:
-        """Make the tree with one branch.
+        """Create a tree with one branch.
 
         Args:
             tokens: `[B, N]` int64, each token following the one before it.
@@ -55,17 +55,17 @@ class TokenTree:
 
     @classmethod
     def from_packed(cls, packed: PackedTree) -> TokenTree:
-        """Take the tree that `pack_tree` made."""
+        """Create a tree from the result of `pack_tree`."""
         return cls(**{name: getattr(packed, name) for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What the target agrees with."""
+    """The accepted path of each row."""
 
     path: Tensor
     """`[B, N]` int64, the accepted nodes from the root down, -1 padded."""
     lengths: Tensor
-    """`[B]` int64, accepted nodes below the root; a round emits one token more."""
+    """`[B]` int64, accepted nodes below the root; a round emits one token more than that."""
     next_tokens: Tensor
     """`[B]` int64, the target's own token after the last accepted node: the next root."""

@@ -1,6 +1,6 @@
-"""The hot steps of a speculative-decoding round as functions of tensors, with Triton kernels for GPUs.
+"""The steps of a speculative-decoding round as functions of tensors, with Triton kernels for GPUs.
 
-Needs torch and einops, and Triton where kernels run.
+Needs torch and einops, and Triton to run the kernels.
 """
 
 from .accept_tree import accept_tree

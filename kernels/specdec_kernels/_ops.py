@@ -1,4 +1,4 @@
-"""The namespace of the registered ops, in one place: whoever republishes the package replaces this file."""
+"""The namespace of the registered ops; republishing the package under another name replaces only this file."""
 
 import torch
 

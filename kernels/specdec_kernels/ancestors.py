@@ -1,7 +1,7 @@
-"""Sets of ancestors as bits: how a tree's shape travels from packing to attention and acceptance.
+"""Ancestor sets as bits: the form in which packing, attention and acceptance share a tree's shape.
 
-Bit `j` of node `i`'s words says that node `j` is `i` itself or one of its ancestors. A word is an int64, so bit 63
-is its sign: words are only ever combined with `&`, `|` and shifts, never compared by size.
+Bit `j` of node `i`'s words is set if node `j` is `i` itself or one of its ancestors. A word is an int64 whose bit 63 is
+its sign, so words are only combined with `&`, `|` and shifts, never compared by size.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ WORD = 64
 
 
 def ancestor_matrix(parents: Tensor) -> Tensor:
-    """Expand parent pointers into the ancestors-or-self relation.
+    """Expand parent pointers into the ancestor-or-self relation.
 
     Args:
-        parents: `[B, N]` int64, index of each node's parent, -1 where there is none.
+        parents: `[B, N]` int64, index of each node's parent, -1 for none.
 
     Returns:
-        `[B, N, N]` bool: entry `[b, i, j]` is true where `j` is `i` or an ancestor of `i`.
+        `[B, N, N]` bool: entry `[b, i, j]` is True if `j` is `i` or an ancestor of `i`.
     """
     count = parents.shape[1]
     nodes = torch.arange(count, device=parents.device)

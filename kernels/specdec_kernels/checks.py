@@ -1,4 +1,4 @@
-"""Checks that arguments share: each names the argument, what was expected and what came."""
+"""Shared argument checks; errors name the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Most nodes of a tree in a kernel: as many as one program holds, and what `specdec` verifies at most.
+# Most nodes of a tree in a kernel, as one program holds them all; also the limit of `specdec`.
 MAX_NODES = 256
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -19,7 +19,7 @@ def check_shape(name: str, x: Tensor, expected: Sequence[int]) -> None:
 
 
 def check_integers(**tensors: Tensor | None) -> None:
-    """Raise TypeError unless every tensor that is there is int64."""
+    """Raise TypeError unless every tensor that is not None is int64."""
     for name, x in tensors.items():
         if x is not None and x.dtype != torch.int64:
             raise TypeError(f"{name}: expected int64, got {x.dtype}")
@@ -33,7 +33,7 @@ def check_float32(**tensors: Tensor) -> None:
 
 
 def check_kernel_float(**tensors: Tensor | None) -> None:
-    """Raise TypeError unless all tensors that are there have one dtype, and kernels for it exist."""
+    """Raise TypeError unless all tensors that are not None have one dtype, which kernels support."""
     given = {name: x for name, x in tensors.items() if x is not None}
     (first, like), *others = given.items()
     if like.dtype not in FLOATS:
@@ -46,7 +46,7 @@ def check_kernel_float(**tensors: Tensor | None) -> None:
 
 
 def check_last_stride(**tensors: Tensor | None) -> None:
-    """Raise ValueError unless the last dimension of every tensor that is there is contiguous."""
+    """Raise ValueError unless the last dimension of every tensor that is not None is contiguous."""
     for name, x in tensors.items():
         if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
             raise ValueError(

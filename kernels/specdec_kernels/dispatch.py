@@ -1,7 +1,7 @@
-"""Which implementation runs: the Triton kernel, registered as an op, or the plain PyTorch reference.
+"""Chooses between the Triton kernel, registered as an op, and the plain PyTorch reference.
 
-The registered op *is* the kernel: opaque to `torch.compile`, so that a module which holds it compiles whole. The
-reference is never registered: it is traced like the code around it, and Inductor may fuse it.
+A registered op is the kernel; it is opaque to `torch.compile`, so a module with it compiles without graph breaks. The
+reference is not registered: `torch.compile` traces it, and Inductor may fuse it.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from ._ops import add_op_namespace_prefix, library, ops
 
 Impl = Literal["auto", "triton", "reference"]
 
-# Devices on which "auto" is the kernel.
+# Devices on which "auto" runs the kernel.
 KERNEL_DEVICES = {"cuda"}
-# Classes of tensors that are nothing but their values; others wrap, shard or quantise some.
+# Tensor classes whose memory holds their values; other classes wrap, shard or quantise them.
 PLAIN: set[type[Tensor]] = {Tensor, nn.Parameter}
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor's memory holds its values, so that it may be read and packed."""
+    """Return whether a tensor's memory holds its values, so that it can be read and packed."""
     return type(tensor) in PLAIN
 
 
 def host_may_look(x: Tensor) -> bool:
-    """Tell whether the host may read a tensor: on a CPU that is free, elsewhere it would wait for the device.
+    """Return whether the host can read a tensor for free: on a CPU, outside of graph capture.
 
-    In a graph nothing can be read.
+    Elsewhere reading would wait for the device.
     """
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def chooses_kernel(impl: Impl, *tensors: Tensor | None) -> bool:
-    """Decide between kernel and reference; what is asked for by name is never replaced by the other.
+    """Return whether to run the kernel; an explicit `impl` never falls back to the other one.
 
     Args:
-        impl: "triton", "reference", or "auto" for the kernel on GPUs and the reference elsewhere.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
         tensors: the inputs.
 
     Raises:
-        ValueError: if `impl` is none of these, the tensors lie on different devices, there is no kernel for their
-            device, or a gradient would be lost.
+        ValueError: if `impl` is none of these, the tensors are on different devices, there is no kernel for their
+            device, or gradients are recorded, as kernels have no backward pass.
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl: expected 'auto', 'triton' or 'reference', got {impl!r}")
@@ -70,17 +70,17 @@ def register(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) 
     """Register a kernel as an op.
 
     Args:
-        schema: name, arguments and results, as `torch.library` writes them.
-        launch: runs the kernel; imports Triton when it is called, not before.
-        fake: makes the results' shapes, dtypes and strides.
+        schema: name, arguments and results, in the form of `torch.library`.
+        launch: runs the kernel; it must import Triton only when called.
+        fake: returns tensors with the results' shapes, dtypes and strides.
 
     Returns:
-        The op, to be called with all its arguments by position.
+        The op; it takes all arguments by position.
     """
     name = schema.partition("(")[0]
 
     def launch_on_gpu(*arguments: Any) -> Any:
-        # Triton launches on the current device, whichever the tensors are on.
+        # Triton launches on the current device, not on the tensors' device.
         (device, *_) = (x.device for x in arguments if isinstance(x, Tensor))
         with torch.cuda.device(device):
             return launch(*arguments)

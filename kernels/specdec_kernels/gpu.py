@@ -1,4 +1,4 @@
-"""What a launcher knows of the GPU it launches on: enough to choose tiles and splits, all of it from the device alone."""
+"""GPU properties from which launchers choose tiles and splits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Gpu(NamedTuple):
     """One kind of GPU."""
 
     arch: str
-    """`sm_90`, `gfx942`, …; `interpreter` where kernels run on the CPU."""
+    """`sm_90`, `gfx942`, …; `interpreter` if kernels run on the CPU."""
     processors: int
     """Streaming multiprocessors, or compute units."""
     shared_bytes: int
-    """Shared memory that one program may use."""
+    """Bytes of shared memory available to one program."""
 
 
-# Compute units and limits of the GPUs that kernels are compiled for ahead of time, and of their next of kin.
+# Compute units and limits of the GPUs for which kernels are compiled ahead of time, and of related ones.
 KNOWN = {
     "sm_80": Gpu("sm_80", 108, 163 * 1024),
     "sm_90": Gpu("sm_90", 132, 227 * 1024),
@@ -30,14 +30,14 @@ KNOWN = {
     "sm_103": Gpu("sm_103", 148, 227 * 1024),
     "gfx942": Gpu("gfx942", 304, 64 * 1024),
 }
-# Few processors, so that small inputs are split as large ones are on a GPU.
+# Few processors, so that small inputs are split as large ones on a GPU.
 INTERPRETER = Gpu("interpreter", 8, 64 * 1024)
 
 _pretended: ContextVar[Gpu | None] = ContextVar("pretended", default=None)
 
 
 def gpu_of(device: torch.device) -> Gpu:
-    """Describe the GPU that tensors on `device` would be computed on."""
+    """Return the properties of the GPU that computes tensors on `device`."""
     if (pretended_gpu := _pretended.get()) is not None:
         return pretended_gpu
     return INTERPRETER if device.type == "cpu" else _cuda(device)
@@ -54,18 +54,18 @@ def _cuda(device: torch.device) -> Gpu:
         if torch.version.hip
         else f"sm_{facts.major}{facts.minor}"
     )
-    # What Triton asks the driver for as well, before it launches.
+    # Triton also asks the driver for these before it launches.
     return Gpu(arch, facts.multi_processor_count, max_shared_mem(index))
 
 
 def pretended() -> bool:
-    """Tell whether launches are for a GPU that is not there."""
+    """Return whether launches are for a simulated GPU."""
     return _pretended.get() is not None
 
 
 @contextmanager
 def pretend(gpu: Gpu) -> Iterator[None]:
-    """Let launchers choose as they would on `gpu`: for compiling ahead of time."""
+    """Make launchers choose tiles and splits for `gpu`, for compiling ahead of time."""
     token = _pretended.set(gpu)
     try:
         yield

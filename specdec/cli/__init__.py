@@ -1,6 +1,6 @@
-"""The command line: generate, chat, bench, info, data, train, convert.
+"""The command line `specdec`.
 
-What a command needs beyond its arguments is imported when it runs: help and mistakes come without waiting for torch.
+Commands import torch only when they run, so that help and usage errors appear at once.
 """
 
 from .app import app, main

@@ -1,4 +1,4 @@
-"""All commands, and what becomes of errors."""
+"""The command line's entry point: registers all commands and reports errors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .train import app as train
 from .tune import tune
 from .write import chat, generate
 
-# What typer raises for a mistake on the command line.
+# Typer's error for wrong command-line usage.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="The same text in fewer passes: lossless speculative decoding for Hugging Face models.",
+    help="Lossless speculative decoding for Hugging Face models.",
 )
 for command in (generate, chat, bench, info, tune, calibrate, data, convert):
     app.command()(command)
@@ -35,11 +35,11 @@ app.callback(invoke_without_command=True)(help_alone)
 
 
 def main() -> None:
-    """Run the command line; bad input is one line on standard error and exit code 2."""
+    """Run the command line; wrong input prints one line on standard error and exits with code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # whatever the terminal can show
-    if sys.stdin is None:  # whoever started us has closed it
+            stream.reconfigure(errors="replace")  # for terminals without UTF-8
+    if sys.stdin is None:  # closed by the parent process
         sys.stdin = io.StringIO()
     try:
         code = app(standalone_mode=False)
@@ -48,7 +48,7 @@ def main() -> None:
     except OSError as error:
         fail(f"{error.filename}: {reason(error)}" if error.filename else reason(error))
     except (MemoryError, ValueError) as error:
-        fail(str(error) or "memory: expected more, got none left")
+        fail(str(error) or "memory: expected enough for this command, got none left")
     sys.exit(code)
 
 

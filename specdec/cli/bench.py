@@ -32,24 +32,29 @@ from .terminal import fail
 
 def bench(
     prompts: Annotated[
-        Path, typer.Option(help="Questions in Spec-Bench's JSONL format.", callback=home)
+        Path, typer.Option(help="JSONL file of questions in Spec-Bench's format.", callback=home)
     ],
     methods: Annotated[
-        str, typer.Option(help="plain, transformers, transformers-lookup and drafters, by commas.")
+        str,
+        typer.Option(
+            help="Comma-separated: plain, transformers, transformers-lookup, and drafters' names."
+        ),
     ] = f"{PLAIN},{TRANSFORMERS},{TRANSFORMERS_LOOKUP},lookup",
-    limit: Annotated[int | None, typer.Option(help="Most questions.", callback=between(1))] = None,
-    per_category: Annotated[
-        int | None, typer.Option(help="Most questions of a category.", callback=between(1))
+    limit: Annotated[
+        int | None, typer.Option(help="Most questions in total.", callback=between(1))
     ] = None,
-    turns: Annotated[int, typer.Option(help="Most turns of a question.", callback=between(1))] = 1,
+    per_category: Annotated[
+        int | None, typer.Option(help="Most questions per category.", callback=between(1))
+    ] = None,
+    turns: Annotated[int, typer.Option(help="Most turns per question.", callback=between(1))] = 1,
     max_new_tokens: NewTokensOption = 128,
     max_nodes: NodesOption = None,
     costs: CostsOption = None,
     batch: Annotated[
         int | None,
         typer.Option(
-            help="Texts written at once: each method of ours writes all questions as one list, in which the next begins "
-            "as one ends. transformers writes them one by one.",
+            help="Rows generated at the same time: specdec's methods start the next question when a row ends. "
+            "transformers always runs one question at a time.",
             callback=between(1),
         ),
     ] = None,
@@ -61,15 +66,18 @@ def bench(
     threads: ThreadsOption = None,
     exact: ExactOption = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where to save every run.", callback=home)
+        Path | None, typer.Option("--json", help="File for the results of all runs.", callback=home)
     ] = None,
 ) -> None:
-    """Compare methods on the same prompts, alternating or in lists, tokens always checked; exit code 1 if any differ."""
+    """Compare the speed of methods on the same prompts, and check that their tokens agree.
+
+    Methods alternate prompt by prompt, unless --batch is given. Exit code 1 if tokens differ beyond the tie rule.
+    """
     names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     check_methods(names)
     if batch is not None and turns > 1:
         raise ValueError(
-            f"batch: expected none with {turns} turns, which wait for answers, got {batch}"
+            f"batch: expected none with {turns} turns, as a turn needs the answer before it, got {batch}"
         )
     if json_file is not None:
         check_file(json_file, "json")

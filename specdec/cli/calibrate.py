@@ -33,13 +33,13 @@ from .terminal import console
 
 def calibrate(
     drafter: Annotated[
-        str, typer.Argument(help="A method's name or a checkpoint's folder; no union.")
+        str, typer.Argument(help="A method's name or a checkpoint folder; not a union of drafters.")
     ],
     prompts: Annotated[
-        Path, typer.Option(help="Questions in Spec-Bench's JSONL format.", callback=home)
+        Path, typer.Option(help="JSONL file of questions in Spec-Bench's format.", callback=home)
     ],
     per_category: Annotated[
-        int | None, typer.Option(help="Most questions of a category.", callback=between(1))
+        int | None, typer.Option(help="Most questions per category.", callback=between(1))
     ] = None,
     max_new_tokens: NewTokensOption = 96,
     model: ModelOption = DEFAULT_MODEL,
@@ -50,16 +50,16 @@ def calibrate(
     threads: ThreadsOption = None,
     costs: CostsOption = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where to save the figures.", callback=home)
+        Path | None, typer.Option("--json", help="File for the calibration.", callback=home)
     ] = None,
 ) -> None:
-    """Measure how far a drafter's scores can be believed; a checkpoint's folder keeps the figures."""
+    """Measure how well a drafter's scores predict acceptance; for a checkpoint, save the result in its folder."""
     drafter = str(home(drafter))
     check_drafter_name(drafter)
     folder = Path(drafter)
     kept = folder.is_dir()
     if not kept and ("+" in drafter or drafter in ("auto", "best", "mixed", "plain")):
-        raise ValueError(f"drafter: expected one that drafts by itself, got {drafter!r}")
+        raise ValueError(f"drafter: expected a single drafter, got {drafter!r}")
     if json_file is not None:
         check_file(json_file, "json")
     questions = read_questions(prompts, per_category=per_category)

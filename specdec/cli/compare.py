@@ -1,4 +1,4 @@
-"""Methods compared, with a bar meanwhile and tables after. Imports torch, as `loading` does."""
+"""Runs a comparison of methods with a progress bar, and prints its tables. Imports torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compare_methods(
     batch: int | None = None,
     costs: Costs | None = None,
 ) -> Benchmark:
-    """Run methods on `count` prompts, show how far it is and what came out; `batch` as in `run_benchmark`."""
+    """Run methods on `count` prompts, show the progress and print the result; `batch` as in `run_benchmark`."""
     methods = list(dict.fromkeys([PLAIN, *methods]))
     library = any(method.startswith(TRANSFORMERS) for method in methods)
     runner = Runner(

@@ -16,26 +16,33 @@ from .training.start import numbers
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A drafter's folder.", callback=home)],
-    out: Annotated[Path, typer.Argument(help="Where to write; a new folder.", callback=home)],
+    source: Annotated[Path, typer.Argument(help="Checkpoint folder to read.", callback=home)],
+    out: Annotated[Path, typer.Argument(help="New folder to write.", callback=home)],
     target: Annotated[
         str, typer.Option(help="The model that the drafter was trained for.", callback=home)
     ] = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     exit_layer: Annotated[
-        int | None, typer.Option(help="Of a Kangaroo: layers that run before the adapter.")
+        int | None, typer.Option(help="For Kangaroo: number of target layers before the adapter.")
     ] = None,
     layers: Annotated[
-        str, typer.Option(help="Of an EAGLE-3: the target's layers that it reads, by commas.")
+        str,
+        typer.Option(help="For EAGLE-3: the target layers that it reads, comma-separated."),
     ] = "",
-    to: Annotated[Layout, typer.Option(help="What to write.")] = Layout.own,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the mapping alone.")] = False,
+    to: Annotated[Layout, typer.Option(help="Format to write; own is specdec's.")] = Layout.own,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the mapping of tensors and write nothing.")
+    ] = False,
 ) -> None:
-    """Read drafters of Apple's, ModelOpt's, Medusa's, Kangaroo's, EAGLE-3's and speculators' code, or write ours for them, ModelOpt's apart."""
+    """Convert drafter checkpoints between formats.
+
+    Reads checkpoints of Apple's ReDrafter, ModelOpt, Medusa, Kangaroo, EAGLE-3 and speculators, and writes specdec's
+    format; or reads specdec's format and writes any of these but ModelOpt's.
+    """
     named = [int(layer) for layer in numbers("layers", layers, int)]
     if not dry_run:
-        check_new_folder(out, "out")  # before seconds are spent on the model
+        check_new_folder(out, "out")  # before the model is loaded, which takes seconds
 
     from ..checkpoints import conversion_table, export_drafter, import_drafter
     from ..model.target import Target

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 AppendOption = Annotated[
     Path | None,
-    typer.Option("--append", help="Store to add to; a new one if there is none.", callback=home),
+    typer.Option("--append", help="Store to write to; created if missing.", callback=home),
 ]
 
 
 def data(
     store: AppendOption = None,
     tokens: Annotated[
-        int, typer.Option(help="Answer tokens wanted of this seed.", callback=between(1))
+        int, typer.Option(help="Answer tokens to generate with this seed.", callback=between(1))
     ] = 1_000_000,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
@@ -50,39 +50,45 @@ def data(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL of user turns to answer (text, prompt or turns); own ones if not given.",
+            help="JSONL of user turns to answer (key text, prompt or turns). Default: the model writes them.",
             callback=home,
         ),
     ] = None,
     exclude: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Questions in Spec-Bench's format; nothing that shares 13 words with them is kept.",
+            help="Questions in Spec-Bench's format; text that shares 13 consecutive words with them is dropped.",
             callback=home,
         ),
     ] = None,
     merge: Annotated[
         list[Path] | None,
-        typer.Option(help="Stores or JSONL files to add instead of new text.", callback=home),
+        typer.Option(
+            help="Stores or JSONL files to copy in, instead of generating text.", callback=home
+        ),
     ] = None,
     stats: Annotated[
         list[Path] | None,
-        typer.Option(help="Stores or JSONL files to describe, side by side.", callback=home),
+        typer.Option(help="Print statistics of these stores or JSONL files.", callback=home),
     ] = None,
     batch: Annotated[
-        int, typer.Option(help="Conversations written at once.", callback=between(1, 65536))
+        int,
+        typer.Option(help="Conversations generated at the same time.", callback=between(1, 65536)),
     ] = 128,
     answer_tokens: Annotated[
-        int, typer.Option(help="Most tokens of an answer.", callback=between(1))
+        int, typer.Option(help="Most tokens per answer.", callback=between(1))
     ] = 512,
-    seed: Annotated[int, typer.Option(help="Of text.", callback=between(0, MAX_TRAINING_SEED))] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the generated text.", callback=between(0, MAX_TRAINING_SEED)),
+    ] = 0,
     threads: Annotated[
         int | None,
-        typer.Option(help="CPU threads; all cores if not given.", callback=between(1, MAX_THREADS)),
+        typer.Option(help="CPU threads. Default: all cores.", callback=between(1, MAX_THREADS)),
     ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Let the target write its own training data: --append STORE, or what is there: --stats FILE."""
+    """Generate training data with the target model (--append STORE), or describe it (--stats FILE)."""
     if (store is None) == (not stats):
         raise ValueError("data: expected either --append or --stats, got both or neither")
     if prompts and (merge or stats):
@@ -149,7 +155,7 @@ def _append(
 
 
 def _show(paths: list[Path], choice: ModelChoice, overlap: Overlap) -> None:
-    """Describe files side by side."""
+    """Print statistics of files side by side."""
     from ..selftext.conversation import read_records
     from ..selftext.statistics import Statistics
     from ..selftext.template import Template

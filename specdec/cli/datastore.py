@@ -15,7 +15,7 @@ from ..sources.embedded import DEFAULT_MODEL
 from .options import ModelOption, RevisionOption, TrustOption, between, home
 from .terminal import console, help_alone, messages
 
-app = typer.Typer(help="Stores of text that the drafter rest drafts from.")
+app = typer.Typer(help="Build and check text stores for the drafter rest.")
 app.callback(invoke_without_command=True)(help_alone)
 
 
@@ -24,28 +24,26 @@ def build(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Text, JSONL (.jsonl, .jsonl.gz), or stores from specdec data.", callback=home
+            help="Text files, JSONL (.jsonl, .jsonl.gz), or stores of specdec data.", callback=home
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The store: a new folder.", callback=home)
+        Path, typer.Option("--out", "-o", help="Folder of the new store.", callback=home)
     ],
-    add: Annotated[
-        bool, typer.Option("--add", help="Add to the store that is there, if there is one.")
-    ] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add to the store if it exists.")] = False,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    field: Annotated[str, typer.Option(help="Of a JSONL line, what holds the text.")] = "text",
+    field: Annotated[str, typer.Option(help="JSONL field with the text.")] = "text",
     shard_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Most tokens of a shard of a new store; 33,554,432 if not given. Sorting one takes 60 bytes each.",
+            help="Most tokens per shard of a new store. Default: 33,554,432. Sorting takes 60 bytes per token.",
             callback=between(1, 2**30),
         ),
     ] = None,
 ) -> None:
-    """Build a store from FILES, for text of a model with this tokenizer: then draft with rest:STORE."""
+    """Build a store from FILES with the tokenizer of --model; draft from it with --drafter rest:STORE."""
     for path in files:
         if not path.is_file() or not os.access(path, os.R_OK):
             raise ValueError(
@@ -84,9 +82,9 @@ def build(
 
 @app.command()
 def info(
-    store: Annotated[Path, typer.Argument(help="A folder from datastore build.", callback=home)],
+    store: Annotated[Path, typer.Argument(help="Folder of a store.", callback=home)],
 ) -> None:
-    """Check a store, and say what it holds."""
+    """Check a store and print its size, shards and tokenizer."""
     from ..datastore.store import Datastore
 
     manifest = Datastore.open(store).manifest

@@ -23,7 +23,7 @@ def info(
     trust_remote_code: TrustOption = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Say what is installed, what this machine can do, and what the model is."""
+    """Show versions, devices, this machine's costs, and the model's memory and layers."""
     import torch
     import transformers
 
@@ -76,7 +76,7 @@ def info(
     slower, faster = sorted(steps, key=lambda precision: -steps[precision])
     gain = steps[slower] / steps[faster]
     times = ", ".join(f"{precision} {ms:.1f} ms" for precision, ms in steps.items())
-    table.add_row("a step", f"{times}: {faster} is {gain:.2f}x as fast here")
+    table.add_row("one token", f"{times}: {faster} is {gain:.2f}x as fast here")
     parameters = sum(p.numel() for p in target.model.parameters())
     table.add_row("model", f"{model}: {type(target.model).__name__}, {parameters / 1e6:.0f} M")
     table.add_row("positions", str(target.position_limit))
@@ -86,7 +86,7 @@ def info(
 
 
 def layers_of(target: Target) -> str:
-    """Say how the layers run, and why some are the library's."""
+    """Describe how the layers run, with a reason if some run as transformers' layers."""
     lean = target.lean
     assert lean is not None
     ours = [layer for layer in lean.layers if layer is not None]

@@ -1,4 +1,4 @@
-"""Models as options name them. Imports torch: for use inside commands, after their arguments were checked."""
+"""Loads models given by command-line options. Imports torch, so commands import it after checking their arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..sources.models import load_weights
 
 
 class ModelChoice(NamedTuple):
-    """Which model, and how it is loaded."""
+    """A model's name and loading options."""
 
     name: str
     revision: str | None
@@ -32,13 +32,13 @@ class ModelChoice(NamedTuple):
         device: str = "cpu",
         threads: int | None = None,
     ) -> ModelChoice:
-        """Check the device and set the threads, before seconds are spent on the model."""
+        """Check the device and set the number of threads."""
         if threads is not None:
             torch.set_num_threads(threads)
         return cls(name, revision, trust_remote_code, getattr(torch, dtype), find_device(device))
 
     def target(self, *, exact: bool = False) -> Target:
-        """Load it with its tokenizer, ready to verify."""
+        """Load the model as a target, with its tokenizer."""
         return load_target(
             self.name,
             dtype=self.dtype,
@@ -49,7 +49,7 @@ class ModelChoice(NamedTuple):
         )
 
     def weights(self) -> PreTrainedModel:
-        """Load it as the library gives it, without a tokenizer and without anything prepared."""
+        """Load the plain transformers model, without tokenizer and prepacking."""
         return load_weights(
             self.name,
             dtype=self.dtype,
@@ -60,7 +60,7 @@ class ModelChoice(NamedTuple):
 
 
 def find_device(name: str) -> torch.device:
-    """Return a device; raise ValueError for one that this machine does not have."""
+    """Return a device; raise ValueError if this machine does not have it."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -70,5 +70,5 @@ def find_device(name: str) -> torch.device:
             f"device: expected one of this machine's, got {name!r} ({reason})"
         ) from error
     if device.type == "meta":
-        raise ValueError(f"device: expected one that computes, got {name!r}")
+        raise ValueError(f"device: expected one that can compute, got {name!r}")
     return device

@@ -1,4 +1,4 @@
-"""What goes to people: answers and tables on standard output, everything else on standard error."""
+"""Terminal output: answers and tables go to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def help_alone(context: typer.Context) -> None:
-    """Show the help of a group that was called without a command."""
+    """Show the help of a command group called without a command."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
 
 
 def fail(message: str, code: int = 2) -> None:
-    """Say in one line what is wrong, and end the program."""
+    """Print an error in one line and exit."""
     line = " ".join(message.split())
     messages.print(f"specdec: {line}", style="red", markup=False, emoji=False)
     sys.exit(code)

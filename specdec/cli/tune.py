@@ -30,7 +30,7 @@ from .terminal import console, messages
 if TYPE_CHECKING:
     from ..costs.table import Costs
 
-# Columns of the plot.
+# Width of the bars, in characters.
 WIDTH = 36
 
 
@@ -44,13 +44,16 @@ def tune(
     threads: ThreadsOption = None,
     exact: ExactOption = False,
     seconds: Annotated[
-        float, typer.Option(help="How long passes are timed.", callback=between(1, 3600))
+        float, typer.Option(help="Seconds to spend on timing passes.", callback=between(1, 3600))
     ] = 60.0,
     out: Annotated[
-        Path | None, typer.Option(help="A file for the table as well.", callback=home)
+        Path | None, typer.Option(help="File to save the table to as well.", callback=home)
     ] = None,
 ) -> None:
-    """Measure what passes and drafts cost on this machine, more exactly than at the first load; run nothing else meanwhile."""
+    """Measure this machine's cost table (times of passes and drafts) more precisely than the first load does.
+
+    The machine should be idle meanwhile.
+    """
     check_drafter_name(drafter)
     if out is not None:
         check_file(out, "out")
@@ -69,7 +72,7 @@ def tune(
     console.print(costs_table(costs))
     if spread >= STEADY:
         messages.print(
-            f"specdec: passes of one size differed by {spread - 1:.0%}: something else runs on this machine",
+            f"specdec: times of equal passes differed by {spread - 1:.0%}: the machine is busy",
             style="yellow",
         )
     if out is not None:
@@ -77,14 +80,14 @@ def tune(
 
 
 def costs_table(costs: Costs) -> Table:
-    """Show a cost table: what was measured, the line through it, and both as bars."""
+    """Show a cost table: measured times, the fitted line, and both as bars."""
     table = Table(
         title=", ".join(f"{name} {value}" for name, value in costs.machine.items()),
         title_justify="left",
     )
     for column in ("nodes", "ms", "line", "x one node"):
         table.add_column(column, justify="right")
-    table.add_column("█ measured, │ line")
+    table.add_column("█ measured, │ fitted line")
     line, longest = costs.line, max(max(ms, costs.line.ms(nodes)) for nodes, ms in costs.passes)
     for nodes, ms in costs.passes:
         here = line.ms(nodes)
@@ -96,8 +99,8 @@ def costs_table(costs: Costs) -> Table:
             str(nodes), f"{ms:.1f}", f"{here:.1f}", f"{here / line.ms(1):.2f}", "".join(bar)
         )
     table.add_row(
-        "a tree", f"{costs.tree:.2f}", "", "", "more than a single token, beside its pass"
+        "a tree", f"{costs.tree:.2f}", "", "", "overhead over a single token, without the pass"
     )
     for name, cost in costs.drafts.items():
-        table.add_row(name, f"{cost.fixed:.2f}", "", "", f"{cost.step:.2f} ms more per step")
+        table.add_row(name, f"{cost.fixed:.2f}", "", "", f"plus {cost.step:.2f} ms per step")
     return table

@@ -51,7 +51,7 @@ DEMO_PROMPT = (
 
 def generate(
     prompt: Annotated[
-        str, typer.Argument(help="What to ask; - reads standard input.")
+        str, typer.Argument(help="The prompt; - reads standard input.")
     ] = DEMO_PROMPT,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
@@ -68,23 +68,26 @@ def generate(
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text; no chat template.")
+        bool, typer.Option("--raw", help="Continue the prompt without a chat template.")
     ] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also run the plain loop and transformers.")
+        bool,
+        typer.Option("--compare", help="Also run plain decoding and transformers, and compare."),
     ] = False,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Say what was worth drafting, and what each drafter did."),
+        typer.Option(
+            "--explain", help="Show costs, and each drafter's drafted and accepted tokens."
+        ),
     ] = False,
 ) -> None:
-    """Write an answer, the accepted draft tokens in green, then say how it went."""
+    """Answer a prompt, with accepted draft tokens in green, then show speed and acceptance."""
     text = _said(_read(sys.stdin.read) if prompt == "-" else prompt)
     if not text.strip():
         raise ValueError("prompt: expected some text, got none")
     if compare and temperature:
         raise ValueError(
-            f"compare: expected temperature 0, as greedy texts are compared, got {temperature}"
+            f"compare: expected temperature 0, as it compares greedy text, got {temperature}"
         )
     check_sampling(temperature, top_p, seed)
     check_drafter_name(drafter)
@@ -145,7 +148,7 @@ def chat(
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
 ) -> None:
-    """Talk with the model; what was read stays cached. /exit or the end of input ends it, an empty line is passed over."""
+    """Chat with the model; earlier turns stay in the KV cache. End with /exit or the end of input."""
     check_sampling(temperature, top_p, seed)
     check_drafter_name(drafter)
 
@@ -178,21 +181,21 @@ def chat(
 
 
 def _ask() -> str | None:
-    """Return the next line that says something; None at the end."""
+    """Return the next line that is not empty; None at the end."""
     while True:
         try:
             line = _said(_read(lambda: console.input("[bold]you: [/bold]"))).strip()
         except EOFError:
             console.print()
             return None
-        if not sys.stdin.isatty():  # a terminal shows what is typed
+        if not sys.stdin.isatty():  # a terminal echoes input itself
             console.print(line, markup=False, emoji=False)
         if line:
             return None if line == END else line
 
 
 def _read(read: Callable[[], str]) -> str:
-    """Read from standard input, without a byte-order mark."""
+    """Read text, and drop a byte-order mark."""
     try:
         return read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -250,5 +253,5 @@ def _show(
 
 def _legend() -> None:
     console.print(
-        f"[{DRAFTED}]green[/]: drafted and accepted   default: the target's own", style="dim"
+        f"[{DRAFTED}]green[/]: accepted draft tokens   default: the target's tokens", style="dim"
     )

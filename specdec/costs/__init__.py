@@ -1,1 +1,1 @@
-"""What passes of this target cost on this machine, and what drafting is worth there."""
+"""The cost table of a target on this machine, and the draft budgets that follow from it."""

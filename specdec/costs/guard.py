@@ -1,8 +1,8 @@
-"""Whether drafting pays: what a call has lost by it, in tokens that plain decoding would have written meanwhile.
+"""`Guard`: pauses drafting while it is slower than plain decoding.
 
-A running sum, by the cost table and not by the clock, that gains do not push below zero: it is what was lost since drafting
-last paid. Beyond `MOST` per row drafters rest. A token that is written without a draft may cost `ALLOWED` of one, as looking for
-drafts does; so the sum falls while they rest, and below `AGAIN` they are tried again: rarely, as long as they lose.
+The guard sums each round's loss: the tokens that plain decoding would have generated in the round's time, by the cost
+table (not the clock), minus the tokens gained. The sum never falls below zero. Above `MOST` tokens per row, drafting
+pauses. While it pauses, each token reduces the sum by `ALLOWED` tokens, and below `AGAIN` drafting is tried again.
 """
 
 from __future__ import annotations
@@ -10,30 +10,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# A good drafter has runs of misses too: with these bounds no replayed text rested, with 1.0, 0.5 and 0.01 some did (docs/how/settings.md).
+# In tokens. Good drafters have runs of misses too: with these bounds no replayed text paused, with 1.0, 0.5 and 0.01
+# some did (docs/how/settings.md).
 MOST, AGAIN, ALLOWED = 1.5, 0.75, 0.015
 
 
 class Rest(NamedTuple):
-    """Why drafting stopped."""
+    """A pause of drafting, and its reason."""
 
     round: int
-    """After so many rounds of the call."""
+    """Number of rounds of the call before the pause."""
     gained: int
     """Tokens of all rows since drafting last paid."""
     plain: float
-    """Tokens that plain decoding would have written meanwhile, by the cost table."""
+    """Tokens that plain decoding would have generated in the same time, by the cost table."""
 
 
 @dataclass(slots=True)
 class Guard:
-    """The account of one call."""
+    """The guard of one call."""
 
     lost: float = 0.0
-    """Tokens per row."""
+    """Current loss in tokens per row."""
     resting: bool = False
     rests: list[Rest] = field(default_factory=list)
-    """Each time that drafting stopped."""
+    """All pauses so far."""
     _rounds: int = 0
     _gained: int = 0
     _plain: float = 0.0
@@ -43,9 +44,9 @@ class Guard:
 
         Args:
             gained: tokens of all rows.
-            plain: tokens that plain decoding would have written in its time.
-            rows: of the round.
-            drafted: whether anything was verified but the roots.
+            plain: tokens that plain decoding would have generated in the round's time.
+            rows: number of rows in the round.
+            drafted: whether nodes besides the roots were verified.
         """
         self._rounds += 1
         if self.resting:

@@ -1,11 +1,11 @@
-"""Milliseconds of a pass over so many nodes: level at first, then a rising line, through times that are noisy.
+"""`CostLine`: milliseconds of a pass as a function of its nodes, constant up to a knee and then linear.
 
-    ms              ╱        Up to the knee a pass waits for the weights, whatever it computes; behind it every node
-        level  ____╱         takes time. Where a single node already does, the knee is at the least that was measured.
+    ms              ╱        Up to the knee, a pass is bound by reading the weights; beyond it, every node takes time.
+        level  ____╱         If a single node already does, the knee is at the least measured number of nodes.
                   knee       nodes
 
-A single pass may take a fifth more or less than the next one like it. The curve that leaves the least sum of absolute
-relative errors does not follow such points, has few ways to bend, and never says that more nodes take less time.
+Times of equal passes differ by up to a fifth. The curve with the least sum of absolute relative errors is robust to
+such outliers and never decreases.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class CostLine:
-    """How long a pass takes: `level`, and `slope` for each node beyond `knee`."""
+    """The time of a pass: `level` milliseconds, plus `slope` for each node beyond `knee`."""
 
     level: float
     """Milliseconds of a pass over up to `knee` nodes."""
     knee: float
-    """Nodes from which on the time rises."""
+    """Number of nodes from which the time rises."""
     slope: float
-    """Milliseconds per node from there on, at least 0."""
+    """Milliseconds per node beyond the knee, at least 0."""
 
     @classmethod
     def fit(cls, points: Sequence[tuple[int, float]]) -> CostLine:
-        """Choose the curve that leaves the least sum of absolute relative errors.
+        """Fit the curve with the least sum of absolute relative errors.
 
         Args:
-            points: nodes of all rows together and the milliseconds of a pass over them, in any order.
+            points: numbers of nodes (of all rows together) and milliseconds of a pass over them, in any order.
 
         Raises:
-            ValueError: if they are of fewer than two numbers of nodes, or a number of nodes or a time is not above 0.
+            ValueError: if there are fewer than two different numbers of nodes, or a number or a time is not above 0.
         """
         if len({nodes for nodes, _ in points}) < 2:
-            raise ValueError(f"points: expected two numbers of nodes or more, got {list(points)}")
+            raise ValueError(f"points: expected two or more numbers of nodes, got {list(points)}")
         for nodes, ms in points:
             if not (nodes > 0 and ms > 0 and math.isfinite(ms)):
                 raise ValueError(f"points: expected nodes and ms above 0, got {(nodes, ms)}")
         return min(_curves(sorted(points)), key=lambda curve: curve.error(points))
 
     def ms(self, nodes: float) -> float:
-        """Say how long a pass over so many nodes takes, in milliseconds."""
+        """Return the milliseconds of a pass over `nodes` nodes."""
         return self.level + self.slope * max(nodes - self.knee, 0.0)
 
     def per_node(self, first: float, last: float) -> float:
-        """Say how many milliseconds a node adds, on average from `first` nodes to more, `last`."""
+        """Return the milliseconds that a node adds, averaged from `first` to `last` nodes."""
         return (self.ms(last) - self.ms(first)) / (last - first)
 
     def error(self, points: Sequence[Point]) -> float:
-        """Sum the absolute relative errors."""
+        """Return the sum of absolute relative errors."""
         return sum(abs(self.ms(nodes) / ms - 1) for nodes, ms in points)
 
 
 def _curves(points: Sequence[Point]) -> Iterator[CostLine]:
-    """Give every curve whose level is one point's time and whose line passes through two points behind the knee.
+    """Yield all curves whose level is one point's time and whose line passes through two points beyond the knee.
 
-    Where absolute errors are least, a curve passes through as many points as it has freedom: these are all there are.
+    A curve with least absolute errors passes through as many points as it has parameters, so it is among these.
     """
     fewest = points[0][0]
     levels = sorted({ms for _, ms in points})

@@ -1,4 +1,4 @@
-"""Measuring a cost table: the target's passes behind a short text, and drafts in a few rounds of decoding."""
+"""Measures a cost table: the target's passes after a short text, and drafts in a few rounds of decoding."""
 
 from __future__ import annotations
 
@@ -31,24 +31,26 @@ from .spending import Spending
 from .table import Costs, keep, known_costs, machine_of, name_of, parts_of
 
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Of the passes that are timed."""
+"""Sizes of the timed passes, in nodes."""
 PROMPT = 64
 SECONDS = 2.0
-"""Passes are timed for at least so long, and every size twice."""
-# Of slower to faster passes of one size: beyond it something else runs, and the table is not for other days.
+"""Least seconds of timing passes; every size is timed at least twice."""
+# Ratio of slower to faster passes of one size from which the machine counts as busy; then the table is not kept on disk.
 STEADY = 1.25
-# A draft's fixed and step costs are told apart by drafts of one step and of several.
+# Numbers of steps of the timed drafts; from two numbers follow the fixed cost and the cost per step.
 DEPTHS = (1, 4)
 ROUNDS = 6
 
 
 def costs_of(target: Target, drafter: Drafter) -> Costs:
-    """Return the cost table of a target and a drafter on this machine, measured now where it is not known.
+    """Return the cost table of a target and a drafter on this machine; missing times are measured.
+
+    Measuring passes takes about two seconds if a step takes 20 ms. The table is kept on disk unless the machine was
+    busy.
 
     Args:
-        target: whose passes are timed, about two seconds where a step takes 20 ms. Kept on disk if the machine was
-            steady meanwhile.
-        drafter: whose drafts are timed as well.
+        target: the target; its passes are timed.
+        drafter: its drafts are timed.
     """
     threads = torch.get_num_threads()
     parts = [part for part in parts_of(drafter) if part.calibration is not None]
@@ -74,7 +76,7 @@ def costs_of(target: Target, drafter: Drafter) -> Costs:
 
 
 def tuned(target: Target, drafter: Drafter, seconds: float, show: Show) -> tuple[Costs, float]:
-    """Measure the table anew, for longer, and keep it; other drafters' times stay. Returns the spread of passes too."""
+    """Measure the table again for `seconds` and keep it with other drafters' times. Returns the spread of passes too."""
     passes = measure_passes(target, seconds, show)
     known = known_costs(target)
     drafts = {} if known is None else dict(known.drafts)
@@ -86,17 +88,17 @@ def tuned(target: Target, drafter: Drafter, seconds: float, show: Show) -> tuple
 
 
 class Passes(NamedTuple):
-    """Times of passes."""
+    """Measured times of passes."""
 
     points: tuple[tuple[int, float], ...]
-    """Nodes and milliseconds: the lower quartile, as other work on the machine only adds."""
+    """Nodes and milliseconds (the lower quartile, as other work on the machine only adds time)."""
     spread: float
-    """Of slower to faster passes of one size: the median of upper by lower quartiles."""
+    """Ratio of upper to lower quartile of one size's times, the median over sizes."""
 
 
 @torch.inference_mode()
 def measure_passes(target: Target, seconds: float = SECONDS, show: Show | None = None) -> Passes:
-    """Time passes of `NODES` in turn."""
+    """Time passes of all sizes in `NODES`, alternating."""
     prompt = torch.tensor([_prompt(target)], device=target.device)
     length = prompt.shape[1]
     cache = target.new_cache(rows=1, capacity=length, tree_capacity=max(NODES))
@@ -131,7 +133,7 @@ def measure_passes(target: Target, seconds: float = SECONDS, show: Show | None =
 def measure_drafts(
     target: Target, drafters: Sequence[Drafter], rounds: int = ROUNDS
 ) -> dict[str, DraftCost]:
-    """Time drafts of one step and of several, each drafter by itself but all in the same rounds where they can share trees."""
+    """Time drafts of one and of several steps. Each drafter is timed separately; drafters that can share trees share rounds."""
     if len(drafters) > 1:
         timed = [Timed(drafter) for drafter in drafters]
         _decode(target, MixedDrafter(timed), 2 + 2 * rounds)
@@ -142,7 +144,7 @@ def measure_drafts(
 
 
 def measure_tree(target: Target, rounds: int = ROUNDS) -> float:
-    """Time what else a round does, with a tree and without one in turn: the milliseconds that a tree adds."""
+    """Return the milliseconds that a tree adds to a round besides its pass, from alternating rounds with and without one."""
     found: tuple[list[float], list[float]] = [], []
 
     def listen(round: Round) -> None:
@@ -158,7 +160,7 @@ def measure_tree(target: Target, rounds: int = ROUNDS) -> float:
 
 
 class _Chains(Drafter):
-    """Proposes four tokens, or nothing in every other round."""
+    """Proposes four tokens in every other round, and nothing in the rest."""
 
     turn = 0
 
@@ -171,10 +173,10 @@ class _Chains(Drafter):
 
 
 class Timed(Drafter):
-    """A drafter whose drafts are timed, together with what it learns from them."""
+    """Wraps a drafter and times its `draft` and `observe`."""
 
     def __init__(self, drafter: Drafter) -> None:
-        """Take its place."""
+        """Wrap a drafter."""
         self.drafter = drafter
         self.tap, self.side_nodes = drafter.tap, drafter.side_nodes
         self.listener = drafter.listener
@@ -182,11 +184,11 @@ class Timed(Drafter):
         """Steps and milliseconds."""
 
     def start(self, state: State) -> None:
-        """Start it."""
+        """Start the drafter."""
         self.drafter.start(state)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Time it; with steps of one millisecond, what a draft has spent is how many there were."""
+        """Time a draft. The budget prices a step at one millisecond, so that `spent` is the number of steps."""
         budget = budget._replace(costs={self.drafter: DraftCost(0.0, 1.0)})
         began = time.perf_counter()
         proposals = self.drafter.draft(state, budget)
@@ -196,14 +198,14 @@ class Timed(Drafter):
     def observe(
         self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
     ) -> None:
-        """Add its time to the draft's."""
+        """Add the time of `observe` to the draft's."""
         began = time.perf_counter()
         self.drafter.observe(state, tree, accepted, verified)
         steps, spent = self.times[-1]
         self.times[-1] = steps, spent + 1e3 * (time.perf_counter() - began)
 
     def cost(self) -> DraftCost:
-        """Tell fixed from step costs; the first two drafts have warmed it up."""
+        """Return the fixed and the step cost, without the first two drafts, which are warm-up."""
         by_steps: dict[float, list[float]] = {}
         for steps, spent in self.times[2:]:
             by_steps.setdefault(steps, []).append(spent)
@@ -215,7 +217,7 @@ class Timed(Drafter):
 
 
 class _Turns(Spending):
-    """Budgets without prices, of one step and of several in turn."""
+    """Budgets without prices that alternate between one step and several."""
 
     turn = 0
 
@@ -225,11 +227,11 @@ class _Turns(Spending):
         return Budget(DEFAULT_NODES, depth, state.row_depth, width=4)
 
     def count(self, proposals: Proposals, tree: TokenTree, emitted: list[Emitted]) -> None:
-        """Nothing is watched."""
+        """Do nothing: there is no guard."""
 
 
 def _decode(target: Target, drafter: Drafter, rounds: int, on_round: OnRound | None = None) -> None:
-    """Write a text for so many rounds, or as far as the model's positions reach."""
+    """Decode for `rounds` rounds, or until the model's positions end."""
     new = rounds * (1 + max(DEPTHS))
     prompt, nodes = _prompt(target), DEFAULT_NODES + drafter.side_nodes
     if drafter.listener is not None:
@@ -247,12 +249,12 @@ def _decode(target: Target, drafter: Drafter, rounds: int, on_round: OnRound | N
 
 
 def _prompt(target: Target) -> list[int]:
-    """Make a text that repeats itself, as texts do now and then."""
+    """Make a text with repetitions, for drafters that look them up."""
     length = max(1, min(PROMPT, target.position_limit // 2))
     return [(at % 16) ** 2 % target.config.vocab_size for at in range(length)]
 
 
 def _wait(target: Target) -> None:
-    """Wait for what runs on a device of its own."""
+    """Wait until the device is idle."""
     if target.device.type != "cpu":
         torch.accelerator.synchronize(target.device)

@@ -1,4 +1,4 @@
-"""What a node and a millisecond of drafting must bring in, computed from what a pass costs; docs/how/settings.md has the replays."""
+"""Least gains of a node and of a millisecond of drafting, from the cost of a pass (replays: docs/how/settings.md)."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ from typing import NamedTuple
 
 from .line import CostLine
 
-# The n-th best node of a tree is right in about WORTH / n^FALL of all rounds: the 8th in 10 %, the 16th in 4 %, the 32nd in 1 %
-# (docs/how/settings.md). From 2 to 2.5 replayed rates differ by 1 to 2 %; with 1.6 single rows are 2 % slower, with 4 batches 5 to 6 %.
+# The n-th best node of a tree is accepted in about WORTH / n^FALL of all rounds: the 8th in 10 %, the 16th in 4 %, the 32nd in
+# 1 % (docs/how/settings.md). Replayed rates with WORTH from 2 to 2.5 differ by 1 to 2 %; with 1.6 single rows are 2 % slower,
+# with 4 batches are 5 to 6 % slower.
 WORTH, FALL = 2.25, 1.5
-# A root and its likeliest child always have their place; the 60th best node is right in 0.2 % of rounds.
+# At least the root and its most likely child; at most 64, as the 60th best node is accepted in 0.2 % of rounds.
 LEAST_NODES, MOST_NODES = 2, 64
-# Where nodes are almost free the best of all fixed settings had 8 beams; fewer than 4 cost batches up to a percent.
+# Beams. If nodes are almost free, 8 beams are the best fixed setting; fewer than 4 make batches up to 1 % slower.
 LEAST_WIDTH, MOST_WIDTH = 4, 8
 
 
 class Price(NamedTuple):
-    """What drafting has to bring in, in a round of so many rows."""
+    """Least gains of drafting in a round with a given number of rows."""
 
     node: float
-    """Expected accepted tokens that a node must promise to pay for itself."""
+    """Expected accepted tokens that a node must bring to be worth its time."""
     per_ms: float
-    """Tokens that all rows together write per millisecond: what a millisecond of drafting must add."""
+    """Tokens of all rows per millisecond of decoding; a millisecond of drafting must add as many."""
     nodes: int
     """Most nodes per row, the root included."""
     width: int
-    """Beams of a search."""
+    """Number of beams."""
 
 
 def price(line: CostLine, rate: float, rows: int) -> Price:
-    """Compute what drafting has to bring in.
+    """Compute the least gains of drafting.
 
-    A drafter proposes a node from the score `node / r` on, and takes a step of `t` ms while its frontier's probability, summed over rows,
-    is at least `per_ms * t / g`; r is the share of its scores that comes true, g the tokens that a step adds per unit of probability.
+    A drafter proposes nodes with a probability of at least `node / r`, and takes a step of `t` ms while the probability of
+    its beams, summed over rows, is at least `per_ms * t / g`. r is `Calibration.share`, g is `Calibration.step_gain`.
 
     Args:
-        line: what a pass over all rows' nodes together costs.
-        rate: tokens that the method writes in the time of a plain pass over one row, above 0.
+        line: cost of a pass over all rows' nodes together.
+        rate: tokens that the method generates in the time of a plain pass over one row, above 0.
         rows: rows that share a pass, at least 1.
 
     Raises:
@@ -48,17 +49,17 @@ def price(line: CostLine, rate: float, rows: int) -> Price:
         raise ValueError(f"rows: expected at least 1, got {rows}")
     plain = line.ms(rows)
     nodes = _nodes(line, rate / plain, rows)
-    # Rows are padded to the widest, and one of them nearly always fills its places: fewer nodes of another save nothing. So a row's
-    # node bears the rows-th part of what it costs.
+    # Rows are padded to the widest, and one row nearly always uses all nodes, so fewer nodes in another save nothing. A
+    # node's price is therefore its cost divided by the number of rows.
     node = rate / plain * line.per_node(rows, rows * nodes) / rows
     width = min(max(nodes // 4, LEAST_WIDTH), MOST_WIDTH)
     return Price(node, rate * rows / plain, nodes, width)
 
 
 def _nodes(line: CostLine, per_ms: float, rows: int) -> int:
-    """Count the nodes per row whose last one still pays, at so many tokens per row and millisecond."""
+    """Return the most nodes per row whose last one still pays, at `per_ms` tokens per row and millisecond."""
     paid = float(MOST_NODES)
     if line.slope:
-        # One more place in every row takes `rows * slope` ms: WORTH / n^FALL tokens are to pay for it.
+        # One more node in every row takes `rows * slope` ms, and brings WORTH / n^FALL tokens.
         paid = (WORTH / (per_ms * rows * line.slope)) ** (1 / FALL)
     return round(min(max(paid, line.knee / rows, LEAST_NODES), MOST_NODES))

@@ -1,4 +1,4 @@
-"""How much each round may draft: what the cost table makes worth it, and nothing while drafting does not pay."""
+"""`Spending`: the draft budget of each round, from the cost table and the guard."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Spending:
         row_nodes: Sequence[int] | None = None,
         guarded: bool = True,
     ) -> None:
-        """Begin.
+        """Create the budgets of a call.
 
         Args:
-            drafter: that drafts.
-            costs: of the target's passes and of this drafter; None for no prices and no guard.
-            layers: of the target.
-            max_nodes: most nodes of a row's tree; None for what pays.
-            row_nodes: likewise, per prompt.
-            guarded: whether drafting rests while it does not pay.
+            drafter: the drafter.
+            costs: cost table of the target and this drafter; None for no prices and no guard.
+            layers: number of the target's layers.
+            max_nodes: most nodes of a row's tree; None takes the number from the cost table.
+            row_nodes: most nodes per text.
+            guarded: whether drafting pauses while it does not pay.
         """
         self.drafter, self.costs, self.layers = drafter, costs, layers
         self.max_nodes, self.row_nodes = max_nodes, row_nodes
@@ -45,11 +45,11 @@ class Spending:
 
     @property
     def most_nodes(self) -> int:
-        """Most nodes that any row's tree may have: of a row alone."""
+        """Most nodes of any row's tree: the limit of a round with one row."""
         return self.terms(1).nodes
 
     def budget(self, state: State) -> Budget:
-        """Say how much the next round may draft."""
+        """Return the next round's budget."""
         terms = self.terms(len(state.rows.host))
         nodes, row_nodes = terms.nodes, None
         if self.row_nodes is not None:
@@ -64,13 +64,13 @@ class Spending:
         )
 
     def count(self, proposals: Proposals, tree: TokenTree, emitted: list[Emitted]) -> None:
-        """Learn what a round has brought and, by the table, what it has cost."""
+        """Report a round's tokens, and its cost by the table, to the guard."""
         if self.costs is None or not self._guarded:
             return
         rows, nodes = tree.tokens.shape
         side = 0 if proposals.side is None else proposals.side.tokens.shape[1]
         cost = self.costs.line.ms(rows * (nodes + side))
-        if proposals.shallow is not None:  # the target runs the other layers alone
+        if proposals.shallow is not None:  # the target runs only the other layers
             cost *= 1 - proposals.shallow.layers / self.layers
         if nodes > 1:
             cost += self.costs.tree
@@ -79,7 +79,7 @@ class Spending:
         self.guard.count(gained, plain, rows, drafted=nodes > 1)
 
     def terms(self, rows: int) -> Budget:
-        """Return what pays in rounds of so many rows; a budget without its depths."""
+        """Return the budget of a round with this many rows; its depths are not set."""
         if rows not in self._terms:
             self._terms[rows] = self._priced(rows)
         return self._terms[rows]

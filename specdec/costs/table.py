@@ -1,7 +1,7 @@
 """The cost table: milliseconds of the target's passes and of drafts, measured once per machine and kept on disk.
 
-It depends on the processor, its threads, the model, its dtype and how its layers run, and on torch. No clock is read while
-text is written: the same call gives the same trees.
+It depends on the processor, the threads, the model, its dtype, how its layers run, and torch. No clock is read during
+generation, so equal calls give equal trees.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from .line import CostLine
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured."""
+    """A cost table."""
 
     passes: tuple[tuple[int, float], ...]
-    """Nodes of a pass, of all rows together, and milliseconds."""
+    """Numbers of nodes (of all rows together) and milliseconds of a pass."""
     drafts: Mapping[str, DraftCost] = field(default_factory=dict)
-    """By the drafter's name."""
+    """Cost of a draft, by the drafter's name."""
     tree: float = 0.0
-    """Milliseconds that packing, picking, accepting and committing a tree take more than a single token does."""
+    """Milliseconds that packing, picking, accepting and committing take longer for a tree than for a single token."""
     machine: Mapping[str, str] = field(default_factory=dict)
-    """Where it was measured, and with what."""
+    """The machine and software of the measurement."""
 
     @cached_property
     def line(self) -> CostLine:
-        """What a pass costs."""
+        """The curve fitted to the passes."""
         return CostLine.fit(self.passes)
 
     def of(self, drafters: Iterable[Drafter]) -> dict[object, DraftCost]:
-        """Return what each of these drafters costs.
+        """Return the cost of each drafter.
 
         Raises:
-            ValueError: naming the drafter that was not measured.
+            ValueError: naming a drafter that is not in the table.
         """
         missing = [name_of(drafter) for drafter in drafters if name_of(drafter) not in self.drafts]
         if missing:
@@ -59,7 +59,7 @@ class Costs:
         return {drafter: self.drafts[name_of(drafter)] for drafter in drafters}
 
     def save(self, path: Path) -> None:
-        """Write a file that `read_costs` reads."""
+        """Write the table to a file that `read_costs` reads."""
         content = {
             "machine": dict(self.machine),
             "tree": self.tree,
@@ -74,7 +74,7 @@ def read_costs(path: Path) -> Costs:
     """Read a cost table.
 
     Raises:
-        ValueError: if the file is none.
+        ValueError: if the file is not a cost table.
     """
     found = read_json(path)
     try:
@@ -100,24 +100,24 @@ def _number(value: Any, kind: type) -> Any:
 
 
 def parts_of(drafter: Drafter) -> list[Drafter]:
-    """List the drafters of a union, or the one there is."""
+    """Return the drafters of a union, or the single drafter, as a list."""
     return list(getattr(drafter, "drafters", [drafter]))
 
 
 def name_of(drafter: Drafter) -> str:
-    """Name a drafter: as it was loaded, or by its class."""
+    """Return a drafter's name: the one it was loaded by, or its class's."""
     return getattr(drafter, "name", "") or type(drafter).__name__
 
 
 def known_costs(target: Target) -> Costs | None:
-    """Return what is kept of a target on this machine; None where nothing is, or it is damaged."""
+    """Return the stored cost table of a target on this machine; None if there is none, or it is damaged."""
     with suppress(OSError, ValueError):
         return read_costs(costs_file(target))
     return None
 
 
 def keep(costs: Costs, target: Target) -> None:
-    """Keep what was measured; a folder that cannot be written to means that it is measured anew next time."""
+    """Store a cost table on disk; errors are ignored, and the next run measures again."""
     path = costs_file(target)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def keep(costs: Costs, target: Target) -> None:
 
 
 def costs_file(target: Target) -> Path:
-    """Name the file of a target on this machine."""
+    """Return the path of a target's cost table on this machine."""
     facts = machine_of(target)
     number = crc32(json.dumps(facts, sort_keys=True).encode())
     return (
@@ -136,7 +136,7 @@ def costs_file(target: Target) -> Path:
 
 
 def machine_of(target: Target) -> dict[str, str]:
-    """Say what times depend on."""
+    """Return the facts that times depend on."""
     device, config = target.device, target.config
     sizes = config.hidden_size, len(target.layer_types), config.vocab_size
     lean = [] if target.lean is None else [layer is not None for layer in target.lean.layers]

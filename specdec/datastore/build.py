@@ -1,4 +1,4 @@
-"""Building a store and adding to it: shards are filled in order, and the description is written last."""
+"""Builds and extends a store: shards are filled in order, and the manifest is written last."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .order import SEPARATOR, Tokens, context_order, stored_type
 from .store import MANIFEST, SUFFIXES, Datastore, Manifest, ShardFacts, check_tokenizer
 
 SHARD_TOKENS = 1 << 25
-"""Sorting takes 60 bytes a token at its peak; each shard is searched on its own."""
+"""Default tokens per shard: sorting takes up to 60 bytes per token. Each shard is searched separately."""
 MAX_SHARD_TOKENS = 1 << 30
-"""Places are kept in 4 bytes."""
+"""Most tokens per shard: positions are stored in 4 bytes."""
 LOCK = ".lock"
-# A shard's files, and what files are called until they are whole.
+# Names of a shard's files, and of incomplete files.
 OWN = re.compile(rf"[0-9a-f]{{32}}({'|'.join(map(re.escape, SUFFIXES))})|\.specdec-[0-9a-f]{{32}}")
 Ids = npt.NDArray[np.int64]
 Progress = Callable[[str, int], None]
@@ -40,28 +40,27 @@ def build_datastore(
     shard_tokens: int | None = None,
     progress: Progress = lambda what, tokens: None,
 ) -> Manifest:
-    """Write texts into a new store, or behind those of one that is there.
+    """Write texts into a new store, or add them to an existing one.
 
-    Adding rebuilds the last shard, if it has room, and leaves the others; the files are those that building all at
-    once would have given. Matches and continuations never cross from one text to another. A text that is longer than
-    a shard is cut.
+    Adding rebuilds the last shard if it has room and leaves the others; the files equal those of building everything at
+    once. Matches and continuations never cross from one text to another. A text longer than a shard is split.
 
     Args:
-        path: of the store's folder.
-        texts: token ids; empty ones are left out.
-        vocabulary_size: ids are below it.
-        tokenizer: `tokenizer_fingerprint` of what made the ids, if it is known.
-        add: to a store that is there; one is begun if there is none.
-        shard_tokens: most tokens of a shard; of a store that is there, what it was begun with.
-        progress: told what is done, reading or sorting, and the tokens read so far.
+        path: the store's folder.
+        texts: token ids per text; empty ones are skipped.
+        vocabulary_size: upper bound of the ids, exclusive.
+        tokenizer: `tokenizer_fingerprint` of the ids' tokenizer, if known.
+        add: add to an existing store, or create one if there is none.
+        shard_tokens: most tokens per shard; an existing store keeps its own.
+        progress: called with the activity (reading or sorting) and the tokens read so far.
 
     Returns:
-        What the store holds now.
+        The store's new manifest.
 
     Raises:
-        OSError: naming the file that could not be written; the store is what it was.
-        ValueError: if the folder is something else, a store that is there is damaged or holds ids of another
-            vocabulary, somebody else writes into it, a number or an id is out of range, or there is no text.
+        OSError: naming the file that could not be written; the store is unchanged.
+        ValueError: if the folder is not a store, an existing store is damaged or has another vocabulary, another writer
+            has it open, a number or an id is out of range, or there is no text.
     """
     if shard_tokens is not None and not 1 <= shard_tokens <= MAX_SHARD_TOKENS:
         raise ValueError(f"shard_tokens: expected 1 to {MAX_SHARD_TOKENS}, got {shard_tokens}")
@@ -87,7 +86,7 @@ def build_datastore(
 
 
 def check_place(path: Path, name: str, *, add: bool) -> None:
-    """Raise ValueError, calling the path `name`, unless a store can be built there: before the work that fills it."""
+    """Raise ValueError, naming the argument `name`, unless a store can be built at `path`."""
     if path.is_dir():
         names = [file.name for file in path.iterdir() if not _is_own(file)]
         if names and (MANIFEST not in names or not add):
@@ -97,7 +96,7 @@ def check_place(path: Path, name: str, *, add: bool) -> None:
 
 
 def _is_own(file: Path) -> bool:
-    """Tell whether a file is what a build that was killed has left: no other file has such a name."""
+    """Return whether a file's name is that of a build; killed builds leave such files."""
     return file.name == LOCK or OWN.fullmatch(file.name) is not None
 
 
@@ -113,13 +112,13 @@ class _Writer:
         self.shards: list[ShardFacts] = [] if old is None else list(old.manifest.shards)
         self.known = {shard.id for shard in self.shards}
         self.pending: list[Tokens] = []
-        """Texts of the shard that is being filled, as they are stored."""
+        """Texts of the current shard, in stored form."""
         self.tokens = self.read = 0
 
     def run(
         self, texts: Iterable[Sequence[int]], tokenizer: str | None, progress: Progress
     ) -> Manifest:
-        """Write all texts, then what they are."""
+        """Write all texts, then the manifest."""
         self._clean()
         try:
             for text in texts:
@@ -146,7 +145,7 @@ class _Writer:
             self._clean()
 
     def _parts(self, text: Sequence[int]) -> Iterator[Tokens]:
-        """Check a text and cut it into what fits into a shard."""
+        """Check a text and split it into parts that fit into a shard."""
         ids: Ids = np.asarray(text, np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary_size:
             raise ValueError(
@@ -165,7 +164,7 @@ class _Writer:
             and self.shards
             and self.shards[-1].tokens + len(part) <= self.shard_tokens
         ):
-            # The last shard of the store that is there goes on.
+            # Continue the last shard of the existing store.
             self.pending, self.tokens = self._texts_of_last(), self.shards.pop().tokens
         self.pending.append(part)
         self.tokens += len(part)
@@ -181,7 +180,7 @@ class _Writer:
         """Sort a shard and write its files."""
         zero = np.zeros(1, self.dtype)
         joined = np.concatenate([zero, *(x for text in self.pending for x in (text, zero))])
-        # Joining gives the machine's own byte order.
+        # Joining converts to the machine's byte order.
         stored: Tokens = joined[::-1].astype(self.dtype)
         order = context_order(stored)
         contents = stored.data.cast("B"), order.astype("<u4").data.cast("B")
@@ -194,7 +193,7 @@ class _Writer:
         self.pending, self.tokens = [], 0
 
     def _clean(self) -> None:
-        """Delete files that the description does not name: of a build that was killed, failed, or has replaced them."""
+        """Delete files that the manifest does not list, left by killed, failed or earlier builds."""
         for file in self.path.iterdir():
             if file.name != LOCK and _is_own(file) and file.stem not in self.known:
                 with suppress(OSError):
@@ -204,19 +203,19 @@ class _Writer:
 def _check(old: Datastore, vocabulary_size: int, tokenizer: str | None) -> None:
     if old.manifest.vocabulary_size != vocabulary_size:
         raise ValueError(
-            f"store: expected one of {vocabulary_size} ids, got one of {old.manifest.vocabulary_size} in {old.path}"
+            f"store: expected a vocabulary of {vocabulary_size}, got {old.manifest.vocabulary_size} in {old.path}"
         )
     check_tokenizer(old.path, old.manifest, tokenizer)
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep other writers out."""
+    """Lock the store against other writers."""
     lock = FileLock(path / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"store: expected one that nobody else writes, got {path}") from error
+        raise ValueError(f"store: expected one without another writer, got {path}") from error
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Text that is being written, indexed as it grows: where its last tokens stood before, and what followed there.
+"""`GrowingIndex`: an index of growing texts that finds earlier occurrences of a text's last tokens.
 
-Tokens are kept in the order of their arrival, whichever text they belong to, each with the place of the one before it
-and of the one behind it. A text that goes on where an earlier one parts from it shares what both begin with.
+Tokens are stored in order of arrival, whatever their text, each with the position of its predecessor and its successor.
+Texts with a common beginning share its tokens.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 LENGTHS = (1, 2, 4, 8)
-"""Of the ends of texts that places are listed under."""
+"""Lengths of suffixes under which positions are listed, in tokens."""
 NOWHERE = 0
-"""The place before a text's first token and behind its last."""
+"""The position before a text's first token and after its last."""
 
 
 class Found(NamedTuple):
-    """Earlier places, those where more tokens agree first, and the latest first among equals."""
+    """Earlier occurrences, longest match first, then latest first."""
 
     matched: Ints
-    """`[H]`, how many tokens agree, from 1."""
+    """`[H]`, number of matching tokens, at least 1."""
     own: npt.NDArray[np.bool_]
-    """`[H]`, whether the place lies in the text itself, not in another one."""
+    """`[H]`, whether the occurrence is in the text itself."""
     continuations: Ints
-    """`[H, L]` token ids that followed, -1 behind the end of a text."""
+    """`[H, L]` token ids that followed, -1 after the end of a text."""
 
     def joined(self, other: Found, most: int) -> Found:
-        """Return the `most` first of these places and of others, which are older."""
+        """Return the first `most` of these and of `other`'s occurrences, which are older."""
         matched = np.concatenate([self.matched, other.matched])
         order = (-matched).argsort(kind="stable")[:most]
         both = np.concatenate([self.continuations, other.continuations])
@@ -40,29 +40,29 @@ class Found(NamedTuple):
 
 
 class GrowingIndex:
-    """Texts of one machine's memory: a few dictionary operations per token, a look-up in a few dozen array operations."""
+    """An index of texts in memory. Adding a token takes a few dictionary operations, a look-up a few dozen array operations."""
 
     def __init__(self) -> None:
-        """Begin without text."""
+        """Create an empty index."""
         self.size = 1
-        """Places in use, `NOWHERE` included."""
+        """Positions in use, `NOWHERE` included."""
         self._columns = np.full((4, 1024), NOWHERE, np.int32)
-        """Per place its token, the place before it, the one behind it, and the number of its text."""
+        """Per position: token, previous position, next position, number of its text."""
         self._columns[0, NOWHERE] = -1
         self._places: dict[int, int | list[int]] = {}
-        """By the hash of some last tokens where they stand; what only shares the hash does not match."""
+        """Positions by the hash of the tokens that end there; matches are compared, so hash collisions are harmless."""
 
     def extend(self, text: Sequence[int], begin: int, last: int, number: int) -> int:
         """Add the tokens of a text from `begin` on.
 
         Args:
-            text: token ids, at least one behind `begin`.
-            begin: how many are known.
-            last: the place of the last known one; `NOWHERE` if `begin` is 0.
-            number: of the text.
+            text: token ids, more than `begin`.
+            begin: number of tokens already in the index.
+            last: position of the last known token; `NOWHERE` if `begin` is 0.
+            number: number of the text.
 
         Returns:
-            The place of the first new token; the others lie behind it, side by side.
+            The position of the first new token; the others follow it.
         """
         first, count = self.size, len(text) - begin
         while first + count > self._columns.shape[1]:
@@ -95,16 +95,16 @@ class GrowingIndex:
     def find(
         self, text: Sequence[int], last: int, number: int, *, most: int, length: int, matched: int
     ) -> Found:
-        """Find where the last tokens of a text stood before.
+        """Find earlier occurrences of a text's last tokens.
 
         Args:
             text: token ids.
-            last: the place of its last token; what repeats itself up to there is taken to go on. `NOWHERE` for a text
-                that is not in here.
-            number: of the text.
-            most: places wanted: those listed under the longest end of the text, and of these the latest.
-            length: tokens wanted of what followed.
-            matched: most tokens that are compared.
+            last: position of its last token, `NOWHERE` for a text that is not in the index. A repetition that reaches
+                this position is assumed to continue.
+            number: number of the text.
+            most: most occurrences: the latest of those listed under the longest suffix.
+            length: number of following tokens to return.
+            matched: most tokens to compare.
         """
         places = self._candidates(text, most)
         tokens, before, behind, numbers = self._columns
@@ -123,7 +123,7 @@ class GrowingIndex:
         return Found(agreed[order], numbers[places] == number, self._followed(places, last, length))
 
     def _followed(self, places: Ints, last: int, length: int) -> Ints:
-        """Read what stands behind some places."""
+        """Read the tokens after some positions."""
         tokens, _, behind, _ = self._columns
         ahead = np.empty((length, len(places)), np.int64)
         for step in range(length):
@@ -131,7 +131,7 @@ class GrowingIndex:
             places = ahead[step]
         ahead = ahead.T
         if last != NOWHERE:
-            # Where a text ends in the same way as it did at the place, it goes round between the two.
+            # A continuation that reaches the text's end repeats from the occurrence on.
             ends = ahead == last
             round_ = ends.any(1)
             if round_.any():
@@ -140,7 +140,7 @@ class GrowingIndex:
         return tokens[ahead].astype(np.int64)
 
     def _candidates(self, text: Sequence[int], most: int) -> Ints:
-        """List places from the longest listed end of the text on; the text's own last place may be one."""
+        """List positions, those of the longest listed suffix first; may include the text's own last position."""
         found: dict[int, None] = {}
         for length in reversed(LENGTHS):
             if length <= len(text):
@@ -154,26 +154,26 @@ class GrowingIndex:
 
 
 class KnownText:
-    """A text of an index, and where its tokens are."""
+    """A text of an index, with the positions of its tokens."""
 
     def __init__(self, text: list[int], number: int) -> None:
-        """Take a list that grows, none of it known yet, and a number that no other text has."""
+        """Create a text from a growing list, with nothing indexed yet, and a unique number."""
         self.text, self.number = text, number
         self.places: list[int] = []
 
     @property
     def last(self) -> int:
-        """The place of the last known token."""
+        """The position of the last indexed token."""
         return self.places[-1] if self.places else NOWHERE
 
     def follow(self, index: GrowingIndex) -> None:
-        """Add what the list has grown by."""
+        """Add the list's new tokens to the index."""
         if (known := len(self.places)) < len(self.text):
             first = index.extend(self.text, known, self.last, self.number)
             self.places += range(first, first + len(self.text) - known)
 
     def part_from(self, other: KnownText) -> None:
-        """Know what another text knows, as far as both begin alike; with half of it in common, it is the same text."""
+        """Share another text's positions for the common beginning; if that is at least half of it, take its number too."""
         shared = shared_beginning(self.text, other.text[: len(other.places)])
         if shared > len(self.places):
             self.places = other.places[:shared]
@@ -182,7 +182,7 @@ class KnownText:
 
 
 def shared_beginning(one: list[int], other: list[int]) -> int:
-    """Count the tokens that two texts begin with alike."""
+    """Return the length of two texts' common beginning, in tokens."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

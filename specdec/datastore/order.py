@@ -1,8 +1,7 @@
-"""Positions of a text sorted by what comes before them: the mirror image of a suffix array, bounded in length.
+"""Sorts positions of a text by the tokens before them: a suffix array of the reversed text, bounded in length.
 
-A suffix array sorts positions by the text behind them. Here the question is which places have the longest text before
-them in common with the text that is being written, so positions are sorted by that text, read backwards. All places
-with the same last tokens then lie side by side, whatever their number, and one binary search finds the longest match.
+The look-up needs the positions whose preceding tokens have the longest match with the current text. In this order all
+positions with the same preceding tokens are adjacent, and one binary search finds the longest match.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ import numpy.typing as npt
 Tokens = npt.NDArray[Any]
 
 CONTEXT = 32
-"""Tokens that positions are sorted by; a longer match is not told from one of this length."""
+"""Number of tokens by which positions are sorted; longer matches are not distinguished."""
 SEPARATOR = 0
-"""Stands between texts; a token is stored as its id plus one."""
+"""Separates texts; a token is stored as its id plus one."""
 
 
 def stored_type(vocabulary_size: int) -> np.dtype[Any]:
-    """Return the big-endian dtype of stored tokens: compared byte by byte, they are compared token by token."""
+    """Return the big-endian dtype of stored tokens, whose byte order equals their token order."""
     return np.dtype(">u2" if vocabulary_size < 1 << 16 else ">u4")
 
 
 def context_order(tokens: Tokens) -> npt.NDArray[np.uint32]:
-    """Sort the positions of reversed text that a token follows; equal contexts by position.
+    """Sort the positions of reversed text that are followed by a token; equal contexts keep the order of positions.
 
-    Contexts of 2 or 4 tokens are sorted as numbers; then contexts twice as long as pairs of ranks, until none are
-    equal or they are `CONTEXT` tokens long. Each doubling is one sort.
+    Contexts of 2 or 4 tokens are sorted as numbers, then contexts twice as long as pairs of ranks, until all differ or
+    they have `CONTEXT` tokens. Each doubling takes one sort.
 
     Args:
         tokens: `[n]`, from the last token to the first, with `SEPARATOR` at both ends and between texts.
@@ -60,7 +59,7 @@ def context_order(tokens: Tokens) -> npt.NDArray[np.uint32]:
 def _ranks(
     key: npt.NDArray[np.uint64], order: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint64], int]:
-    """Number the keys by size, equal ones alike, from 1; also return how many differ."""
+    """Return the keys' dense ranks from 1, and the number of different keys."""
     ordered = key[order]
     differs = np.ones(len(key), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=differs[1:])

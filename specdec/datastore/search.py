@@ -1,4 +1,4 @@
-"""The look-up: the longest end of a text that a store holds, and what followed it there."""
+"""Finds the longest suffix of a text in a store, and the tokens that followed it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from .order import SEPARATOR, Tokens
 
 
 class Shard(NamedTuple):
-    """A part of a store, in memory."""
+    """A shard of a store, mapped into memory."""
 
     bytes: mmap.mmap | bytes
-    """Its reversed text."""
+    """Its reversed text as bytes."""
     tokens: Tokens
     """`[n]`, the same as tokens."""
     order: memoryview
-    """`[m]`, places sorted by context: for single ones, which Python reads faster than numpy."""
+    """`[m]`, positions sorted by context; Python reads single ones faster from this view than from numpy."""
     places: npt.NDArray[np.uint32]
-    """`[m]`, the same."""
+    """`[m]`, the same as an array."""
 
 
 class Match(NamedTuple):
-    """Where the end of a text occurs."""
+    """All occurrences of a text's suffix."""
 
     length: int
-    """Tokens that agree."""
+    """Number of matching tokens."""
     ranges: list[tuple[Shard, int, int]]
-    """Per shard with such places the first and the last but one of them in its order; none if the length is 0."""
+    """Per shard with occurrences, their range in its order: begin and end (exclusive); empty if the length is 0."""
 
     @classmethod
     def of(cls, shards: Sequence[Shard], query: bytes, itemsize: int) -> Match:
-        """Search all shards for the longest context they share with a query of reversed, stored tokens."""
+        """Search all shards for the longest match with a query of reversed, stored tokens."""
         near = [_insertion(shard, query, itemsize) for shard in shards]
         length = max((length for _, length in near), default=0)
         if length == 0:
@@ -51,18 +51,18 @@ class Match(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Count the places."""
+        """Number of occurrences."""
         return sum(last - first for _, first, last in self.ranges)
 
     def continuations(self, most: int, length: int) -> npt.NDArray[np.int64]:
-        """Read what followed.
+        """Read the tokens after the occurrences.
 
         Args:
-            most: places to read at most, evenly spaced over all where there are more; the same ones every time.
-            length: tokens to read.
+            most: most occurrences to read; of more, evenly spaced ones, the same every time.
+            length: tokens to read after each.
 
         Returns:
-            `[min(most, total), length]` int64 ids, -1 behind the end of a text.
+            `[min(most, total), length]` int64 ids, -1 after the end of a text.
         """
         parts = []
         wanted = np.arange(min(most, self.total)) * self.total // max(1, min(most, self.total))
@@ -75,7 +75,7 @@ class Match(NamedTuple):
 
 
 def _followed(shard: Shard, at: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-    """Read `length` tokens behind some places of the order; the text is reversed, so they lie before them."""
+    """Read the `length` tokens that follow some positions; in the reversed text they lie before them."""
     columns = shard.places[at].astype(np.int64)[:, None] - np.arange(1, length + 1)
     # The first stored token is a separator.
     tokens = shard.tokens[columns.clip(0)].astype(np.int64)
@@ -84,7 +84,7 @@ def _followed(shard: Shard, at: npt.NDArray[np.int64], length: int) -> npt.NDArr
 
 
 def _insertion(shard: Shard, query: bytes, itemsize: int) -> tuple[int, int]:
-    """Find where a query belongs in the order, and how many tokens it shares with the nearer neighbour."""
+    """Find a query's place in the order, and the number of tokens that it shares with the closer neighbour."""
     text, size = shard.bytes, len(query)
     at = bisect_left(
         shard.order, query, key=lambda place: text[place * itemsize : place * itemsize + size]
@@ -98,7 +98,7 @@ def _insertion(shard: Shard, query: bytes, itemsize: int) -> tuple[int, int]:
 
 
 def _range(shard: Shard, end: bytes, at: int, itemsize: int) -> tuple[int, int]:
-    """Find the places whose context begins with `end`, around or beside the place of a longer query."""
+    """Find the range of positions whose context begins with `end`, next to the place of a longer query."""
     text, size = shard.bytes, len(end)
 
     def key(place: int) -> bytes:
@@ -109,7 +109,7 @@ def _range(shard: Shard, end: bytes, at: int, itemsize: int) -> tuple[int, int]:
 
 
 def _shared(one: bytes, other: bytes, itemsize: int) -> int:
-    """Count the tokens that two contexts begin with alike."""
+    """Return the length of two contexts' common beginning, in tokens."""
     return next(
         (
             i // itemsize

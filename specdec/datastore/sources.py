@@ -1,4 +1,4 @@
-"""Files that a store is built of: text, JSONL with a field of text, and stores of `specdec data`."""
+"""Reads the files that a store is built from: text, JSONL with a text field, and stores of `specdec data`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..selftext.store import Store, is_store
 from ..sources.tokenizing import ids_of_texts
 
 LETTERS = 1 << 20
-"""Of a batch of texts that is read at once, and of a part of a text file."""
+"""Characters of a batch of texts that is tokenized at once, and of a part of a text file."""
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Return the number that all ids of a tokenizer are below."""
+    """Return the upper bound (exclusive) of a tokenizer's ids."""
     return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def texts_of_file(path: Path, tokenizer: Any, field: str) -> Iterator[list[int]]:
-    """Give out the texts of a file, as token ids without special tokens around them.
+    """Yield the texts of a file as token ids without added special tokens.
 
     Args:
-        path: a store of `specdec data`; JSONL, gzipped or not, where the name says so; else text in UTF-8, which is
-            cut at line ends into texts of a megabyte.
-        tokenizer: reads text. Ids in a store of `specdec data` are taken to be its own.
-        field: of a JSONL line that holds the text; a line with `prompt_ids` and `answer_ids` in its place is those.
+        path: a store of `specdec data`; JSONL, gzipped or not, by its name; else UTF-8 text, which is split at line ends
+            into texts of a megabyte.
+        tokenizer: tokenizes text. Ids in a store of `specdec data` are assumed to be its own.
+        field: JSONL field with the text; a line may have `prompt_ids` and `answer_ids` instead.
 
     Raises:
-        ValueError: if the file cannot be read, or holds something else or too many different ids.
+        ValueError: if the file cannot be read, has another format or too many different ids.
     """
     if is_store(path):
         yield from _conversations(path)

@@ -1,13 +1,13 @@
-"""Text on the disk that can be asked what followed the last tokens: a folder, mapped into memory.
+"""`Datastore`: a text store on disk for REST, a folder mapped into memory.
 
-    store.json    what it is: version, vocabulary, tokenizer, and per shard its counts and the SHA-256 of its files
+    store.json    manifest: version, vocabulary, tokenizer, and per shard its counts and the SHA-256 of its files
     ID.tokens     the shard's texts, reversed: from the last token of the last text to the first of the first, each as
                   its id plus one, in 2 or 4 bytes, big-endian; a zero at both ends and between texts
-    ID.order      the places in there that a token follows, 4 bytes each, little-endian, sorted by what comes before
-                  them (`context_order`)
+    ID.order      positions in ID.tokens that are followed by a token, 4 bytes each, little-endian, sorted by the tokens
+                  before them (`context_order`)
 
-What is written takes its place with one replacement of `store.json`, so a store is the old one or the new one. Files
-of a shard are never changed, only left out.
+Replacing `store.json` is the last step of a change, so a store is always complete, old or new. Files of a shard are never
+modified, only dropped.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ SUFFIXES = (".tokens", ".order")
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """What the manifest says of a shard."""
+    """A shard's entry in the manifest."""
 
     id: str
     """Name of its files."""
     texts: int
     tokens: int
-    """Tokens of its texts, without what separates them."""
+    """Number of tokens, without separators."""
     places: int
-    """Tokens that another one follows."""
+    """Number of tokens that are followed by another one."""
     tokens_sha256: str
     order_sha256: str
 
@@ -57,36 +57,36 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What `store.json` says."""
+    """The contents of `store.json`."""
 
     vocabulary_size: int
-    """Ids are below it."""
+    """Upper bound of the ids, exclusive."""
     tokenizer: str | None
-    """`tokenizer_fingerprint` of what made the ids; None where nobody knows."""
+    """`tokenizer_fingerprint` of the ids' tokenizer; None if unknown."""
     shard_tokens: int
-    """Most tokens of a shard."""
+    """Most tokens per shard."""
     shards: tuple[ShardFacts, ...]
 
     @property
     def tokens(self) -> int:
-        """Count tokens."""
+        """Number of tokens."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def texts(self) -> int:
-        """Count texts; one that is longer than a shard counts once per shard."""
+        """Number of texts; a text longer than a shard counts once per shard."""
         return sum(shard.texts for shard in self.shards)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is written."""
+        """Return the manifest as JSON data."""
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read a store's description.
+        """Read a store's manifest.
 
         Raises:
-            ValueError: if there is none, or one that is damaged or of another version.
+            ValueError: if it is missing, damaged or of another version.
         """
         if not (path / MANIFEST).is_file():
             raise ValueError(
@@ -116,43 +116,43 @@ class Datastore:
     """An open store."""
 
     def __init__(self, path: Path, manifest: Manifest, shards: list[Shard]) -> None:
-        """Take what `open` has checked."""
+        """Create a store from checked parts; use `open`."""
         self.path, self.manifest, self.shards = path, manifest, shards
         self.highest = max(int(shard.tokens.max()) for shard in shards) - 1
-        """The highest id that occurs."""
+        """The highest id in the texts."""
         if self.highest >= manifest.vocabulary_size:
             raise ValueError(
                 f"store: expected ids below {manifest.vocabulary_size}, as {MANIFEST} says, got {self.highest} in {path}"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle by opening again: mapped files cannot travel."""
+        """Copy and pickle by opening again, as mapped files cannot be copied."""
         return Datastore.open, (self.path,)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Datastore:
-        """Map a store into memory, after its sizes and checksums were compared.
+        """Check sizes and checksums of a store, and map it into memory.
 
         Raises:
-            ValueError: if the folder is something else, or a file of it is missing, truncated or changed.
+            ValueError: if the folder is not a store, or a file is missing, truncated or changed.
         """
         path = Path(path)
         manifest = Manifest.read(path)
         try:
             return cls(path, manifest, _open_shards(path, manifest))
         except FileNotFoundError:
-            # Somebody has put a newer store in its place since the manifest was read.
+            # The store was replaced by a newer one after its manifest was read.
             manifest = Manifest.read(path)
         try:
             return cls(path, manifest, _open_shards(path, manifest))
         except FileNotFoundError as error:
             raise ValueError(
-                f"store: expected all files of its shards in {path}, got none called {Path(error.filename).name}"
+                f"store: expected all files of its shards in {path}, got no {Path(error.filename).name}"
             ) from error
 
     def check(self, target: Target) -> None:
-        """Raise ValueError unless the ids are those of a target's tokenizer."""
-        # A tokenizer may know more ids than the model: those that occur count.
+        """Raise ValueError unless the ids are of the target's tokenizer."""
+        # A tokenizer may have more ids than the model; only ids that occur count.
         if self.highest >= (known := target.config.vocab_size):
             raise ValueError(
                 f"store: expected ids of the target, which are below {known}, got ids up to {self.highest} "
@@ -161,18 +161,18 @@ class Datastore:
         self.check_tokenizer(target.tokenizer)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raise ValueError if the ids are known to be another tokenizer's."""
+        """Raise ValueError if the ids are known to be of another tokenizer."""
         check_tokenizer(self.path, self.manifest, tokenizer_fingerprint(tokenizer))
 
     def longest(self, context: Sequence[int], most: int) -> Match:
-        """Find where the longest end of a text occurs.
+        """Find the occurrences of a text's longest suffix.
 
         Args:
-            context: token ids; only the last `most` matter.
-            most: longest match that counts, 1 to `CONTEXT`.
+            context: token ids; only the last `most` are used.
+            most: length of the longest match, 1 to `CONTEXT`.
 
         Returns:
-            The match; of length 0 if not even the last token occurs with one behind it.
+            The match; of length 0 if the last token never occurs before another one.
 
         Raises:
             ValueError: if `most` is out of range.
@@ -182,14 +182,14 @@ class Datastore:
         dtype = stored_type(self.manifest.vocabulary_size)
         last = np.asarray(context[-most:], np.int64)[::-1]
         if len(last) and not 0 <= last.min() <= last.max() < self.manifest.vocabulary_size:
-            # What the store cannot hold ends the match.
+            # An id outside the store's vocabulary ends the match.
             known = (last >= 0) & (last < self.manifest.vocabulary_size)
             last = last[: int(known.argmin())]
         return Match.of(self.shards, (last + 1).astype(dtype).tobytes(), dtype.itemsize)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str | None:
-    """Hash which text each id stands for; None for no tokenizer."""
+    """Return a hash of the tokenizer's vocabulary; None without a tokenizer."""
     if tokenizer is None:
         return None
     digest = hashlib.sha256()
@@ -199,7 +199,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str | None:
 
 
 def check_tokenizer(path: Path, manifest: Manifest, fingerprint: str | None) -> None:
-    """Raise ValueError if two tokenizers are known and differ."""
+    """Raise ValueError if both tokenizers are known and differ."""
     if None not in (fingerprint, manifest.tokenizer) and fingerprint != manifest.tokenizer:
         raise ValueError(
             f"store: expected ids of the tokenizer {str(fingerprint)[:16]}, got those of "
@@ -223,12 +223,12 @@ def _open_shards(path: Path, manifest: Manifest) -> list[Shard]:
 
 
 def _mapped(path: Path, size: int, sha256: str) -> mmap.mmap | bytes:
-    """Map a file into memory, if it is what the manifest says."""
+    """Check a file against the manifest, and map it into memory."""
     with path.open("rb") as file:
         found = os.fstat(file.fileno()).st_size
         if found != size:
             raise ValueError(f"store: expected {size} bytes in {path}, got {found}")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     if hashlib.sha256(mapped).hexdigest() != sha256:
-        raise ValueError(f"store: expected {path} as it was written, got a changed one")
+        raise ValueError(f"store: expected {path} unchanged, got another checksum")
     return mapped

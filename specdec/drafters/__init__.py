@@ -1,4 +1,4 @@
-"""Drafters: each proposes what may come next, in its own way."""
+"""Drafters: methods that propose tokens for the target to verify."""
 
 from __future__ import annotations
 

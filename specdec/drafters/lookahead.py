@@ -1,14 +1,14 @@
-"""Lookahead decoding: the target writes n-grams beside the text, and they are drafts when their first token comes.
+"""Lookahead decoding: the target generates n-grams beside the text, which are proposed when their first token occurs.
 
     root ── L0 ── L0 ── L0          a window of N - 1 levels of W tokens; each level was written
       │      │     │     │          after the one before it, one round later (Jacobi iteration)
       L1    L1    L1    L1
       │      │     │     │
-     new    new   new   new         what the target says now: W n-grams of N tokens are complete
+     new    new   new   new         the target's tokens of this round: W n-grams of N tokens are complete
 
-The window is run beside the tree and never enters the cache. Every complete n-gram goes into its row's pool under its
-first token. The n-grams of the root's token are the proposals. The window moves on by one level per round, however many
-tokens were accepted.
+The window runs in the same pass as the tree and never enters the cache. Every complete n-gram is stored in its row's
+pool under its first token; the n-grams under the root's token are proposed. The window advances by one level per round,
+however many tokens were accepted.
 
 Source: arXiv 2402.02057.
 """
@@ -37,15 +37,15 @@ __all__ = ["LookaheadConfig", "LookaheadDrafter"]
 
 
 class LookaheadDrafter(Drafter):
-    """Drafts the n-grams that the target has written in its window."""
+    """Drafts n-grams that the target has generated in its window."""
 
     def __init__(self, config: LookaheadConfig | None = None) -> None:
-        """Take the defaults or a configuration."""
+        """Create a drafter with the default or the given configuration."""
         self.config = config or LookaheadConfig()
         self.side_nodes = self.config.side_nodes
         length, guesses = self.config.ngram - 1, self.config.guesses
         self.calibration: Calibration = calibration_of("lookahead")
-        # How often a guess's first token is right, the latest guess first, and how often the next ones are after a right one.
+        # Measured accuracy of each guess's first token (newest guess first), and of later tokens after a correct one.
         rights, nexts = (self.calibration.tables[name] for name in ("first", "next"))
         rank = torch.arange(guesses).clamp(max=len(rights) - 1)
         step = torch.arange(1, length).clamp(max=len(nexts)) - 1
@@ -55,7 +55,7 @@ class LookaheadDrafter(Drafter):
         self._windows: dict[int, tuple[Tensor, Tensor]] = {}
 
     def start(self, state: State) -> None:
-        """Begin a window per row, and copy what does not change to the device."""
+        """Create a window per row, and copy constants to the device."""
         device, rows = state.text.ids.device, state.rows.host
         state.memory[self] = Windows({row: Row(self.config, state.text.host[row]) for row in rows})
         self._scores = self._scores.to(device)
@@ -65,7 +65,7 @@ class LookaheadDrafter(Drafter):
         }
 
     def join(self, state: State, rows: Rows) -> None:
-        """Begin windows beside others: all of a pass have as many levels."""
+        """Create windows for rows that start; all windows of a pass have the same number of levels."""
         windows: Windows = state.memory[self]
         windows.advance()
         windows.rows = {row: windows.rows[row] for row in state.rows.host if row in windows.rows}
@@ -74,11 +74,11 @@ class LookaheadDrafter(Drafter):
             windows.rows[row] = Row(self.config, state.text.host[row], levels)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Propose the n-grams of each row's root, and ask for the next level of the window."""
+        """Propose the n-grams of each row's root, and request the next level of the window as side nodes."""
         config, length = self.config, self.config.ngram - 1
         windows: Windows = state.memory[self]
         windows.advance()
-        if budget.depth == 0:  # nor is the window worth its nodes
+        if budget.depth == 0:  # then the window is not worth its nodes either
             return Proposals.none(len(state.rows.host), state.text.ids.device, budget.spent(self))
         nothing = (-1,) * length
         numbers = []
@@ -89,7 +89,7 @@ class LookaheadDrafter(Drafter):
             guesses = row.guesses(text[-1])
             guesses += [nothing] * (config.guesses - len(guesses))
             numbers.append([*chain(*row.levels, *guesses)])
-        filled = len(row.levels)  # of all rows
+        filled = len(row.levels)  # equal in all rows
         depth, sees = self._windows[filled]
         least = budget.least_score(config.min_prob, self.calibration)
         moved = torch.tensor(numbers).to(state.text.ids.device, non_blocking=True)  # [B, S + G L]
@@ -104,7 +104,7 @@ class LookaheadDrafter(Drafter):
             source=source.flatten().expand_as(tokens),
             side=SideNodes(
                 side,
-                # Never at a position that the text does not come to: some models' rotations depend on the last one.
+                # Clamped to positions that the text can reach: some models' rotations depend on the largest one.
                 torch.minimum(depth, budget.row_depth.clamp(min=0)[:, None]),
                 sees,
                 wanted=level_sizes(config, filled)[-1],
@@ -115,25 +115,25 @@ class LookaheadDrafter(Drafter):
     def observe(
         self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
     ) -> None:
-        """Keep what the target said after the last levels; the next draft moves the windows on."""
-        if verified.side_logits is None:  # nothing was asked for
+        """Keep the target's tokens after the last levels; the next draft advances the windows."""
+        if verified.side_logits is None:  # no side nodes were requested
             return
         roots = {row: state.text.host[row][-1] for row in state.rows.host}
-        # The host reads it after it has waited for the round's tokens: this copy is on its way before them.
+        # Non-blocking: the host reads it after waiting for the round's tokens, whose copy starts later.
         new = most_likely(verified.side_logits).to("cpu", non_blocking=True)
         state.memory[self].heard = roots, new
 
 
 def new_drafter(target: Target, sizes: str = "", **settings: Any) -> LookaheadDrafter:
-    """Make the drafter.
+    """Create the drafter.
 
     Args:
-        target: whose text is drafted.
+        target: the target.
         sizes: window, n-gram and guesses as `W/N/G`, such as the authors' `7/5/7`; empty for the defaults.
         settings: fields of `LookaheadConfig`.
 
     Raises:
-        ValueError: if `sizes` is something else, or one is out of range.
+        ValueError: if `sizes` has another form, or a setting is out of range.
     """
     if sizes:
         parts = sizes.split("/")

@@ -1,8 +1,8 @@
-"""Lookup: what followed the last tokens earlier in the text may follow again; nothing to train.
+"""Prompt lookup: proposes what followed the last tokens earlier in the same text; needs no training.
 
-Earlier places that end in the root's token are ranked by how many tokens before it agree too, then by how recent
-they are. The continuations of the best become one tree, in which places that go on alike share nodes. A node that is
-unlikely to be worth its cost is left out, so weak matches cost little and strong ones reach far.
+Earlier occurrences of the root's token are ranked by the length of the match before it, then by recency. Continuations
+of the best become one tree, in which equal beginnings share nodes. Nodes that are unlikely to be worth their cost are
+left out, so weak matches cost little and strong ones reach far.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .protocol import Budget, Drafter, Proposals
 
 @dataclass(frozen=True, slots=True)
 class LookupConfig:
-    """How much of the past to follow."""
+    """Settings of prompt lookup."""
 
     places: int = 4
-    """Most earlier places followed, 1 to 64."""
+    """Most earlier occurrences used, 1 to 64."""
     length: int = 15
-    """Most tokens taken from a place, 1 to 64."""
+    """Most tokens taken after an occurrence, 1 to 64."""
     min_prob: float | None = None
-    """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
+    """Least acceptance probability of a proposed node, above 0 to 1; None derives it from the cost table."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -45,19 +45,19 @@ class LookupDrafter(Drafter):
     """Drafts from the row's own text."""
 
     def __init__(self, config: LookupConfig | None = None) -> None:
-        """Take the defaults or a configuration."""
+        """Create a drafter with the default or the given configuration."""
         self.config = config or LookupConfig()
         self.calibration: Calibration = calibration_of("lookup")
-        # How often the next token follows a match of 1, 2, … tokens, and how much less likely each further place is.
+        # Measured probability that the next token follows a match of 1, 2, … tokens, and its decay per further place.
         self._follows = torch.tensor(self.calibration.tables["follows"]).log()
         self._later_place = math.log(self.calibration.tables["later_place"])
 
     def start(self, state: State) -> None:
-        """Copy the table to the device: during a round the host would wait for that."""
+        """Copy the table to the device now, as a copy during a round would block the host."""
         self._follows = self._follows.to(state.text.ids.device)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Propose what followed the longest and latest matches."""
+        """Propose the continuations of the longest, then latest matches."""
         config, device = self.config, state.text.ids.device
         length = min(config.length, budget.depth)
         places = max(state.cache.host_lengths[row] for row in state.rows.host)
@@ -70,14 +70,14 @@ class LookupDrafter(Drafter):
         most = len(self._follows)
         matched = torch.where(place < root, matches(text, root, most)[:, :-1], 0)  # [B, P]
 
-        # Longer matches first, later places first among equals: one key that no two places share.
+        # Longer matches first, then later places: one unique key per place.
         best, at = (matched * places + place).topk(width, 1)  # [B, W]
         agreed = best.div(places, rounding_mode="floor")
         step = torch.arange(length, device=device)
         columns = at[..., None] + 1 + step  # [B, W, L]
         tokens = text.gather(1, columns.clamp(max=places).flatten(1))
 
-        # Every token that proves right makes the match one longer.
+        # Each correct token makes the match one longer.
         each = self._follows[(agreed[..., None] - 1 + step).clamp(0, most - 1)]
         rank = torch.arange(width, device=device)[:, None]
         scores = each.cumsum(-1) + rank * self._later_place
@@ -94,12 +94,12 @@ class LookupDrafter(Drafter):
 
 
 def matches(text: Tensor, root: Tensor, most: int) -> Tensor:
-    """Count how many tokens agree, going back from each place and from the root.
+    """Count how many tokens agree backwards from each place and from the root.
 
     Args:
         text: `[B, P]` int64.
         root: `[B, 1]` int64, the column of each row's last token.
-        most: where counting ends.
+        most: largest count.
 
     Returns:
         `[B, P]` int64, 0 to `most`.
@@ -110,5 +110,5 @@ def matches(text: Tensor, root: Tensor, most: int) -> Tensor:
 
 
 def new_drafter(target: Target, **settings: Any) -> LookupDrafter:
-    """Make the drafter; `settings` are fields of `LookupConfig`."""
+    """Create the drafter; `settings` are fields of `LookupConfig`."""
     return LookupDrafter(LookupConfig(**settings))

@@ -1,10 +1,10 @@
-"""The methods: one entry each, read by the command line, checkpoints, training and names.
+"""The registry of drafting methods, read by the command line, checkpoints, training and `load_drafter`.
 
-What an entry needs besides lies in files that have its name. Of a method that needs no training, one:
+A method's code lies in files of its name. A method without training has one:
 
     drafters/NAME.py   new_drafter(target, **settings), or new_drafter(target, argument, **settings)
 
-Of a trained method, two:
+A trained method has two:
 
     drafters/NAME.py   CONFIG, a dataclass of the shape and of how it drafts; DRAFTER, the class
                        new_module(config, vocabulary_size, draft_vocabulary), without weights of its own
@@ -13,7 +13,7 @@ Of a trained method, two:
     train/NAME.py      exit_layers(config), whose hidden states are collected
                        new_task(target, config, features, draft_vocabulary, labels=..., validate=...)
 
-Known before torch is: the files are imported when they are needed.
+The registry itself imports no torch; the files are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to draft."""
+    """A drafting method."""
 
     help: str
-    """What it drafts with, in one line; of a trained one the end of a sentence that begins with "Train"."""
+    """What it drafts with, in one line; for a trained method, completes a sentence that begins with "Train"."""
     settings: tuple[str, ...] = ()
-    """Fields of the configuration that say how to draft, and may be chosen anew every time."""
+    """Fields of the configuration that can be set whenever the drafter is loaded."""
     argument: str = ""
-    """What follows the name and a colon, as help calls it; in brackets where it may be left out."""
+    """Name of the argument after `name:`, as shown in help; in brackets if optional."""
     trained: bool = False
     """Whether it needs a checkpoint."""
     alone: bool = False
-    """Whether it drafts with the target's own layers, and so in no union."""
+    """Whether it drafts with the target's own layers, and so cannot be part of a union."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Fields by their earlier names: in files for ever, in calls for one more release, with a warning."""
+    """Old names of fields. Files may always use them; calls may for one more release, with a warning."""
 
 
 METHODS = {
-    "plain": Method("nothing, so that each pass writes one token: the baseline"),
+    "plain": Method("nothing: plain decoding, one token per pass, the baseline"),
     "lookup": Method(
         "what followed the last tokens earlier in the text",
         settings=("places", "length", "min_prob"),
@@ -58,11 +58,11 @@ METHODS = {
         argument="STORE",
     ),
     "recycling": Method(
-        "what the target ranked highest after the same token before, by token recycling",
+        "the tokens that the target ranked highest after the same token before, by token recycling",
         settings=("ranks", "length", "min_prob"),
     ),
     "lookahead": Method(
-        "n-grams that the target itself has written beside the text, by Lookahead decoding",
+        "n-grams that the target generates beside the text, by Lookahead decoding",
         argument="[W/N/G]",
         settings=("window", "ngram", "guesses", "text_ngrams", "min_prob"),
     ),
@@ -107,6 +107,6 @@ def train_file(method: str) -> Any:
 
 
 def method_of(config: Any) -> str:
-    """Name the trained method that a configuration is of."""
+    """Return the name of the trained method that a configuration belongs to."""
     trained = (name for name, method in METHODS.items() if method.trained)
     return next(name for name in trained if type(config) is drafter_file(name).CONFIG)

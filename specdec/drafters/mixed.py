@@ -1,4 +1,4 @@
-"""Several drafters feed one tree; what they agree on is verified once."""
+"""The union of several drafters: their proposals share one tree, and equal ones are verified once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .protocol import Budget, Drafter, Proposals
 
 
 class MixedDrafter(Drafter):
-    """The union of drafters; a node's `source` is the first drafter, by place, that proposed it."""
+    """A union of drafters; a node's `source` is the index of the first drafter that proposed it."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         """Combine drafters, the most trusted first.
 
         Raises:
-            ValueError: if there is none, two of them ask for side nodes or listen to layers, or one drafts with the target's
-                own layers: what those have seen is a chain of its own, which no other proposal may join.
+            ValueError: if there is no drafter, two of them ask for side nodes or listen to layers, or one drafts with the
+                target's own layers: it leaves a chain of keys and values that other proposals cannot join.
         """
         if not drafters:
             raise ValueError("drafters: expected at least one, got none")
@@ -44,17 +44,17 @@ class MixedDrafter(Drafter):
         self.calibration = together([drafter.calibration for drafter in drafters])
 
     def start(self, state: State) -> None:
-        """Start each."""
+        """Start each drafter."""
         for drafter in self.drafters:
             drafter.start(state)
 
     def join(self, state: State, rows: Rows) -> None:
-        """Tell each."""
+        """Let each drafter take the rows that start."""
         for drafter in self.drafters:
             drafter.join(state, rows)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Put the proposals of all side by side; packing merges them."""
+        """Concatenate the proposals of all drafters; packing merges equal ones."""
         parts = [drafter.draft(state, budget) for drafter in self.drafters]
         shifted, before = [], 0
         for part in parts:
@@ -75,6 +75,6 @@ class MixedDrafter(Drafter):
     def observe(
         self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
     ) -> None:
-        """Show each what became of the tree."""
+        """Show each drafter the result of the round."""
         for drafter in self.drafters:
             drafter.observe(state, tree, accepted, verified)

@@ -1,15 +1,16 @@
-"""A smaller model drafts: any causal model with the target's vocabulary, a chain or the beams of a search.
+"""Draft model: a smaller causal model with the target's vocabulary drafts a chain, or beams.
 
-    accepted tokens, root ─► small model ─► best W ─► small model ─► best W …
-                               │ reads along, in a cache of its own
+    accepted tokens, root ─► draft model ─► best W ─► draft model ─► best W …
+                               │ reads the text, with a KV cache of its own
 
-It is a second `Target`: its layers run as the target's do, certified likewise, and nothing of it is patched. Each step
-of a draft is one pass of it. Where the target draws, tokens are ranked with its noise (`coupling`).
+The draft model is loaded as a second `Target`: it is certified in the same way and not patched. Each step of a draft is
+one forward pass. When the target samples, tokens are ranked with the target's noise (`coupling`).
 
-Scores are the model's own cumulative log-probabilities. In a union they are compared with those of other methods as
-probabilities of being accepted; a model that is too sure of itself takes more of a tree than it earns.
+Scores are the model's cumulative log-probabilities. A union compares them with other methods' scores as probabilities of
+acceptance, so an overconfident model takes more of the tree than it earns.
 
-Source: arXiv 2211.17192 for a model that drafts; the text is the target's here by exact comparison, not by rejection.
+Source: arXiv 2211.17192 for drafting with a model; here tokens are accepted by exact comparison, not by rejection
+sampling.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ from .protocol import Budget, Drafter, Proposals
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """How far and how wide to draft."""
+    """Settings of a draft model."""
 
     length: int = 5
-    """Most tokens of a path, 1 to 16; as many passes of the small model."""
+    """Most tokens per path, 1 to 16; each takes one pass of the draft model."""
     width: int = 1
-    """Paths that are followed at a time, 1 to 16; 1 drafts a chain."""
+    """Beams, 1 to 16; 1 drafts a chain."""
     min_prob: float | None = None
-    """Probability under which a node is not worth verifying, 0 to 1; None for what this machine makes of it."""
+    """Least acceptance probability of a proposed node, 0 to 1; None derives it from the cost table."""
     min_step_prob: float | None = None
-    """Probability that a draft holds so far under which it ends, 0 to 1, None likewise; on CPUs, where looking costs nothing."""
+    """A draft ends when its beams together have less probability, 0 to 1; None as above. Used on CPUs only."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -55,18 +56,18 @@ class ModelConfig:
 
 
 class ModelDrafter(Drafter):
-    """Drafts with a second model."""
+    """Drafts with a second, smaller model."""
 
     def __init__(self, target: Target, small: Target, config: ModelConfig | None = None) -> None:
-        """Join a model to a target.
+        """Create a drafter.
 
         Args:
-            target: whose text is drafted.
-            small: on the same device, in any dtype; its vocabulary is the target's.
-            config: how to draft.
+            target: the target.
+            small: the draft model, on the same device and with the same vocabulary, in any dtype.
+            config: settings; None for the defaults.
 
         Raises:
-            ValueError: if the model lies on another device or has another vocabulary.
+            ValueError: if the draft model is on another device or has another vocabulary.
         """
         if small.device != target.device:
             raise ValueError(f"model: expected it on {target.device}, got one on {small.device}")
@@ -76,8 +77,10 @@ class ModelDrafter(Drafter):
         self.calibration: Calibration = calibration_of("model")
 
     def start(self, state: State) -> None:
-        """Read the prompts, from where the session's text so far parts from them."""
-        with torch.inference_mode(False):  # what is packed again is used elsewhere too
+        """Read the prompts, from the first token that differs from the session's earlier text."""
+        with torch.inference_mode(
+            False
+        ):  # weights packed here are also used outside inference mode
             follow_changes(self.small)
         reader: Reader | None = state.memory.get(self)
         if reader is None or not reader.reads_on(state):
@@ -85,12 +88,12 @@ class ModelDrafter(Drafter):
         reader.start(state, self.config.length * self.config.width)
 
     def join(self, state: State, rows: Rows) -> None:
-        """Read the prompts of rows that begin."""
+        """Read the prompts of rows that start."""
         reader: Reader = state.memory[self]
         reader.join(state, rows)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Read what was accepted, and search behind each row's root."""
+        """Read the accepted tokens, and draft after each row's root."""
         config, reader = self.config, state.memory[self]
         assert isinstance(reader, Reader)
         length = min(config.length, budget.depth, reader.room(state))
@@ -111,7 +114,7 @@ class ModelDrafter(Drafter):
                     beams.tokens[:, 0], state.rows, behind=drafted.levels - 1
                 )
             else:
-                # All of it again: a pass sees what lies behind the text as one chain or not at all.
+                # The whole draft again: a pass sees uncommitted nodes either as one chain or not at all.
                 logits = reader.after_tree(
                     drafted.tokens, drafted.parents, drafted.depth, state.rows, drafted.newest
                 )
@@ -124,8 +127,8 @@ class ModelDrafter(Drafter):
     def _next_beams(
         self, logits: Tensor, scores: Tensor, width: int, state: State, depth: int
     ) -> Beams:
-        """Choose among all continuations of W beams, from logits `[B, W, V]` and scores `[B, W]`."""
-        logits = logits[..., : self.target.config.vocab_size]  # a padded head may have more
+        """Choose the best continuations of W beams from logits `[B, W, V]` and scores `[B, W]`."""
+        logits = logits[..., : self.target.config.vocab_size]  # a padded head has more columns
         draws = state.sampling is not None
         log_probs, ids = likeliest(logits, CANDIDATES if draws else width)
         if draws:
@@ -139,37 +142,37 @@ class ModelDrafter(Drafter):
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """All beams of all steps so far, step by step; each continues one of the step before."""
+    """All beams of all steps so far, in order; each continues a beam of the step before."""
 
     tokens: Tensor
     """`[B, K]` int64."""
     parents: Tensor
-    """`[B, K]` int64, among these K; -1 for the root."""
+    """`[B, K]` int64, index of each beam's predecessor; -1 for the root."""
     scores: Tensor
     """`[B, K]` float32, cumulative log-probabilities."""
     depth: Tensor
-    """`[K]` int64, 0 for what follows the root."""
+    """`[K]` int64, 0 for tokens that follow the root."""
     newest: int
-    """How many of them the last step added."""
+    """Number of beams that the last step added."""
     levels: int
-    """Steps so far."""
+    """Number of steps so far."""
 
     @classmethod
     def none(cls, state: State) -> Draft:
-        """Begin with the roots alone."""
+        """Return an empty draft, of roots only."""
         ids = state.roots[:, None][:, :0]
         return cls(ids, ids, ids.float(), ids[0], 0, 0)
 
     @property
     def newest_scores(self) -> Tensor:
-        """`[B, W]` float32, of the beams that go on; of the root at first."""
+        """`[B, W]` float32, scores of the last step's beams; zeros before the first step."""
         if not self.levels:
             return torch.zeros(len(self.tokens), 1, device=self.tokens.device)
         return self.scores[:, -self.newest :]
 
     def add(self, beams: Beams) -> Draft:
         """Add a step's W beams."""
-        first = self.tokens.shape[1] - self.newest  # of the beams that these continue
+        first = self.tokens.shape[1] - self.newest  # index of the first beam that these continue
         parents = beams.parents + first if self.levels else torch.full_like(beams.parents, -1)
         depth = torch.full_like(beams.tokens[0], self.levels)
         return Draft(
@@ -182,7 +185,7 @@ class Draft:
         )
 
     def propose(self, least: float, room: Tensor, spent: float) -> Proposals:
-        """Propose what has at least this score, and not deeper than each row's `room [B]`."""
+        """Propose the tokens with at least this score, down to each row's depth `room [B]`."""
         valid = (self.depth < room[:, None]) & (self.scores >= least)
         return Proposals(
             self.tokens,
@@ -195,17 +198,17 @@ class Draft:
 
 
 def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return float32 log-probabilities and int64 ids of the k likeliest tokens, `[B, W, k]`, fewer where V is less."""
+    """Return float32 log-probabilities and int64 ids of the min(k, V) most likely tokens, `[B, W, k]`."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    # The lowest id among equals, as the target takes it; `topk` leaves that open.
+    # `max` takes the lowest id among equals, as the target does; `topk` does not specify it.
     best = logits.max(-1, keepdim=True) if k == 1 else logits.topk(min(k, logits.shape[-1]), dim=-1)
     return (best.values - logits.logsumexp(-1, keepdim=True)).float(), best.indices
 
 
 def check_vocabulary(target: Target, small: Target) -> None:
-    """Raise ValueError unless an id means the same token to both.
+    """Raise ValueError unless both models map ids to the same tokens.
 
-    Their tokenizers decide; where one has none, the sizes of their vocabularies.
+    Compares the tokenizers; if one model has none, the sizes of the vocabularies.
     """
     kind = type(small.model).__name__
     if target.tokenizer is None or small.tokenizer is None:
@@ -229,16 +232,18 @@ def check_vocabulary(target: Target, small: Target) -> None:
 
 
 def new_drafter(target: Target, name: str, **settings: Any) -> ModelDrafter:
-    """Load a model and join it to a target.
+    """Load a draft model.
 
     Args:
-        target: whose text is drafted.
-        name: an embedded model, a hub id or a folder; loaded in the target's dtype, on its device, prepacked like it.
+        target: the target.
+        name: an embedded model, a hub id or a folder. It is loaded in the target's dtype, on its device, and prepacked
+            if the target is.
         settings: fields of `ModelConfig`.
 
     Raises:
-        MemoryError: if there is not enough of it.
-        ValueError: if a setting is out of range, or the model cannot be loaded or has another vocabulary; names it.
+        MemoryError: if memory runs out.
+        ValueError: naming the model or setting, if a setting is out of range, or the model cannot be loaded or has
+            another vocabulary.
     """
     config = ModelConfig(**settings)
     try:
@@ -249,5 +254,5 @@ def new_drafter(target: Target, name: str, **settings: Any) -> ModelDrafter:
     except (MemoryError, ValueError) as error:
         kind = MemoryError if isinstance(error, MemoryError) else ValueError
         raise kind(
-            f"drafter: expected a model that can draft in 'model:{name}', got another ({error})"
+            f"drafter: expected a model that can draft in 'model:{name}', got one that cannot ({error})"
         ) from error

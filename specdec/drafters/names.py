@@ -1,6 +1,6 @@
-"""Drafters by name: some are made on the spot, some are shipped for the default model, others lie in folders.
+"""Loads drafters by name: training-free methods, checkpoints shipped for the default model, folders and hub ids.
 
-Names are checked before torch is there, so everything that needs it is imported where it is used.
+Names can be checked without torch, so torch is imported only inside functions.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from .protocol import Drafter
 
 
-# Methods that are made on the spot, and those with a checkpoint; where one is shipped, it lies in a folder of their name.
+# Training-free methods, and methods whose checkpoint is shipped, in a folder of the method's name.
 DRAFTERS = tuple(name for name, method in METHODS.items() if not method.trained)
 SHIPPED = tuple(name for name, method in METHODS.items() if method.trained)
 RENAMED = {"none": "plain"}
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 UNIONS = {"mixed": "redrafter+lookup"}
-# The best there is for a target, by its name and by another, and of what needs no training (docs/results/training_free.md).
+# Two names for the best drafter of a target, and the best training-free union (docs/results/training_free.md).
 AUTO, BEST, UNTRAINED_BEST = "auto", "best", "suffix+recycling"
 KNOWN = (*DRAFTERS, *SHIPPED, *UNIONS, AUTO)
-"""All names but those of folders."""
+"""All names except folders and hub ids."""
 
 
 def _with(argument: str) -> str:
-    """Write how an argument is given: `:NAME`, in brackets where it may be left out."""
+    """Return the form of an argument: `:NAME`, in brackets if optional."""
     if argument.startswith("["):
         return f"[:{argument[1:]}"
     return f":{argument}" if argument else ""
@@ -41,24 +41,23 @@ def _with(argument: str) -> str:
 SHOWN = tuple(
     f"{name}{_with(METHODS[name].argument)}" if name in METHODS else name for name in KNOWN
 )
-"""The same with the arguments that they take, for help and errors."""
+"""The same names with their arguments, for help and errors."""
 
 
 def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) -> Drafter:
-    """Make a drafter from its name.
+    """Load a drafter by its name.
 
     Args:
-        name: a method that needs no training, by its name, or `name:argument` where it takes one; `redrafter` or
-            `kangaroo`, shipped for the default model; a folder or hub id with a checkpoint, Medusa heads as released or an EAGLE-3
-            as published; `a+b` for the union of several, of which `mixed` is redrafter+lookup; `auto`, or `best`, for what
-            `best_drafter` chooses.
-        target: whose text is drafted.
-        settings: how the method drafts, where it shall differ from its defaults or from what was saved; of a union,
-            its trained part.
+        name: a training-free method, such as `lookup`, or `name:argument`, such as `rest:STORE`; a method shipped for
+            the default model, such as `redrafter`; a folder or hub id with a specdec checkpoint, released Medusa heads
+            or a published EAGLE-3; `a+b` for a union of drafters, of which `mixed` is redrafter+lookup; `auto` or
+            `best` for the choice of `best_drafter`.
+        target: the target.
+        settings: settings of the method that differ from its defaults or its checkpoint; in a union, of its trained part.
 
     Raises:
-        ValueError: if a name is unknown, a checkpoint is damaged or was made for another target, a drafter that
-            drafts alone is part of a union, or a setting is unknown or out of range.
+        ValueError: if a name is unknown, a checkpoint is damaged or was made for another target, a drafter that cannot
+            be part of a union is in one, or a setting is unknown or out of range.
     """
     from .mixed import MixedDrafter
 
@@ -78,18 +77,18 @@ def load_drafter(name: str | os.PathLike[str], target: Target, **settings: Any) 
 
 
 def chosen(name: str, target: Target) -> str:
-    """Return a name as it is, or what `auto` stands for."""
+    """Return the name, with `auto` and `best` replaced by the drafter that they stand for."""
     return best_drafter(target) if name in (AUTO, BEST) else name
 
 
 def best_drafter(target: Target) -> str:
-    """Name the fastest drafter for a target: `mixed` where drafters are shipped for it, else what needs no training."""
+    """Return the fastest drafter's name for a target: `mixed` if drafters are shipped for it, else a training-free one."""
     from ..checkpoints import read_description
 
     folder = SHIPPED_FOLDER / "redrafter"
     if not folder.is_dir():
         return UNTRAINED_BEST
-    # A damaged one is an error, not a reason for another.
+    # A damaged checkpoint raises an error here; it is not replaced by another drafter.
     made_for = read_description(folder).target
     try:
         made_for.check(target)
@@ -99,7 +98,7 @@ def best_drafter(target: Target) -> str:
 
 
 def check_drafter_name(name: str) -> None:
-    """Raise ValueError for a name that no drafter has, before anything is loaded."""
+    """Raise ValueError for an unknown drafter name, without loading anything."""
     if name in (AUTO, BEST):
         return
     parts = _parts(name)
@@ -133,7 +132,7 @@ def _parts(name: str) -> list[str]:
     parts = [p for part in name.split("+") for p in UNIONS.get(part, part).split("+")]
     for old in RENAMED.keys() & parts:
         warnings.warn(
-            f"drafter: expected {RENAMED[old]}, got {old}, its name until the next release",
+            f"drafter: expected {RENAMED[old]}, got its old name {old}, which the next release drops",
             DeprecationWarning,
             stacklevel=4,
         )
@@ -141,12 +140,12 @@ def _parts(name: str) -> list[str]:
 
 
 def _method(part: str) -> str:
-    """Name the method of a part that is no folder."""
+    """Return the method of a part that is not a folder."""
     return part.partition(":")[0]
 
 
 def _check_argument(method: str, part: str) -> None:
-    """Raise ValueError unless an argument is there where a method wants one, and only there."""
+    """Raise ValueError if a method's argument is missing, or one is given that it does not take."""
     wanted, given = METHODS[method].argument, part.partition(":")[2]
     if ":" in part and not (wanted and given):
         raise ValueError(f"drafter: expected {method}{_with(wanted)}, got {part!r}")
@@ -159,7 +158,7 @@ def _folder(part: str) -> Path:
 
 
 def _fetched(part: str, *, weights: bool) -> Path:
-    """Return a drafter's folder, perhaps the cached one of a hub id."""
+    """Return a drafter's folder; for a hub id, its cached download."""
     folder = _folder(part)
     return folder if folder.is_dir() else fetched_head(part, weights=weights)
 
@@ -171,7 +170,7 @@ def _new(part: str, target: Target, settings: dict[str, Any]) -> Drafter:
         raise ValueError(
             f"{min(unknown)}: expected one of the settings of {method} ({known}), got another"
         )
-    # Shells leave a `~` behind a colon alone.
+    # Shells do not expand a `~` after a colon.
     arguments = (os.path.expanduser(argument),) if argument else ()  # noqa: PTH111
     drafter: Drafter = drafter_file(method).new_drafter(target, *arguments, **settings)
     drafter.name = part

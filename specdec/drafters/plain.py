@@ -1,4 +1,4 @@
-"""No drafter: the plain loop, the baseline of everything."""
+"""Plain decoding without drafts: the baseline."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class PlainDrafter(Drafter):
 
 
 def new_drafter(target: Target) -> PlainDrafter:
-    """Make the drafter; it has no settings."""
+    """Create the drafter; it has no settings."""
     return PlainDrafter()

@@ -1,4 +1,4 @@
-"""What a drafter is: three methods, and proposals as tensors."""
+"""The drafter interface: the protocol `Drafter`, its `Proposals` and its `Budget`."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ from .parts.calibration import Calibration
 
 
 class DraftCost(NamedTuple):
-    """What a draft of one drafter costs, by the cost table."""
+    """The cost of a draft by the cost table."""
 
     fixed: float = 0.0
-    """Milliseconds, however far it goes."""
+    """Milliseconds per draft, independent of its length."""
     step: float = 0.0
-    """Milliseconds of each step of a model."""
+    """Milliseconds per step of a draft model."""
 
 
 class Budget(NamedTuple):
-    """How much a draft may propose this round."""
+    """Limits of one round's draft."""
 
     nodes: int
     """Most nodes in a tree, the root included."""
     depth: int
-    """Deepest node that any row can still use."""
+    """Depth of the deepest node that any row can still use."""
     row_depth: Tensor
-    """`[B]` int64, deepest node that each row can still use."""
+    """`[B]` int64, depth of the deepest node that each row can still use."""
     row_nodes: Tensor | None = None
-    """`[B]` int64, most nodes of each row's tree where rows differ, the root included."""
+    """`[B]` int64, most nodes of each row's tree, the root included; None if equal for all rows."""
     width: int = 8
-    """Beams of a search that are worth their time."""
+    """Number of beams that is worth its time."""
     node_price: float = 0.0
-    """Tokens that a node must promise to be worth its time in the target's pass."""
+    """Expected accepted tokens that a node must bring to be worth its time in the target's pass."""
     ms_price: float = 0.0
-    """Tokens that a millisecond of drafting must promise, of all rows together."""
+    """Expected tokens, of all rows together, that a millisecond of drafting must bring."""
     costs: Mapping[object, DraftCost] = MappingProxyType({})
-    """What drafts cost, by the drafter; one that is not there is free."""
+    """Cost per drafter; a drafter that is not listed costs nothing."""
 
     def least_score(self, asked: float | None, known: Calibration) -> float:
-        """Return the score under which a node is left out, from the probability that was asked for, or by its price."""
+        """Return the least score of a proposed node: the log of the setting `asked`, or from `node_price` if it is None."""
         least = self.node_price / known.share if asked is None else asked
         return math.log(least) if least else -math.inf
 
     def least_to_go_on(self, asked: float | None, drafter: object, known: Calibration) -> float:
-        """Return the probability that a draft must hold for one more step, on average over rows; likewise."""
+        """Return the probability, averaged over rows, that a draft needs for one more step: `asked`, or from `ms_price`."""
         if asked is not None:
             return asked
         step = self.costs.get(drafter, DraftCost()).step
         return self.ms_price * step / (len(self.row_depth) * known.step_gain)
 
     def spent(self, drafter: object, steps: int = 0) -> float:
-        """Return the milliseconds of a draft of so many steps."""
+        """Return the milliseconds of a draft with this many steps."""
         cost = self.costs.get(drafter, DraftCost())
         return cost.fixed + steps * cost.step
 
 
 class Proposals(NamedTuple):
-    """Proposed tokens, each continuing an earlier proposal or the root; packing merges equal ones."""
+    """Proposed tokens; each continues an earlier proposal or the root. Packing merges equal ones."""
 
     tokens: Tensor
     """`[B, K]` int64."""
@@ -74,19 +74,19 @@ class Proposals(NamedTuple):
     scores: Tensor
     """`[B, K]` float32, cumulative draft log-probability."""
     valid: Tensor
-    """`[B, K]` bool; the others are padding."""
+    """`[B, K]` bool; False at padding."""
     source: Tensor
-    """`[B, K]` int64, which beam or which drafter proposed it."""
+    """`[B, K]` int64, index of the beam or drafter that proposed it."""
     shallow: Shallow | None = None
     """Set by a drafter that has run the target's first layers on the root and its proposals, which form a chain."""
     side: SideNodes | None = None
-    """What the drafter wants to hear from the same pass beside the tree; no more nodes than its `side_nodes`."""
+    """Side nodes that the drafter wants in the same pass; at most its `side_nodes`."""
     spent: float = 0.0
-    """Milliseconds that the draft has cost, by the cost table."""
+    """Milliseconds of the draft, by the cost table."""
 
     @classmethod
     def none(cls, batch: int, device: torch.device, spent: float = 0.0) -> Proposals:
-        """Propose nothing."""
+        """Return no proposals."""
         ids = torch.zeros(batch, 0, dtype=torch.int64, device=device)
         return cls(ids, ids, ids.float(), ids.bool(), ids, spent=spent)
 

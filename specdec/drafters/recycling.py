@@ -1,8 +1,8 @@
-"""Token recycling: what the target ranked highest after a token before may follow that token again.
+"""Token recycling: proposes the tokens that the target ranked highest after the same token before.
 
-A pass of the target ranks the vocabulary at every node it verifies, and all but one rank is thrown away. Here the best
-ones are kept in a table of successors, `[V, k]`, with one row per token of the vocabulary. A draft is a breadth-first
-tree read from the table. Its shape is the same every time: the paths of ranks that were right most often.
+A pass of the target ranks the vocabulary at every node, and plain decoding uses the first rank only. Here the best k are
+kept in a table of successors, `[V, k]`, one row per token of the vocabulary. A draft is a breadth-first tree read from
+the table. Its shape is fixed: the paths of ranks that were accepted most often.
 
 Source: arXiv 2408.08696.
 """
@@ -32,19 +32,19 @@ MOST_RANKS = 8
 Path = tuple[int, ...]
 """Ranks from the root down."""
 UNKNOWN = -1
-"""Stands in the table where no successor is known."""
+"""Marks table entries without a known successor."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecyclingConfig:
-    """How much to keep, and how much of it to propose."""
+    """Settings of token recycling."""
 
     ranks: int = 8
     """Successors kept per token, k, 1 to 8."""
     length: int = 6
     """Depth of the tree, 1 to 16."""
     min_prob: float | None = None
-    """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
+    """Least acceptance probability of a proposed node, above 0 to 1; None derives it from the cost table."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -54,16 +54,16 @@ class RecyclingConfig:
 
 
 class Template(NamedTuple):
-    """The shape of all drafts, level by level."""
+    """The shape of a draft tree, level by level."""
 
     above: list[Tensor]
-    """Per level `[n]` int64, each node's parent by its place in the level before."""
+    """Per level `[n]` int64, index of each node's parent in the level before."""
     ranks: list[Tensor]
-    """Per level `[n]` int64, which successor of its parent each node is."""
+    """Per level `[n]` int64, each node's rank among its parent's successors."""
     parents: Tensor
     """`[K]` int64, each node's parent among all nodes; -1 for the root."""
     rank_of: Tensor
-    """`[K]` int64, all levels' ranks."""
+    """`[K]` int64, the ranks of all levels."""
     scores: Tensor
     """`[K]` float32, cumulative log-probabilities."""
 
@@ -71,26 +71,26 @@ class Template(NamedTuple):
         """Copy to a device."""
 
         def copied(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)  # small: the host does not wait
+            return x.to(device, non_blocking=True)  # does not block the host
 
         above, ranks = ([copied(x) for x in level] for level in (self.above, self.ranks))
         return Template(above, ranks, *map(copied, self[2:]))
 
 
 def template(right: Sequence[float], length: int, nodes: int, least: float) -> Template:
-    """Choose the likeliest paths of ranks.
+    """Choose the most likely paths of ranks.
 
     Args:
-        right: how often the successor of each rank came next, the best first.
+        right: measured probability that the successor of each rank comes next, the best rank first.
         length: depth of the tree.
-        nodes: most of them.
-        least: score that none is below.
+        nodes: most nodes.
+        least: least score of a node.
     """
     costs = [-math.log(rate) for rate in right]
     waiting: list[tuple[float, Path]] = [(costs[0], (0,))]
     chosen: dict[Path, float] = {}
     while waiting and len(chosen) < nodes:
-        # The cheapest that is left. Its next rank and its first child, pushed now, cost at least as much.
+        # The cheapest remaining path. Its next rank and its first child, pushed now, cost at least as much.
         cost, path = heapq.heappop(waiting)
         if cost > -least:
             break
@@ -100,7 +100,7 @@ def template(right: Sequence[float], length: int, nodes: int, least: float) -> T
             heapq.heappush(waiting, (cost - costs[rank] + costs[rank + 1], (*above, rank + 1)))
         if len(path) < length:
             heapq.heappush(waiting, (cost + costs[0], (*path, 0)))
-    paths = sorted(chosen, key=len)  # stable, so each level is in order of cost
+    paths = sorted(chosen, key=len)  # stable: each level stays in order of cost
     levels: list[list[Path]] = [list(level) for _, level in groupby(paths, key=len)]
     places: dict[Path, int] = {(): 0}
     places |= {path: at for level in levels for at, path in enumerate(level)}
@@ -115,14 +115,14 @@ def template(right: Sequence[float], length: int, nodes: int, least: float) -> T
 
 
 class RecyclingDrafter(Drafter):
-    """Drafts from a table of successors that all texts of a session fill."""
+    """Drafts from a table of successors that all texts of a session share."""
 
     def __init__(self, config: RecyclingConfig | None = None, *, vocabulary_size: int) -> None:
-        """Take the defaults or a configuration.
+        """Create a drafter.
 
         Args:
-            config: how much to keep and to propose.
-            vocabulary_size: of the target, V.
+            config: settings; None for the defaults.
+            vocabulary_size: V of the target.
         """
         self.config = config or RecyclingConfig()
         self.vocabulary_size = vocabulary_size
@@ -132,7 +132,7 @@ class RecyclingDrafter(Drafter):
         self._templates: dict[float, Template] = {}
 
     def start(self, state: State) -> None:
-        """Begin a table, unless an earlier text of the session has left one."""
+        """Create the table, unless an earlier text of the session has."""
         if self not in state.memory:
             state.memory[self] = torch.full(
                 (self.vocabulary_size, self.ranks),
@@ -152,7 +152,7 @@ class RecyclingDrafter(Drafter):
             return Proposals.none(len(state.rows.host), table.device, budget.spent(self))
         level, tokens = state.roots[:, None], []
         for above, rank in zip(shape.above[:levels], shape.ranks[:levels], strict=True):
-            # What follows no token is a guess that hangs on an invalid proposal: nobody looks at it.
+            # Successors of an unknown token are children of an invalid proposal, and so invalid too.
             level = table[level[:, above].clamp(min=0), rank].long()  # [B, n]
             tokens.append(level)
         drafted = torch.cat(tokens, 1)  # [B, K]
@@ -167,7 +167,7 @@ class RecyclingDrafter(Drafter):
         )
 
     def _template(self, least: float, device: torch.device) -> Template:
-        """Return the tree of nodes of at least this score, made once."""
+        """Return the tree of all nodes with at least this score; computed once."""
         if least not in self._templates:
             right = self.calibration.tables["right"][: self.ranks]
             made = template(right, self.config.length, MAX_NODES - 1, least)
@@ -177,20 +177,20 @@ class RecyclingDrafter(Drafter):
     def observe(
         self, state: State, tree: TokenTree, accepted: Accepted, verified: Verified
     ) -> None:
-        """Keep what the target ranked highest at every node; of nodes with one token the last counts."""
+        """Store the target's best tokens at every node; among nodes with the same token the last counts."""
         table = state.memory[self]
-        logits = verified.logits[..., : self.vocabulary_size]  # a padded head may have more
+        logits = verified.logits[..., : self.vocabulary_size]  # a padded head has more columns
         best = logits.topk(self.ranks, -1).indices.flatten(0, 1)  # [B N, k]
         tokens = tree.tokens.flatten()  # padding repeats the root's
         nodes = torch.arange(tree.tokens.shape[1], device=table.device)
         place = torch.arange(len(tokens), device=table.device)
         place = place.masked_fill((nodes >= tree.sizes[:, None]).flatten(), -1)
-        # Which of several writes to one place would win is not defined on a GPU, so it is decided before.
+        # On a GPU the order of several writes to one place is undefined, so the last node is chosen first.
         last = torch.full((len(table),), -1, device=table.device)
         last.scatter_reduce_(0, tokens, place, "amax")
         table[tokens] = best[last[tokens]].int()
 
 
 def new_drafter(target: Target, **settings: Any) -> RecyclingDrafter:
-    """Make the drafter; `settings` are fields of `RecyclingConfig`."""
+    """Create the drafter; `settings` are fields of `RecyclingConfig`."""
     return RecyclingDrafter(RecyclingConfig(**settings), vocabulary_size=target.config.vocab_size)

@@ -1,8 +1,8 @@
-"""REST: what followed the last tokens in a store of text (arXiv 2311.08252).
+"""REST: proposes what followed the last tokens in a store of text (arXiv 2311.08252).
 
-The longest end of the text that the store holds is looked up, the continuations of its places become a tree, and each
-node is as likely as its share of the places and the length of the match make it. Equal stores and texts give equal
-trees: where there are more places than are read, evenly spaced ones are.
+The longest suffix of the text that the store contains is looked up, and the continuations of its occurrences become a
+tree. A node's probability comes from its share of the occurrences and the length of the match. Drafts are
+deterministic: if there are more occurrences than are read, evenly spaced ones are.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .protocol import Budget, Drafter, Proposals
 
 @dataclass(frozen=True, slots=True)
 class RestConfig:
-    """How much of a store to follow."""
+    """Settings of REST."""
 
     places: int = 128
-    """Most places read, 1 to 65536."""
+    """Most occurrences read, 1 to 65536."""
     length: int = 10
-    """Most tokens taken from a place, 1 to 64."""
+    """Most tokens taken after an occurrence, 1 to 64."""
     longest: int = 16
-    """Longest match that is looked for, 1 to 32."""
+    """Longest match searched for, 1 to 32."""
     shortest: int = 1
-    """Shortest match that is followed, 1 to `longest`."""
+    """Shortest match used, 1 to `longest`."""
     min_prob: float | None = None
-    """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
+    """Least acceptance probability of a proposed node, above 0 to 1; None derives it from the cost table."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -47,19 +47,19 @@ class RestConfig:
 
 
 class RestDrafter(Drafter):
-    """Drafts from a store."""
+    """Drafts from a store of text."""
 
     def __init__(self, store: Datastore, config: RestConfig | None = None) -> None:
-        """Take an open store, and the defaults or a configuration."""
+        """Create a drafter from an open store, with the default or the given configuration."""
         self.store, self.config = store, config or RestConfig()
         self.calibration: Calibration = calibration_of("rest")
-        # That the next token follows the only place that matches in 1, 2, … tokens.
+        # Measured odds that the next token follows a single match of 1, 2, … tokens.
         self._odds = np.array(self.calibration.tables["odds"])
-        # With n places that match, the weight of "none of them" is n to this power.
+        # With n matches, the weight of "none of them" is n to this power.
         self._spread: float = self.calibration.tables["spread"]
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Propose what followed the longest match of each row."""
+        """Propose the continuations of each row's longest match."""
         tries = [self._trie(state.text.host[row], budget) for row in state.rows.host]
         return proposals_of(tries, state.text.ids, budget.nodes - 1, budget.spent(self))
 
@@ -72,7 +72,7 @@ class RestDrafter(Drafter):
         if match.length < config.shortest:
             return Trie.empty()
         each = match.continuations(config.places, length)
-        # Every token that proves right makes the match one longer.
+        # Each correct token makes the match one longer.
         agreed = np.minimum(match.length + np.arange(length), len(odds))
         weights = np.broadcast_to(odds[agreed - 1], each.shape)
         return Trie.of(each, weights, self._spread).best(
@@ -81,11 +81,11 @@ class RestDrafter(Drafter):
 
 
 def new_drafter(target: Target, store: str, **settings: Any) -> RestDrafter:
-    """Make the drafter.
+    """Create the drafter.
 
     Args:
-        target: whose ids the store must hold.
-        store: its folder, of `specdec datastore build`.
+        target: the target; the store must hold ids of its tokenizer.
+        store: folder written by `specdec datastore build`.
         settings: fields of `RestConfig`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Suffix: what followed the last tokens anywhere in the texts of a `Session`, those being written included.
+"""Suffix: proposes what followed the last tokens in any text of a `Session`, the current ones included.
 
-Training-free, after SuffixDecoding (arXiv 2411.04975): the longest end of a text that occurred before is looked up, and
-what followed it becomes a tree. Here places with shorter matches speak too, each with the weight that its length has
-earned on other texts, so that one tree holds what is likely, whoever says it.
+Training-free, after SuffixDecoding (arXiv 2411.04975): the longest suffix of a text that occurred before is looked up,
+and its continuations become a tree. Here shorter matches count too, weighted by how often matches of their length were
+right on other texts, and all continuations share one tree.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from .protocol import Budget, Drafter, Proposals
 
 @dataclass(frozen=True, slots=True)
 class SuffixConfig:
-    """How much of the past to follow."""
+    """Settings of suffix drafting."""
 
     places: int = 16
-    """Most earlier places followed, 1 to 1024."""
+    """Most earlier occurrences used, 1 to 1024."""
     length: int = 15
-    """Most tokens taken from a place, 1 to 64."""
+    """Most tokens taken after an occurrence, 1 to 64."""
     recency: float = 0.85
-    """Weight of each further place as a share of the one before, above 0 to 1."""
+    """Weight of each further occurrence relative to the one before, above 0 to 1."""
     others: float = 0.25
-    """Weight of a place in another text as a share of one in the text itself, above 0 to 1."""
+    """Weight of an occurrence in another text relative to one in the same text, above 0 to 1."""
     min_prob: float | None = None
-    """Probability under which a node is not worth verifying, above 0 to 1; None for what this machine makes of it."""
+    """Least acceptance probability of a proposed node, above 0 to 1; None derives it from the cost table."""
     memory: int = 131_072
-    """Most tokens of texts of a session that are kept, at least 1; the older half is forgotten at once, as texts begin."""
+    """Most tokens kept of a session's texts, at least 1; beyond it the older half is dropped when texts start."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -51,22 +51,22 @@ class SuffixConfig:
 
 
 class Memory:
-    """The texts of a session."""
+    """The known texts of a session."""
 
     def __init__(self, most: int) -> None:
-        """Keep at most so many tokens."""
+        """Create an empty memory of at most `most` tokens."""
         self.most = most
         self.young, self.old = GrowingIndex(), GrowingIndex()
         self.texts: dict[int, KnownText] = {}
-        """By their rows, those of the latest stream that are written."""
+        """The texts of the latest stream, by row."""
         self._numbers = count()
 
     def begin(self, texts: dict[int, list[int]], beside: Iterable[int] = ()) -> None:
-        """Take texts that begin: lists that grow; what they share with each other and the last ones is known.
+        """Add texts that start, as lists that grow; beginnings that are known already are not read again.
 
         Args:
-            texts: by their rows.
-            beside: rows known before that go on.
+            texts: by row.
+            beside: known rows that continue.
         """
         for text in self.texts.values():
             text.follow(self.young)
@@ -75,7 +75,7 @@ class Memory:
         for text in begun.values():
             for other in earlier:
                 text.part_from(other)
-        # What goes on is not counted: it would have to be read again.
+        # Continuing texts are not counted: dropping one would mean reading it again.
         kept = sum(len(text.places) for text in going.values())
         kept += max((len(text.places) for text in begun.values()), default=0)
         if self.young.size - kept > self.most // 2:
@@ -96,29 +96,29 @@ class SuffixDrafter(Drafter):
     """Drafts from the texts of a session."""
 
     def __init__(self, config: SuffixConfig | None = None) -> None:
-        """Take the defaults or a configuration."""
+        """Create a drafter with the default or the given configuration."""
         self.config = config or SuffixConfig()
         self._recency = self.config.recency ** np.arange(self.config.places)[:, None]
         self.calibration: Calibration = calibration_of("suffix")
-        # That the next token follows the latest match of 1, 2, … tokens.
+        # Measured odds that the next token follows the latest match of 1, 2, … tokens.
         self._odds = np.array(self.calibration.tables["odds"])
 
     def start(self, state: State) -> None:
         """Read the prompts."""
         if self not in state.memory:
             state.memory[self] = Memory(self.config.memory)
-        # Where rows take turns, the others are read as they begin.
+        # If rows wait, they are read when they start.
         begun = range(len(state.text.host)) if state.cache.places is None else state.rows.host
         state.memory[self].begin({row: state.text.host[row] for row in begun})
 
     def join(self, state: State, rows: Rows) -> None:
-        """Read the prompts of rows that begin."""
+        """Read the prompts of rows that start."""
         memory: Memory = state.memory[self]
         beside = [row for row in state.rows.host if row not in rows.host]
         memory.begin({row: state.text.host[row] for row in rows.host}, beside)
 
     def draft(self, state: State, budget: Budget) -> Proposals:
-        """Propose what followed the longest and latest matches."""
+        """Propose the continuations of the longest and latest matches."""
         memory: Memory = state.memory[self]
         for row in state.rows.host:
             memory.texts[row].follow(memory.young)
@@ -138,7 +138,7 @@ class SuffixDrafter(Drafter):
             )
         if not len(found.matched):
             return Trie.empty()
-        # Every token that proves right makes the match one longer.
+        # Each correct token makes the match one longer.
         agreed = np.minimum(found.matched[:, None] + np.arange(length), len(odds))
         weights = odds[agreed - 1] * self._recency[: len(agreed)]
         weights = np.where(found.own[:, None], weights, config.others * weights)
@@ -148,5 +148,5 @@ class SuffixDrafter(Drafter):
 
 
 def new_drafter(target: Target, **settings: Any) -> SuffixDrafter:
-    """Make the drafter; `settings` are fields of `SuffixConfig`."""
+    """Create the drafter; `settings` are fields of `SuffixConfig`."""
     return SuffixDrafter(SuffixConfig(**settings))

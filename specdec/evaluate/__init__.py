@@ -1,1 +1,1 @@
-"""Comparing methods honestly: same prompts, one process, alternating, tokens always checked."""
+"""Benchmarks of decoding methods: same prompts, one process, alternating runs, checked tokens."""

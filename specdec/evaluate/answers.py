@@ -1,4 +1,4 @@
-"""How methods come to write: they take turns on every prompt, or each writes all prompts as one list."""
+"""Runs methods on prompts: alternating on every prompt, or each method on all prompts as one list."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Prompt(NamedTuple):
     turn: int
     ids: list[int]
     answer: Callable[[list[int]], None]
-    """Told the reference's answer, before the next prompt is asked for."""
+    """Called with the reference's answer before the next prompt is requested."""
 
 
 class Answers(NamedTuple):
-    """What all methods wrote for one prompt."""
+    """The answers of all methods to one prompt."""
 
     prompt: Prompt
     written: dict[str, Written]
     plain: list[int]
-    """The plain loop's text, of this prompt alone."""
+    """The plain loop's tokens for this prompt alone."""
     expected: list[int]
-    """The reference's."""
+    """The reference's tokens."""
 
 
 Progress = Callable[[Question, str], None]
@@ -44,9 +44,9 @@ def taking_turns(
     max_new_tokens: int,
     progress: Progress,
 ) -> Iterator[Answers]:
-    """Let methods, the plain loop among them, write each prompt one after another."""
+    """Run all methods, the plain loop included, on each prompt in turn."""
     for at, prompt in enumerate(prompts):
-        # Another method begins each time, so that none always has the warm or the cold machine.
+        # The first method changes with each prompt, so that none always runs on a warm or a cold machine.
         order = methods[at % len(methods) :] + methods[: at % len(methods)]
         if at == 0:
             for method in order:
@@ -68,9 +68,9 @@ def as_lists(
     max_new_tokens: int,
     progress: Progress,
 ) -> Iterator[Answers]:
-    """Let each of our methods write all prompts as one list; the library's, and the reference, write them one by one.
+    """Run each specdec method on all prompts as one list; transformers' methods and the reference run them one by one.
 
-    The reference is the plain loop. Prompts must not need answers of others.
+    The reference is the plain loop. No prompt may need another's answer.
     """
     asked = list(prompts)
     texts = [prompt.ids for prompt in asked]

@@ -1,4 +1,4 @@
-"""The benchmark: methods write the same prompts, and every text is checked."""
+"""The benchmark: runs methods on the same prompts and checks every text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .runs import Run, decode_speedup, efficiency, speed
 
 @dataclass(slots=True)
 class Benchmark:
-    """Everything a benchmark run measured."""
+    """The results of a benchmark."""
 
     runs: list[Run]
     summary: dict[str, dict[str, Any]]
@@ -37,7 +37,7 @@ class Benchmark:
         return all(row["lossless"] for row in self.summary.values())
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is saved."""
+        """Return the results as JSON data."""
         return asdict(self)
 
 
@@ -51,18 +51,18 @@ def run_benchmark(
     progress: Progress,
     batch: int | None = None,
 ) -> Benchmark:
-    """Run methods on every prompt: alternately, or ours on all of them as one list.
+    """Run methods on all prompts, alternating prompt by prompt, or specdec's methods on one list.
 
     Args:
         runner: runs one method on one prompt.
         prompts: from `chat_prompts`.
-        methods: names; the plain loop joins them where it is missing.
+        methods: names of methods; the plain loop is added if missing.
         max_new_tokens: most new tokens per prompt.
-        load_model64: gives the float64 model for replays, called when the first text differs.
-        progress: told before each run, of a list as each of its texts ends.
-        batch: most texts of a list written at once, by each of our methods; None lets methods take turns on every
-            prompt. Texts of a list are compared with what the plain loop writes for each prompt alone, and a text's
-            times are an equal share of its list's. No prompt may then need the answer to another.
+        load_model64: returns the float64 model for replays; called when the first text differs.
+        progress: called before each run; for a list, when each of its texts ends.
+        batch: most rows generated at the same time of a list of all prompts, by each specdec method. Texts are then
+            compared with the plain loop's for each prompt alone, a text's times are an equal share of its list's, and
+            no prompt may need another's answer. None alternates methods prompt by prompt.
     """
     methods = methods if PLAIN in methods else [PLAIN, *methods]
     dtype = runner.target.dtype
@@ -83,7 +83,7 @@ def run_benchmark(
             verdict = SAME
             ours = w.metrics is not None
             if ours and runner.target.exact and w.tokens != plain:
-                verdict = Verdict(0, 1, 0.0)  # to the bit: no tie excuses a difference
+                verdict = Verdict(0, 1, 0.0)  # exact mode: a tie does not excuse a difference
             elif w.tokens != expected:
                 model64 = model64 or load_model64()
                 verdict = judge(model64, prompt, expected, w.tokens, dtype)
@@ -119,7 +119,7 @@ def run_benchmark(
 
 
 def check_questions(target: Target, questions: list[Question]) -> None:
-    """Raise ValueError for a first turn that the model cannot take, before anything is run."""
+    """Raise ValueError for a first turn that does not fit the model's positions."""
     check_chat_template(target.tokenizer)
     for prompt in chat_prompts(target.tokenizer, questions, turns=1):
         if len(prompt.ids) >= target.position_limit:
@@ -130,7 +130,7 @@ def check_questions(target: Target, questions: list[Question]) -> None:
 
 
 def chat_prompts(tokenizer: Any, questions: list[Question], turns: int) -> Iterator[Prompt]:
-    """Give the first turns of each question in the model's chat template, each after the answer to the last."""
+    """Yield the first `turns` turns of each question in the model's chat template; a turn includes earlier answers."""
     for question in questions:
         messages: list[dict[str, str]] = []
 
@@ -174,7 +174,7 @@ def _summarize(method: str, runs: list[Run], metrics: Metrics, *, full: bool) ->
         "ties": ties,
         "errors": sum(r.errors for r in own),
         "largest_margin": max(r.margin for r in own),
-        # In half precision the library's own text is no sharp reference: its differences are shown, not judged.
+        # In half precision transformers' text is no exact reference: its differences are shown, not judged.
         "lossless": not any(r.errors for r in own if full or r.rounds is not None)
         and (not full or ties <= max(1.0, TIE_RATE * tokens)),
         "stage_seconds": metrics.seconds,
@@ -190,7 +190,7 @@ def _summarize(method: str, runs: list[Run], metrics: Metrics, *, full: bool) ->
 
 
 def describe_machine(target: Target, reference: str) -> dict[str, Any]:
-    """Say what a benchmark ran on, and which method's text it took for the right one."""
+    """Return the machine and software of a benchmark, and its reference method."""
     device = target.device
     return {
         "device": device_name(device),
@@ -207,7 +207,7 @@ def describe_machine(target: Target, reference: str) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """Name a device as the tables of results do."""
+    """Return a device's name as in result tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     capability = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""

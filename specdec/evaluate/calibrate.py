@@ -1,7 +1,7 @@
-"""Calibrating a drafter: what its scores are worth, found from texts that are written with it.
+"""Calibration of a drafter: measures how its scores relate to acceptance, and its rate.
 
-Its scores are judged on trees in which everything that it can propose is verified, its rate on those that it makes by
-itself. Both count by the cost table, so the figures do not depend on what else the machine does.
+Scores are measured on trees with all proposals of the drafter, the rate on its default trees. Times come from the cost
+table, so the result does not depend on the machine's load.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ..model.target import Target
 from ..observer import Round, VerifiedTree
 from ..session import Session, end_tokens
 
-# Nodes that are near the threshold on some machine: what likelier ones are worth decides nothing.
+# Range of claimed probabilities that are compared: near the threshold on some machine. Likelier nodes are always verified.
 CLAIMED = (0.02, 0.3)
 WIDE_NODES = 64
-# Settings with which a method proposes all that it can.
+# Settings with which a method proposes as much as it can.
 WIDE = {"min_prob": 1e-4, "min_step_prob": 0.0, "eta": 0.0}
 Told = Callable[[str, int, int, str], None]
 
 
 class Scores:
-    """Claims of nodes against what came true, round by round."""
+    """Collects claimed probabilities of nodes and whether they were accepted."""
 
     def __init__(self, *, chain: bool) -> None:
-        """Begin; of a chain that stops by its last token's own probability, steps are judged by that."""
+        """Create an empty collection; `chain` if drafts are chains that stop by the last token's own probability."""
         self.chain = chain
         self.claimed = self.right = self.held = self.gained = 0.0
 
@@ -68,15 +68,15 @@ def calibrate(
     max_new_tokens: int,
     tell: Told,
 ) -> Calibration:
-    """Write every prompt twice with one drafter.
+    """Calibrate a drafter by answering every prompt twice with it.
 
     Args:
-        target: writes.
-        name: of the drafter, no union.
-        prompts: token ids.
-        costs: of the target and the drafter.
-        max_new_tokens: per prompt.
-        tell: told how far it is.
+        target: the target.
+        name: name of a single drafter.
+        prompts: token ids per prompt.
+        costs: cost table of the target and the drafter.
+        max_new_tokens: most new tokens per prompt.
+        tell: progress callback.
 
     Raises:
         ValueError: if nothing was drafted.

@@ -1,4 +1,4 @@
-"""What `--explain` says: what was worth drafting on this machine, what came of it, and why drafting stopped."""
+"""The output of `--explain`: costs and thresholds, draft and acceptance counts, and pauses of drafting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..session import Session
 
 
 def explanation(session: Session, statistics: Statistics) -> Iterator[Table | str]:
-    """Give tables and lines about the one text of a call."""
+    """Yield tables and lines about a call with one text."""
     (row,) = statistics.rows
     if session.costs is not None:
         yield prices_table(session)
@@ -23,12 +23,12 @@ def explanation(session: Session, statistics: Statistics) -> Iterator[Table | st
 
 
 def prices_table(session: Session) -> Table:
-    """Show what passes, drafts and steps cost, and how likely nodes must be."""
+    """Show the costs of passes, drafts and steps, and the least probabilities that follow from them."""
     assert session.costs is not None
     line, terms = session.costs.line, session.terms(1)
     table = _table(
-        f"what pays here: a pass of 1 node {line.ms(1):.1f} ms, of {terms.nodes} nodes, the most, {line.ms(terms.nodes):.1f} ms",
-        ["drafter", "ms a draft", "ms a step", "least probability of a node", "least to go on"],
+        f"costs here: a pass of 1 node {line.ms(1):.1f} ms, of {terms.nodes} nodes (the most) {line.ms(terms.nodes):.1f} ms",
+        ["drafter", "ms per draft", "ms per step", "least probability of a node", "of a step"],
     )
     for part in parts_of(session.drafter):
         cost, known = terms.costs[part], part.calibration
@@ -46,7 +46,7 @@ def prices_table(session: Session) -> Table:
 
 
 def sources_table(row: RowStatistics) -> Table:
-    """Show what each drafter proposed, and what of it is in the text."""
+    """Show the verified and the accepted nodes of each drafter."""
     title = f"{row.accepted} of {row.new_tokens} tokens drafted, {row.nodes} nodes in {row.rounds} rounds"
     table = _table(title, ["drafter", "nodes", "accepted", "share"])
     for name, counts in row.by_source.items():
@@ -56,13 +56,13 @@ def sources_table(row: RowStatistics) -> Table:
 
 
 def guard_lines(guard: Guard, row: RowStatistics) -> Iterator[str]:
-    """Say when and why drafting stopped."""
+    """Yield when and why drafting paused."""
     if not guard.rests:
-        yield "drafting paid: it never stopped"
+        yield "drafting paid: it never paused"
     for rest in guard.rests:
         yield (
-            f"drafting stopped after round {rest.round}: {rest.gained} tokens in the time of "
-            f"{rest.plain:.1f} plain ones, by the cost table"
+            f"drafting paused after round {rest.round}: {rest.gained} tokens in the time of "
+            f"{rest.plain:.1f} tokens of plain decoding, by the cost table"
         )
     if row.rested:
         yield f"rounds without a draft: {row.rested} of {row.rounds}"

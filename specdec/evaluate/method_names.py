@@ -1,4 +1,4 @@
-"""Names of the methods that can be compared; known before torch is."""
+"""Names of the methods that can be compared; importable without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP = "plain", "transformers", "transformer
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Raise ValueError unless there are names, each of a method or a drafter."""
+    """Raise ValueError unless there is at least one name, and each is a method or a drafter."""
     known = (PLAIN, TRANSFORMERS, TRANSFORMERS_LOOKUP)
     if not names:
         raise ValueError(f"methods: expected some of {', '.join(known)} and drafters, got none")

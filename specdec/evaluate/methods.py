@@ -1,4 +1,4 @@
-"""The methods that can be compared: our loop with any drafter, and the library's own generation."""
+"""The methods that can be compared: specdec with any drafter, and transformers' generation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..model.target import Target
 from ..session import Session
 from .method_names import TRANSFORMERS, TRANSFORMERS_LOOKUP
 
-# What the library's documentation suggests for prompt lookup.
+# The value that transformers' documentation suggests for prompt lookup.
 PROMPT_LOOKUP_TOKENS = 10
-# Settings with which the library's greedy generation is more than the best token, and values that change nothing.
+# Settings that change transformers' greedy text, and their values without effect.
 ALTERS_GREEDY_TEXT: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
@@ -42,28 +42,28 @@ ALTERS_GREEDY_TEXT: dict[str, tuple[Any, ...]] = {
 
 
 class Written(NamedTuple):
-    """What a method wrote for one prompt, and in what time."""
+    """A method's answer to one prompt, and its time."""
 
     tokens: list[int]
     prefill_seconds: float
-    """Until the first token."""
+    """Seconds until the first token."""
     decode_seconds: float
     metrics: Metrics | None
-    """None for the library's methods, which do not tell."""
+    """None for transformers' methods, which have none."""
 
 
 def check_generation_config(config: GenerationConfig) -> None:
-    """Raise ValueError where a model's own settings change what greedy generation picks."""
+    """Raise ValueError if a model's generation config changes greedy text."""
     for name, harmless in ALTERS_GREEDY_TEXT.items():
         value = getattr(config, name, None)
         if value is not None and value not in harmless:
             raise ValueError(
-                f"generation_config: expected {name} to be None, as greedy texts are compared, got {value}"
+                f"generation_config: expected {name} to be None for comparing greedy text, got {value}"
             )
 
 
 class Runner:
-    """Runs any method on one model; the library's on a copy that nothing was prepared on."""
+    """Runs any method on one model; transformers' methods on an unmodified copy."""
 
     def __init__(
         self,
@@ -74,11 +74,11 @@ class Runner:
         max_nodes: int | None = None,
         costs: Costs | None = None,
     ) -> None:
-        """Take what all methods share.
+        """Create a runner.
 
         Args:
-            target: for our methods.
-            stock: the same model as the library loads it; None where its methods are not run.
+            target: the target, for specdec's methods.
+            stock: the same model loaded by transformers; None if its methods are not run.
             eos: tokens that end a text.
             max_nodes: as in `Session`.
             costs: as in `Session`.
@@ -94,11 +94,11 @@ class Runner:
     def write(
         self, method: str, prompt: list[int], max_new_tokens: int, metrics: Metrics | None = None
     ) -> Written:
-        """Let a method write up to `max_new_tokens` tokens after `prompt`, fewer where the model's positions end.
+        """Generate up to `max_new_tokens` tokens after `prompt`, fewer if the model's positions end.
 
-        `metrics` counts and times our methods; None for a new one.
+        `metrics` receives counts and times of specdec's methods; None creates a new one.
         """
-        # The library's methods would go on beyond them.
+        # Transformers' methods would continue beyond the positions.
         max_new_tokens = min(max_new_tokens, self.target.position_limit - len(prompt))
         if method in (TRANSFORMERS, TRANSFORMERS_LOOKUP):
             return self._library(method, prompt, max_new_tokens)
@@ -120,17 +120,17 @@ class Runner:
         rows_at_once: int,
         ended: Callable[[int], None] = lambda row: None,
     ) -> list[Written]:
-        """Let one of our methods write all prompts as one list.
+        """Run a specdec method on all prompts as one list.
 
         Args:
-            method: one of ours.
-            prompts: token ids.
+            method: name of a specdec method.
+            prompts: token ids per prompt.
             max_new_tokens: most new tokens per text.
-            rows_at_once: most texts written at once.
-            ended: told the index of each text that has ended.
+            rows_at_once: most rows generated at the same time.
+            ended: called with the index of each text that ends.
 
         Returns:
-            Per text its tokens and counts; of the list's times each has an equal share.
+            Per text its tokens, counts and an equal share of the list's times.
         """
         session = Session(
             self.target, self._drafter(method), max_nodes=self.max_nodes, costs=self.costs
@@ -161,7 +161,7 @@ class Runner:
         ]
 
     def _drafter(self, name: str) -> Drafter:
-        """Load a drafter once: no prompt's time is to hold the reading of weights."""
+        """Load a drafter once, so that no prompt's time includes loading."""
         if name not in self._drafters:
             self._drafters[name] = load_drafter(name, self.target)
         return self._drafters[name]
@@ -191,7 +191,7 @@ class Runner:
 
 
 class _FirstToken(BaseStreamer):
-    """Notes when the first new token comes; the library puts the prompt before it."""
+    """A streamer that records the time of the first new token; transformers passes the prompt first."""
 
     def __init__(self) -> None:
         self.puts = 0

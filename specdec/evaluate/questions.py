@@ -26,11 +26,11 @@ def read_questions(
 
     Args:
         path: a JSONL file whose lines have `question_id`, `category` and `turns`.
-        limit: most questions in all.
-        per_category: most questions of one category.
+        limit: most questions in total.
+        per_category: most questions per category.
 
     Raises:
-        ValueError: if the file cannot be read, a line is not such an object, or nothing is left.
+        ValueError: if the file cannot be read, a line is not such an object, or there is no question.
     """
     questions = []
     seen: Counter[str] = Counter()

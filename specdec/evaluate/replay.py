@@ -1,4 +1,4 @@
-"""Telling a tie from an error: texts that differ are judged by the float64 model."""
+"""The tie rule: differing texts are replayed in float64, to tell rounding ties from errors."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-# Relative distance to the best logit below which rounding may decide which token is the best. Half precision by
-# measurement (bench/decoding/rounding.py): over 7,276 tokens the library's own bfloat16 pass misjudged the distance of the two
-# best logits by 0.033 of the best at the 99.9th percentile, and two passes differ by twice that. float16 has three bits
-# more.
+# Relative distance to the best logit below which rounding may decide the best token. For half precision it was measured
+# (bench/decoding/rounding.py): over 7,276 tokens, transformers' bfloat16 pass had an error of 0.033 of the best logit in
+# the distance of the two best logits at the 99.9th percentile, and two passes differ by twice that. float16 has three more
+# bits.
 TIE = {torch.float64: 0.0, torch.float32: 1e-5, torch.bfloat16: 2**-4, torch.float16: 2**-7}
-# Most ties per token that a float32 run may show.
+# Most ties per token that a float32 run may have.
 TIE_RATE = 1e-4
 
 
 class Verdict(NamedTuple):
-    """How a text differs from the one it should be."""
+    """The differences of a text from its reference."""
 
     ties: int
-    """Tokens that are not the float64 model's best but within rounding of it, or where the reference's is not."""
+    """Tokens that are within rounding of the float64 model's best, or at which the reference's token is."""
     errors: int
-    """Differences beyond that: a worse token, or an end in another place than the text gives reason for."""
+    """Other differences: a worse token, or an unjustified end of the text."""
     margin: float
     """Largest relative distance of a token to the best one."""
 
@@ -38,17 +38,17 @@ def judge(
     tokens: list[int],
     dtype: torch.dtype,
 ) -> Verdict:
-    """Judge a text that should be another.
+    """Compare a text with its reference.
 
-    Where the two part, both tokens must be within rounding of the best. From there on each token of the text is
-    judged by what comes before it.
+    At the first difference, both tokens must be within rounding of the best. From there on, each token of the text is
+    judged by the tokens before it.
 
     Args:
-        model64: the model, its weights as they were in `dtype`, cast to float64.
+        model64: the model with its weights in `dtype`, cast to float64.
         prompt: token ids.
-        expected: the reference's text.
-        tokens: the text to judge.
-        dtype: what both were computed in.
+        expected: the reference's tokens.
+        tokens: the tokens to judge.
+        dtype: dtype of both computations.
     """
     if tokens == expected:
         return SAME
@@ -56,7 +56,7 @@ def judge(
         (i for i, pair in enumerate(zip(tokens, expected, strict=False)) if pair[0] != pair[1]),
         None,
     )
-    if part is None:  # one text goes on where the other ended
+    if part is None:  # one text continues after the other's end
         return Verdict(0, 1, 0.0)
     ids = torch.tensor([prompt + tokens[:-1]], device=model64.device)
     logits = model64(ids, use_cache=False, logits_to_keep=len(tokens)).logits[0]

@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Result tables for the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .benchmark import Benchmark
 
 
 def metrics_table(metrics: Metrics, title: str) -> Table:
-    """Show what one decode did: speed, acceptance, nodes, time per stage."""
+    """Show the speed, acceptance, nodes and time per stage of a decode."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_row("new tokens", f"{metrics.new_tokens} in {metrics.rounds} rounds")
     table.add_row("tokens per second", f"{metrics.tokens_per_second:.1f}")
@@ -25,7 +25,7 @@ def metrics_table(metrics: Metrics, title: str) -> Table:
 
 
 def benchmark_tables(benchmark: Benchmark) -> list[Table]:
-    """Show per method the speed and how the text was checked, then the speed-up per category."""
+    """Show speed and text check per method, then the speed-up per category."""
     machine, summary = benchmark.machine, benchmark.summary
     batch = machine["batch"]
     speed = _table(
@@ -42,7 +42,7 @@ def benchmark_tables(benchmark: Benchmark) -> list[Table]:
         ],
     )
     efficient = _table(
-        "decoding alone, and the bound that tokens per round and the times of a round allow",
+        "decoding without prefill; the bound follows from tokens per round and the times of a round",
         ["method", "x plain", "bound", "reached"],
     )
     checked = _table(

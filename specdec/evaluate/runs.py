@@ -1,4 +1,4 @@
-"""One method on one prompt, and what speed many of those make up."""
+"""Results of single runs, and speeds computed from many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Run:
-    """One method on one prompt; its seconds are an equal share where it wrote all prompts as one list."""
+    """One method on one prompt; in a list, its seconds are an equal share of the list's."""
 
     method: str
     question_id: int
@@ -22,32 +22,32 @@ class Run:
     ctar: list[float] | None
     nodes_per_round: float | None
     identical: bool
-    """Whether the tokens are the reference's."""
+    """Whether the tokens equal the reference's."""
     ties: int
-    """Where they are not: tokens that rounding decided, as the float64 model judges."""
+    """Number of differing tokens that rounding decided, by the float64 model."""
     errors: int
     """Differences beyond the tie rule."""
     margin: float
     """Largest relative distance of a token to the float64 model's best."""
     seconds: dict[str, float]
-    """Per stage of our loop."""
+    """Seconds per stage of specdec's loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """How much of the speed-up that a drafter makes possible is there."""
+    """How much of a drafter's possible speed-up is reached."""
 
     tokens_per_round: float
     plain_verify_seconds: float
-    """t(1): a round of the plain loop in the target's pass."""
+    """t(1): seconds of the target's pass per round of the plain loop."""
     verify_seconds: float
-    """t(N): a round of this method in the target's pass."""
+    """t(N): seconds of the target's pass per round of this method."""
     draft_seconds: float
-    """A round of this method in the drafter."""
+    """Seconds of drafting per round of this method."""
     bound: float
-    """Decode speed-up over plain if nothing but these passes took time."""
+    """Decode speed-up over plain decoding if only these passes took time."""
     reached: float
-    """Measured decode speed-up over plain, as a share of the bound."""
+    """Measured decode speed-up over plain decoding divided by the bound."""
 
 
 def speed(runs: Sequence[Run]) -> float:
@@ -56,30 +56,30 @@ def speed(runs: Sequence[Run]) -> float:
 
 
 def decode_speed(runs: Sequence[Run]) -> float | None:
-    """Return tokens per second after the first token, which is prefill's; None where there was no other."""
+    """Return tokens per second after the first token, which is prefill's; None if there is no other."""
     seconds = sum(r.decode_seconds for r in runs)
     tokens = sum(r.new_tokens - 1 for r in runs)
     return tokens / seconds if tokens and seconds else None
 
 
 def decode_speedup(runs: Sequence[Run], base: Sequence[Run]) -> float | None:
-    """Return how many times as fast `runs` decode as `base`; None where either has nothing to decode."""
+    """Return the decode speed of `runs` divided by that of `base`; None if either has nothing to decode."""
     ours, theirs = decode_speed(runs), decode_speed(base)
     return ours / theirs if ours is not None and theirs is not None else None
 
 
 def efficiency(runs: Sequence[Run], plain: Sequence[Run]) -> Efficiency | None:
-    """Compare a method's decode speed-up with the one that its passes allow.
+    """Compare a method's decode speed-up with the bound that its passes give.
 
-    Over R rounds the plain loop needs `tokens_per_round * R * t(1)` for the same tokens, the method at least
-    `R * (t(N) + t_draft)`; what it needs beyond that is the loop's own work, and so is what plain needs.
+    Over R rounds the plain loop needs `tokens_per_round * R * t(1)` for the same tokens, and the method at least
+    `R * (t(N) + t_draft)`. The rest of both times is the loop's overhead.
 
     Args:
-        runs: of a method that drafts.
-        plain: of the plain loop, on the same prompts.
+        runs: runs of a method that drafts.
+        plain: runs of the plain loop on the same prompts.
 
     Returns:
-        None where either has no rounds: the library's methods do not tell, and a text may be one token.
+        None if either has no rounds: transformers' methods record none, and a text may be one token.
     """
     rounds, plain_rounds = (sum(r.rounds or 0 for r in of) for of in (runs, plain))
     measured = decode_speedup(runs, plain)

@@ -1,6 +1,6 @@
-"""JSON objects from files of any origin: one per file, or one per line.
+"""Reads JSON objects from files, one per file or one per line.
 
-Byte-order marks are left out. A line ends where a line feed is, and nowhere else: text may hold other separators.
+Byte-order marks are dropped. Only a line feed ends a line, as text may contain other separators.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ValueError: if the file cannot be read or is something else.
+        ValueError: if the file cannot be read or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -33,14 +33,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path, name: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Give the number, the text and the object of every line of a file, gzipped if it is called so; none of empty lines.
+    """Yield number, text and object of every non-empty line; a line that is not an object yields an empty one.
 
     Args:
-        path: of the file.
-        name: what the caller knows it by.
+        path: the file; gzipped if its name ends in `.gz`.
+        name: the caller's argument, for errors.
 
     Raises:
-        ValueError: if the file cannot be read; a line that holds no object gives an empty one.
+        ValueError: if the file cannot be read.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -63,18 +63,18 @@ def _object(line: str) -> dict[str, Any]:
 
 
 def is_text(value: object) -> bool:
-    """Tell whether a value is text that a tokenizer can read; half a pair of surrogates, which JSON allows, is none."""
+    """Return whether a value is text that a tokenizer can read; a lone surrogate, which JSON allows, is not."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def texts_of(value: object) -> list[str] | None:
-    """Return a list of texts that hold something; None for anything else, one text alone too."""
+    """Return the value if it is a list of non-empty texts; None for anything else, also for a single text."""
     if isinstance(value, list) and all(is_text(text) and text for text in value):
         return value
     return None
 
 
 def shown(line: str) -> str:
-    """Cut a line for a message."""
+    """Shorten a line for a message."""
     line = line.rstrip("\n")
     return repr(line if len(line) <= SHOWN else line[: SHOWN - 3] + "...")

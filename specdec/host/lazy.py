@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used (PEP 562)."""
+"""Lazy imports: names of a package that are imported at their first use (PEP 562)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def lazily(
     names_of: Mapping[str, Sequence[str]],
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make a package's `__getattr__` and `__dir__`.
+    """Create a package's `__getattr__` and `__dir__`.
 
     Args:
         package: its `__name__`.
-        names_of: per module of the package, what the package gives as its own.
-        renamed: names until the last release, and what they are now.
+        names_of: per module of the package, the names that the package exports.
+        renamed: old names and their new ones.
     """
     homes = {name: module for module, names in names_of.items() for name in names}
 
@@ -35,7 +35,7 @@ def lazily(
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(f"{package}.{homes[name]}"), name)
-        setattr(sys.modules[package], name, value)  # found without us from now on
+        setattr(sys.modules[package], name, value)  # later accesses do not call `__getattr__`
         return value
 
     def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Locks that belong to an object without being part of it: copies and pickles of it leave them out."""
+"""Locks that belong to an object but are not copied or pickled with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _making = threading.Lock()
 
 
 def lock_of(owner: object, kind: Callable[[], Any] = threading.RLock) -> Any:
-    """Return the owner's lock, made by `kind` when it is first asked for."""
+    """Return the owner's lock; the first call creates it with `kind`."""
     with _making:
         if owner not in _locks:
             _locks[owner] = kind()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """Name it."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

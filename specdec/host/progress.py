@@ -1,4 +1,4 @@
-"""How far long work is: a bar for who watches, now and then a line for who reads it later."""
+"""Progress of long work: a bar on a terminal, lines at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 SECONDS_BETWEEN_LINES = 10.0
 
 Show = Callable[[str, int, int, str], None]
-"""Told what is done, how much of how much, and what else is worth knowing."""
+"""Progress callback: description, amount done, total amount, and a note."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def progress() -> Iterator[Show]:
         TimeRemainingColumn,
     )
 
-    # Of its own, so that it is not silenced with what libraries write meanwhile.
+    # A separate console, so that `quiet` does not silence it.
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     columns = (
         TextColumn("{task.description}", markup=False),

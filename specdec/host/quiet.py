@@ -1,4 +1,4 @@
-"""Libraries that say nothing while they work for us: what matters comes back as an error."""
+"""Silences libraries' messages; problems are raised as errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import logging as transformers_logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out messages, user warnings and bars, of which a download alone keeps its own."""
+    """Suppress messages, user warnings and progress bars, except those of downloads."""
     libraries = (transformers_logging, hub_logging)
     before = [library.get_verbosity() for library in libraries]
     progress = transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What libraries say when someone else's files are wrong, in one line."""
+"""Turns libraries' errors about a user's files into one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_LETTERS = 600
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line what went wrong."""
+    """Return an error's message in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = " ".join(str(error).split())[:MAX_LETTERS] or "no reason given"
@@ -19,7 +19,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def foreign(message: str) -> Iterator[None]:
-    """Run a library on someone else's files, which can make it fail in any way; nothing of ours belongs in here.
+    """Turn any error of a library that reads a user's files into a ValueError; wrap library calls only.
 
     Raises:
         ValueError: with the message and the library's reason.
@@ -27,6 +27,6 @@ def foreign(message: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise  # no fault of the files
+        raise  # not caused by the files
     except Exception as error:
         raise ValueError(f"{message} ({reason(error)})") from error

@@ -1,6 +1,6 @@
-"""Where files are written: whole or not at all, and never in the place of what is no regular file.
+"""Atomic writing of files: complete or not at all, and never over something that is not a regular file.
 
-Symbolic links are followed: what they point to is written, they stay.
+Symbolic links are followed: their target is written, and the links stay.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import BinaryIO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Hand out a scratch path beside `path`; what is written there takes its place if all goes well.
+    """Yield a scratch path beside `path`; the file written there replaces `path` if the block succeeds.
 
     Raises:
-        OSError: naming `path`, if it cannot be written or is no regular file; what was there stays.
+        OSError: naming `path`, if it cannot be written or is not a regular file; the old file stays.
     """
     with _naming(path):
         real = _real(path)
@@ -38,13 +38,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def appended_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write behind what it holds; errors as in `whole_file`."""
+    """Open a file for appending; errors as in `whole_file`."""
     with _naming(path), _real(path).open("ab") as file:
         yield file
 
 
 def check_file(path: Path, name: str) -> None:
-    """Raise ValueError, calling the path `name`, unless a file can be written there: before the work that fills it."""
+    """Raise ValueError, naming the argument `name`, unless a file can be written at `path`."""
     try:
         real = _real(path)
         _try_out(real.parent)
@@ -57,7 +57,7 @@ def check_file(path: Path, name: str) -> None:
 
 
 def check_folder(path: Path, name: str) -> None:
-    """Raise ValueError, calling the path `name`, unless files can be written in a folder, which may be a new one."""
+    """Raise ValueError, naming the argument `name`, unless `path` is, or can become, a folder with write access."""
     nearest = path.absolute()
     try:
         while not nearest.exists():
@@ -67,12 +67,12 @@ def check_folder(path: Path, name: str) -> None:
         _try_out(nearest)
     except OSError as error:
         raise ValueError(
-            f"{name}: expected a folder that can be written to, got {path} ({error.strerror})"
+            f"{name}: expected a folder with write access, got {path} ({error.strerror})"
         ) from error
 
 
 def check_new_folder(path: Path, name: str) -> None:
-    """Raise ValueError, calling the path `name`, unless it is a new or an empty folder that can be written to."""
+    """Raise ValueError, naming the argument `name`, unless `path` is a new or empty folder with write access."""
     taken = path.is_symlink() or path.exists()
     if taken and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{name}: expected a new or an empty folder, got {path}")
@@ -80,19 +80,19 @@ def check_new_folder(path: Path, name: str) -> None:
 
 
 def _real(path: Path) -> Path:
-    """Follow links; raise OSError for what is there and no regular file."""
+    """Follow links; raise OSError if the result exists and is not a regular file."""
     real = Path(os.path.realpath(path))
-    if real.is_symlink():  # of a circle, which leads nowhere
+    if real.is_symlink():  # a cycle of links
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if real.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if real.exists() and not real.is_file():
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return real
 
 
 def _try_out(folder: Path) -> None:
-    """Raise OSError unless a file can be made in a folder and filled."""
+    """Raise OSError unless a file can be created and written in a folder."""
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"x")
         file.flush()
@@ -100,7 +100,7 @@ def _try_out(folder: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let errors name what is written, not the scratch file."""
+    """Make errors name the written file instead of the scratch file."""
     try:
         yield
     except OSError as error:

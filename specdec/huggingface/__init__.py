@@ -1,1 +1,1 @@
-"""Decoding inside the library's own `generate`."""
+"""Speculative decoding with the interface of transformers' `model.generate`."""

@@ -1,7 +1,7 @@
-"""What `model.generate` does, in fewer passes: the same arguments, the same result, or an error that names what cannot be.
+"""`generate`: speculative decoding with the arguments and results of transformers' `model.generate`.
 
-`generate` hands everything to the library, which prepares configuration, processors and criteria as always, and calls
-`method` to decode.
+Unsupported arguments raise an error that names them. `generate` calls `model.generate`, which prepares the
+configuration, logits processors and stopping criteria as usual and then calls `method` to decode.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from .streaming import Columns
 
 
 class SpeculativeOutput(GenerateDecoderOnlyOutput):
-    """The library's output, with the same items, and an attribute that says what drafting did."""
+    """`GenerateDecoderOnlyOutput` with the attribute `statistics`."""
 
     statistics: Statistics
-    """Per text of the call: tokens accepted and drafted, rounds, nodes, by drafter; when and why drafting stopped."""
+    """Per text: tokens accepted and drafted, rounds and nodes, in total and by drafter; when and why drafting paused."""
 
 
 def generate(
@@ -69,36 +69,38 @@ def generate(
     on_round: OnRound | None = None,
     **generate_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Write the text that `model.generate(input_ids, **generate_kwargs)` writes, in fewer passes.
+    """Generate the text of `model.generate(input_ids, **generate_kwargs)` in fewer forward passes.
 
-    Greedy text is the library's own. Sampled text is drawn from the library's own distribution, by noise that depends on seed, stream
-    and position alone: the same with any drafter, any `max_nodes`, any other rows beside it.
+    Greedy text equals transformers'. Sampled text has transformers' distribution; its noise depends on seed, stream
+    and position only, so it does not change with the drafter, `max_nodes` or the other rows of the batch.
 
     Args:
-        model: a Hugging Face causal language model in evaluation mode, or what `load_target` made of one; the
-            latter saves the load-time checks of every call.
+        model: a Hugging Face causal language model in evaluation mode, or a target from `load_target`. A plain model
+            is checked at every call, a target only once, when it is loaded.
         input_ids: `[B, L]` integers on the model's device, or B rows of any lengths, each a tensor or a list.
         drafter: a drafter, or a name or folder as in `load_drafter`; never changes the text.
-        speculate: False for one token per pass: nothing is drafted.
-        streamer: gets the prompts and then each token as it is kept, as from the library.
-        seed: of the noise, 0 to 2**64 - 1; None for one from torch's default generator.
-        streams: one number per row, 0 to 2**32 - 1, which tell rows of one seed apart; None for 0, 1, 2, …
-        max_nodes: most nodes verified per row and round, 1 to 256, or one number per row; None for what pays.
-        rows_at_once: most rows written at once; the others wait, and begin as rows end. None for all. A result of rows
-            that waited has no cache to go on with.
-        on_round: told what the prefill and each round did (`specdec.observer.Round`).
-        generate_kwargs: as the library's: `attention_mask` (0 at padding, on either side), `generation_config`,
+        speculate: False decodes one token per pass, without drafting.
+        streamer: receives the prompts and then each accepted token, as in transformers.
+        seed: seed of the sampling noise, 0 to 2**64 - 1; None draws one from torch's default generator.
+        streams: one number per row, 0 to 2**32 - 1: rows with the same seed and another stream get other noise. None
+            for 0, 1, 2, …
+        max_nodes: most tree nodes verified per row and round, 1 to 256, or one number per row; None takes the limit
+            from the cost table.
+        rows_at_once: most rows generated at the same time; the others wait and start as rows end. None for all. If
+            rows waited, the result has no cache to continue from.
+        on_round: called with a `specdec.observer.Round` after the prefill and each round.
+        generate_kwargs: as in transformers: `attention_mask` (0 at padding, on either side), `generation_config`,
             `logits_processor`, `stopping_criteria`, `max_new_tokens`, `do_sample`, `temperature`, … (docs/use/generate.md).
-            `cache` of an earlier result, with `return_dict_in_generate`, goes on where its text ended; before
-            transformers 5.24 it is called `past_key_values`, and both names are taken.
+            `cache` of an earlier result (from `return_dict_in_generate`) continues its text; before transformers 5.24
+            it is called `past_key_values`, and both names are accepted.
 
     Returns:
-        `[B * num_return_sequences, L + T]` int64, the input followed by up to T new tokens, or the library's output object,
-        with what drafting did as `statistics`.
+        `[B * num_return_sequences, L + T]` int64: the input followed by up to T new tokens. With
+        `return_dict_in_generate`, a `SpeculativeOutput`.
 
     Raises:
-        TypeError: if an argument is of another kind.
-        ValueError: if one is out of range or cannot be honoured, or the model is not supported.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range or not supported, or the model is not supported.
     """
     target = model if isinstance(model, Target) else load_target(model)
     ids, padding = take_ids(input_ids, target.device)
@@ -151,22 +153,22 @@ def method(
     """Decode for `model.generate(..., custom_generate=specdec.method)`, also from a pipeline.
 
     Args:
-        model: given by the library, as what is not named here.
-        input_ids: `[R, L]` int64, every prompt as often as sequences are asked for.
+        model: the model; passed by transformers, as the arguments up to `synced_gpus`.
+        input_ids: `[R, L]` int64, every prompt `num_return_sequences` times.
         logits_processor: prepared for the batch.
         stopping_criteria: prepared.
         generation_config: prepared.
-        synced_gpus: refused.
-        target: from `load_target(model)`; None loads and certifies it at every call.
+        synced_gpus: not supported; must be False.
+        target: from `load_target(model)`; None loads and checks the model at every call.
         drafter: as in `generate`.
         speculate: as in `generate`.
-        token_streamer: as `streamer` in `generate`; the library keeps that name to itself.
+        token_streamer: `streamer` of `generate`; transformers does not pass on an argument of that name.
         seed: as in `generate`.
         streams: as in `generate`.
         max_nodes: as in `generate`.
         rows_at_once: as in `generate`.
         on_round: as in `generate`.
-        model_kwargs: the mask, and what else was prepared.
+        model_kwargs: the attention mask and other prepared arguments.
 
     Raises:
         TypeError: as in `generate`.
@@ -183,7 +185,7 @@ def method(
     waits = rows_at_once is not None and rows_at_once < rows
     if waits and past is not None:
         raise ValueError(
-            f"rows_at_once: expected None or at least the {rows} rows that go on with {CACHE_NAME}, got {rows_at_once}"
+            f"rows_at_once: expected None or at least {rows}, the rows that continue {CACHE_NAME}, got {rows_at_once}"
         )
     copies = config.num_return_sequences
     prompts = [ids[keep] for ids, keep in zip(input_ids, mask, strict=True)]
@@ -221,7 +223,7 @@ def method(
             recorded,
         )
     if not speculate:
-        # A cache is read on by the drafter that has read it.
+        # A cache can only be continued with the drafter that filled it.
         drafter, max_nodes = ("plain", None) if past is None else (drafter, 1)
     alike = None if isinstance(max_nodes, Sequence) else max_nodes
     session = Session(target, _drafter(target, drafter), max_nodes=alike, cache=past)
@@ -252,7 +254,7 @@ def method(
         sequences=sequences,
         scores=columns.recorded(recorded, "scores") if config.output_scores else None,
         logits=columns.recorded(recorded, "logits") if config.output_logits else None,
-        # Rows that took turns have left the texts of the last ones alone.
+        # If rows waited, the cache holds the last rows only.
         **{CACHE_NAME: None if waits else session.cache},
     )
     output.statistics = statistics
@@ -268,7 +270,7 @@ def _streams(streams: Sequence[int] | None, rows: int) -> Sequence[int]:
 
 
 def _drafter(target: Target, drafter: Drafter | str | os.PathLike[str]) -> Drafter:
-    """Load a drafter by its name once per target."""
+    """Return the drafter; one given by name is loaded once per target."""
     if isinstance(drafter, os.PathLike):
         drafter = os.fspath(drafter)
     if not isinstance(drafter, str):
@@ -280,7 +282,7 @@ def _drafter(target: Target, drafter: Drafter | str | os.PathLike[str]) -> Draft
 
 
 def _longest(config: GenerationConfig, criteria: StoppingCriteriaList) -> int:
-    """Most columns of the result; a caller's criterion takes the place of the library's."""
+    """Return the most columns of the result; a caller's length criterion replaces the config's."""
     lengths = [c.max_length for c in criteria if type(c) is sc.MaxLengthCriteria]
     longest: int = min(lengths, default=config.max_length)
     return longest
@@ -294,7 +296,7 @@ def _ends(criteria: StoppingCriteriaList) -> list[int]:
 def _warn_of_positions(
     target: Target, texts: list[list[int]], new: list[list[int]], most: int, ends: list[int]
 ) -> None:
-    """Say which row ended where the model's positions do: the library goes on, into what the model has not learned."""
+    """Warn about rows that ended at the model's last position; transformers would generate beyond it."""
     limit = target.position_limit
     for row, (text, tokens) in enumerate(zip(texts, new, strict=True)):
         if len(tokens) < most and len(text) + len(tokens) == limit and tokens[-1] not in ends:
@@ -308,7 +310,7 @@ def _warn_of_positions(
 def _stops(
     criteria: StoppingCriteriaList, prompts: list[Tensor], scores: list[list[Recorded]] | None
 ) -> Stops | None:
-    """Ask those criteria that we do not know, row by row and token by token."""
+    """Combine the criteria other than length and end of text; they are called for every row and token."""
     others = [c for c in criteria if type(c) not in (sc.MaxLengthCriteria, sc.EosTokenCriteria)]
     if not others:
         return None
@@ -318,13 +320,13 @@ def _stops(
         if scores is not None:
             new = ids.shape[1] - len(prompts[row])
             known = tuple(said.scores[None] for said in scores[row][:new])
-        # All are asked, as in the library: some count.
+        # All are called, as in transformers: some keep counts.
         return any([bool(torch.as_tensor(c(ids, known)).all()) for c in others])  # noqa: C419
 
     return stop
 
 
 def _pad(config: GenerationConfig) -> int:
-    """Return what stands behind a row's end, as the library does: without a token for it, the first that ends a text."""
+    """Return the padding token; without one, the first end-of-text token, as in transformers."""
     ids = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
     return 0 if ids is None else int(torch.as_tensor(ids).flatten()[0])

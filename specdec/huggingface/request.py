@@ -1,4 +1,4 @@
-"""What a call of `generate` asks for: brought into one form, or refused with an error that names it."""
+"""Checks and normalises the arguments of `generate`; errors name the argument."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from ..model.cache import CACHE_NAME, CACHE_NAMES, TreeCache
 from ..model.target import Target
 
-# Settings that change more than the text, or the prompt, or how an assistant ends.
+# Unsupported settings: they change other results than the text, the prompt, or an assistant model's stopping.
 REFUSED = (
     "cache_implementation",
     "output_attentions",
@@ -23,7 +23,7 @@ REFUSED = (
     "token_healing",
     "is_assistant",
 )
-# What the library does not tell methods of.
+# Arguments that transformers does not pass on to a custom method.
 LOST = (
     "assistant_model",
     "assistant_tokenizer",
@@ -33,7 +33,7 @@ LOST = (
     "negative_prompt_attention_mask",
     "inputs_embeds",
 )
-# What its preparation adds to text, beside empty values: bench/releases/prepared.py records it for every family in the tests.
+# Values that transformers' preparation adds for text models, besides empty ones; bench/releases/prepared.py records them.
 PREPARED = {"use_cache": True, "logits_to_keep": 1}
 HONOURED = {"attention_mask", "position_ids", *CACHE_NAMES}
 
@@ -41,7 +41,7 @@ HONOURED = {"attention_mask", "position_ids", *CACHE_NAMES}
 def take_ids(
     input_ids: Tensor | Sequence[Tensor | Sequence[int]], device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Return ids `[B, L]` int64 and, where rows of any lengths were given, the mask of their padding on the left."""
+    """Return ids `[B, L]` int64 and, for rows of different lengths, the mask of their left padding."""
     if isinstance(input_ids, Tensor):
         _check_integers(input_ids)
         return input_ids.long(), None
@@ -90,7 +90,7 @@ def _check_integers(ids: Tensor) -> None:
 
 
 def check_inputs(target: Target, ids: Tensor, mask: Tensor | None) -> None:
-    """Raise ValueError unless these are ids `[B, L]` on the target's device and a mask of that shape."""
+    """Raise ValueError or TypeError unless `ids` is `[B, L]` on the target's device and `mask` has that shape."""
     if ids.ndim != 2:
         raise ValueError(f"input_ids: expected shape [B, L], got {list(ids.shape)}")
     if not ids.numel():
@@ -108,23 +108,23 @@ def check_inputs(target: Target, ids: Tensor, mask: Tensor | None) -> None:
 
 
 def check_options(target: Target, options: dict[str, Any]) -> None:
-    """Raise ValueError for what the library would act on itself, or keep from a method."""
+    """Raise ValueError for options that transformers would act on itself or not pass on."""
     for name in LOST:
         _refuse(name, options.get(name))
     for name in REFUSED:
         _refuse(name, _setting(target, options, name))
-    # The rest is for the model's forward; what encoders of pictures know, the library takes out on the way.
+    # All others are arguments of the model's forward, except those that transformers removes for image encoders.
     settings = {"tokenizer", *inspect.signature(GenerationMixin.generate).parameters}
     settings |= {name for name in options if hasattr(target.model.generation_config, name)}
     _refuse_others({name: value for name, value in options.items() if name not in settings})
 
 
 def take_cache(target: Target, options: dict[str, Any]) -> None:
-    """Bring the cache of an earlier result under the library's name for it; raises as `find_cache`."""
+    """Rename the cache of an earlier result to transformers' current name; errors as in `find_cache`."""
     given = {name: options.pop(name) for name in CACHE_NAMES if name in options}
     given = {name: past for name, past in given.items() if past is not None}
     if len(given) > 1:
-        raise ValueError(f"{', '.join(given)}: expected one of them, got both")
+        raise ValueError(f"{', '.join(given)}: expected one of the two, got both")
     for name, past in given.items():
         _check_cache(name, past, target)
         options[CACHE_NAME] = past
@@ -134,11 +134,11 @@ def find_cache(model_kwargs: dict[str, Any], target: Target) -> TreeCache | None
     """Return the cache of an earlier result, if one was given.
 
     Raises:
-        ValueError: if a cache of another kind was given, or one for another target.
+        ValueError: if the cache is of another class or was made for another target.
     """
     past = model_kwargs.get(CACHE_NAME)
     if past is None or (
-        isinstance(past, DynamicCache)  # what the library prepares
+        isinstance(past, DynamicCache)  # an empty one that transformers prepares
         and not getattr(past, "_is_user_defined", False)
         and past.get_seq_length() == 0
     ):
@@ -151,24 +151,24 @@ def find_cache(model_kwargs: dict[str, Any], target: Target) -> TreeCache | None
 def _check_cache(name: str, past: Any, target: Target) -> None:
     if not isinstance(past, TreeCache):
         raise ValueError(
-            f"{name}: expected that of an earlier result of specdec, got {type(past).__name__}"
+            f"{name}: expected the cache of an earlier specdec result, got {type(past).__name__}"
         )
     if past.made_for[0] is not target:
         raise ValueError(
-            f"{name}: expected that of an earlier result with this target, got another target's; "
-            "a plain model becomes a new one at every call: make it once with load_target, and pass that"
+            f"{name}: expected the cache of an earlier result with this target, got another target's; a plain model "
+            "is loaded as a new target at every call: call load_target once, and pass the target"
         )
 
 
 def take_stop_strings(target: Target, options: dict[str, Any]) -> None:
-    """Make them a criterion: the library forgets the tokenizer that it needs for its own on the way to a method."""
+    """Turn stop strings into a criterion: transformers does not pass the tokenizer on to a custom method."""
     tokenizer = options.pop("tokenizer", None) or target.tokenizer
     strings = _setting(target, options, "stop_strings")
     if strings is None:
         return
     if tokenizer is None:
-        raise ValueError("tokenizer: expected one, for stop_strings, got none")
-    options["stop_strings"] = None  # goes before what a configuration says
+        raise ValueError("tokenizer: expected one for stop_strings, got none")
+    options["stop_strings"] = None  # overrides the generation config
     others = options.get("stopping_criteria") or []
     options["stopping_criteria"] = StoppingCriteriaList(
         [*others, sc.StopStringCriteria(tokenizer, strings)]
@@ -176,13 +176,13 @@ def take_stop_strings(target: Target, options: dict[str, Any]) -> None:
 
 
 def _setting(target: Target, options: dict[str, Any], name: str) -> Any:
-    """Return what the library will take a setting to be."""
+    """Return the value of a setting: of the options, else of the first config that has it."""
     if name in options:
         return options[name]
     configs = options.get("generation_config"), target.model.generation_config
     values = (getattr(config, name, None) for config in configs)
     value = next((value for value in values if value is not None), None)
-    # Models of the first sliding windows come with this one, and the library drops it.
+    # Configs of early sliding-window models have "hybrid", and transformers ignores it.
     return None if (name, value) == ("cache_implementation", "hybrid") else value
 
 
@@ -192,7 +192,7 @@ def check_request(
     mask: Tensor,
     model_kwargs: dict[str, Any],
 ) -> None:
-    """Raise ValueError for what cannot be honoured, by name."""
+    """Raise ValueError, naming the argument, for an unsupported one."""
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(f"generation_config: expected greedy search or sampling, got {mode.value}")
@@ -207,7 +207,7 @@ def check_request(
 
 
 def _refuse_others(model_kwargs: dict[str, Any]) -> None:
-    """Refuse what a model's forward is to be given beside what is honoured or only prepared."""
+    """Raise ValueError for arguments of the model's forward that are neither supported nor added by transformers."""
     for name, value in model_kwargs.items():
         prepared = PREPARED.get(name)
         if name not in HONOURED and not (type(value) is type(prepared) and value == prepared):
@@ -215,7 +215,7 @@ def _refuse_others(model_kwargs: dict[str, Any]) -> None:
 
 
 def _check_positions(positions: Any, mask: Tensor) -> None:
-    """Take `[..., R or 1, L]` positions that all are those of the mask: models of pictures have several per token."""
+    """Raise ValueError unless positions `[..., R or 1, L]` are those of the mask; vision models have several per token."""
     if positions is None:
         return
     expected = mask.long().cumsum(-1) - 1
@@ -225,12 +225,14 @@ def _check_positions(positions: Any, mask: Tensor) -> None:
         and positions.shape[-2:] in (mask.shape, mask[:1].shape)
     )
     if not fits or not (positions == expected).masked_select(mask.bool()).all():
-        raise ValueError("position_ids: expected those of the mask, got others")
+        raise ValueError("position_ids: expected those that follow from attention_mask, got others")
 
 
 def _refuse(name: str, value: Any) -> None:
     if not _says_nothing(value):
-        raise ValueError(f"{name}: expected it to be left as it is, got {str(value)[:80]!r}")
+        raise ValueError(
+            f"{name}: expected no value, as it is not supported, got {str(value)[:80]!r}"
+        )
 
 
 def _says_nothing(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Tokens as they are kept: the columns that the library returns and streams, and text for a terminal."""
+"""Streaming: token columns for transformers' results and streamers, and text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..state import Emitted
 
 
 class Columns:
-    """The new tokens of a batch, whose rows run ahead of each other."""
+    """The new tokens of a batch whose rows have different lengths."""
 
     def __init__(self, rows: int, pad: int, streamer: BaseStreamer | None) -> None:
-        """Begin without tokens.
+        """Create empty columns.
 
         Args:
-            rows: of the batch.
-            pad: stands where a row has ended.
-            streamer: gets each column, `[rows]` int64 on the CPU, as soon as all rows have come to it.
+            rows: number of rows.
+            pad: token id that fills a row after its end.
+            streamer: receives each column, `[rows]` int64 on the CPU, as soon as all rows have reached it.
         """
         self.tokens: list[list[int]] = [[] for _ in range(rows)]
         self.going = set(range(rows))
         self.pad, self.streamer, self.streamed = pad, streamer, 0
 
     def add(self, emitted: list[Emitted]) -> None:
-        """Take what a round gave."""
+        """Add the tokens of a round."""
         for e in emitted:
             self.tokens[e.row] += e.tokens
             if e.finished:
@@ -41,14 +41,14 @@ class Columns:
             self.streamed = max(self.streamed, ready)
 
     def end(self) -> Tensor:
-        """Tell the streamer, and return all tokens, `[rows, T]` int64."""
+        """End the streamer, and return all tokens, `[rows, T]` int64."""
         if self.streamer is not None:
             self.streamer.end()
         most = self._longest
         return torch.tensor([ids + [self.pad] * (most - len(ids)) for ids in self.tokens])
 
     def recorded(self, said: list[list[Recorded]] | None, name: str) -> tuple[Tensor, ...]:
-        """Return one field of what was said, per column `[rows, V]`; zeros where a row had ended."""
+        """Return one field of the recorded outputs, per column `[rows, V]`; zeros after a row's end."""
         assert said is not None
         columns = []
         for at in range(self._longest):
@@ -66,22 +66,22 @@ class Columns:
 
 
 class Detokenizer:
-    """Text of tokens as they come; an incomplete character waits for the rest of its bytes."""
+    """Incremental detokenizer; an incomplete character is held back until its bytes are complete."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Begin without text."""
+        """Create a detokenizer without text."""
         self.tokenizer = tokenizer
         self.pending: list[int] = []
         self.shown = ""
 
     def add(self, token: int) -> str:
-        """Return what a token adds to the text, perhaps nothing yet."""
+        """Return the text that a token adds; empty while a character is incomplete."""
         self.pending.append(token)
         text = self.tokenizer.decode(self.pending, skip_special_tokens=True)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
         new: str = text[len(self.shown) :]
         self.shown = text
-        if new.endswith("\n"):  # a line end settles everything before it
+        if new.endswith("\n"):  # text before a line end does not change any more
             self.pending, self.shown = [], ""
         return new

@@ -1,1 +1,1 @@
-"""The target: its parts, its cache, attention over trees, and the checks that this view of a model is right."""
+"""The target model: its parts, KV cache, tree attention, and the checks at load time."""

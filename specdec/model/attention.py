@@ -1,4 +1,4 @@
-"""The attention function that the library's layers call in our passes: over the cache and a tree behind it."""
+"""The attention function that transformers' layers call in a `Target`'s passes: over the cache and the tree after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tree_pass import Pass
 
 ATTENTION = "specdec_tree"
 MEANS = {"s_aux": "attention sinks", "attention_mask": "a mask of the layer's own"}
-# What layers pass on that changes nothing here. Anything else might: sinks, biases, indices of what to attend to.
+# Options of layers that do not change the result. Others might (sinks, biases, indices), and raise an error.
 HARMLESS = {
     "dropout", "position_ids", "position_embeddings", "use_cache", "is_causal", "output_attentions"
 }  # fmt: skip
@@ -35,13 +35,13 @@ def _attention(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as the library's attention interface asks: `[B, H, N, D]` queries in, `[B, N, H, D]` out."""
+    """Implement transformers' attention interface: queries `[B, H, N, D]` in, `[B, N, H, D]` out."""
     if tree_pass is None:
         raise NotImplementedError(
             "attention: expected a pass of specdec.Target, got a plain forward or layers "
             "that do not hand their options on"
         )
-    options["attention_mask"] = attention_mask  # we pass none, so this is the layer's own
+    options["attention_mask"] = attention_mask  # passes give none, so a mask is the layer's own
     if wanted := [x for x, value in options.items() if value is not None and x not in HARMLESS]:
         raise NotImplementedError(
             f"attention: expected queries, keys and values alone, got {', '.join(MEANS.get(x, x) for x in wanted)} too"
@@ -58,13 +58,13 @@ AttentionInterface.register(ATTENTION, _attention)
 
 @contextmanager
 def tree_attention_in(model: PreTrainedModel, config: Any, device: torch.device) -> Iterator[None]:
-    """Let a model's layers, which read `config`, attend through us for the length of a pass; passes of other threads wait."""
+    """Register this attention in `config`, which the model's layers read, for one pass; other threads' passes wait."""
     with lock_of(model), full_precision_sums(device):
         before = config._attn_implementation
         try:
             config._attn_implementation = ATTENTION
             yield
         finally:
-            # What somebody else has chosen meanwhile stays.
+            # Keep an implementation that was set meanwhile.
             if config._attn_implementation == ATTENTION:
                 config._attn_implementation = before

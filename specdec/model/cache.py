@@ -1,4 +1,4 @@
-"""Keys and values of all layers in one preallocated tensor that a tree can be written behind."""
+"""The KV cache: keys and values of all layers in one preallocated tensor, with room for a tree after each prefix."""
 
 from __future__ import annotations
 
@@ -18,63 +18,63 @@ from specdec_kernels.dispatch import Impl, chooses_kernel
 from ..tree import Accepted
 from .tree_pass import Shared, TreePass
 
-# The library's names for a cache; releases before 5.24 have the second alone.
+# Transformers' names for a cache; releases before 5.24 have only the second.
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE_NAME = next(
     name for name in CACHE_NAMES if name in {field.name for field in fields(CausalLMOutputWithPast)}
 )
-"""The one of the installed release; the other warns, if it is known at all."""
+"""The installed release's name; the other one warns, or is unknown."""
 
 
 class Rows(NamedTuple):
-    """Some texts of a cache, known to the device and to the host."""
+    """Indices of texts in a cache, on the device and on the host."""
 
     ids: Tensor
     """`[B]` int64, in the order of their cache rows."""
     host: list[int]
-    """The same."""
+    """The same indices on the host."""
 
     @classmethod
     def first(cls, count: int, device: torch.device) -> Rows:
-        """Take the first `count` rows."""
+        """Return the first `count` rows."""
         return cls(torch.arange(count, device=device), list(range(count)))
 
     @classmethod
     def of(cls, host: list[int], device: torch.device) -> Rows:
-        """Take these rows."""
+        """Create rows from indices."""
         return cls(torch.tensor(host, dtype=torch.int64, device=device), host)
 
     def select(self, stay: list[int]) -> Rows:
-        """Keep the rows at these places."""
+        """Return the rows at these positions."""
         places = torch.tensor(stay, dtype=torch.int64, device=self.ids.device)
         return Rows(self.ids[places], [self.host[at] for at in stay])
 
 
 class Places:
-    """Which row of a cache each text has, where more texts than rows take turns."""
+    """The cache row of each text, if there are more texts than rows."""
 
     def __init__(self, texts: int, device: torch.device) -> None:
-        """Begin with no text in a row."""
+        """Create the map with no text assigned."""
         self.host = [0] * texts
-        """Per text its cache row, once it has one."""
+        """Per text its cache row, once assigned."""
         self.ids = torch.tensor(self.host, device=device)
-        """`[texts]` int64, the same."""
+        """`[texts]` int64, the same on the device."""
 
     def give(self, texts: list[int], cache_rows: list[int]) -> None:
-        """Let texts have these rows from now on."""
+        """Assign cache rows to texts."""
         for text, row in zip(texts, cache_rows, strict=True):
             self.host[text] = row
         self.ids = torch.tensor(self.host, device=self.ids.device)
 
 
 class AttendingCache(Cache):
-    """A cache for models whose layers all attend, with as many heads of one size."""
+    """A cache for models whose layers all attend, with equal numbers and sizes of heads."""
 
     def __init__(self) -> None:
-        """Leave the library's own layers out."""
+        """Create a cache without transformers' own cache layers."""
         super().__init__(layers=[])
         self.current: Any = None
-        """The pass whose keys and values come next, a `Pass`."""
+        """The open pass, a `Pass`."""
 
     @staticmethod
     def check_heads(key_states: Tensor, value_states: Tensor, *, heads: int, size: int) -> None:
@@ -100,12 +100,12 @@ class AttendingCache(Cache):
 
 
 class TreeCache(AttendingCache):
-    """A cache of `capacity + tree_capacity` slots per row, handed to the model's layers as theirs.
+    """A KV cache of `capacity + tree_capacity` slots per row, passed to the model's layers.
 
-    The prefix of text `r` is the first `lengths[r]` slots of its row, the tree of a pass lies behind it. Rolling back is
-    lowering a length. Slots start as zeros because NaN in a masked slot would still poison attention.
+    The prefix of text `r` is the first `lengths[r]` slots of its row; the tree of a pass lies after it. Lowering a length
+    rolls back. Slots start as zeros because NaN in a masked slot would still change the attention's result.
 
-    Text r has row r, unless there are more texts than rows: then `places` says which row each one has, if any.
+    Text r has row r, unless there are more texts than rows: then `places` maps texts to rows.
     """
 
     def __init__(
@@ -119,50 +119,50 @@ class TreeCache(AttendingCache):
         device: torch.device,
         texts: int | None = None,
     ) -> None:
-        """Reserve slots; memory is taken at the first pass, which shows the shape of a head.
+        """Create a cache; memory is allocated at the first pass, which shows the heads' shape.
 
         Args:
             layers: number of attention layers.
-            rows: sequences held at a time.
+            rows: sequences held at the same time.
             capacity: most committed tokens per row.
             tree_capacity: most nodes per tree.
             dtype: dtype of keys and values; float64 for exact attention.
-            device: where they live.
-            texts: how many take turns in the rows; None for one per row.
+            device: device of keys and values.
+            texts: number of texts that share the rows in turn; None for one per row.
         """
         super().__init__()
         self.shape = (layers, 2, rows)
         self.places = None if texts is None else Places(texts, device)
-        """Where texts take turns in the rows; None where each has its own."""
+        """The row of each text; None if each text has its own row."""
         texts = rows if texts is None else texts
         self.capacity, self.tree_capacity = capacity, tree_capacity
         self.slots = capacity + tree_capacity
         self.dtype, self.device = dtype, device
         self.impl: Impl = "reference" if dtype == torch.float64 else "auto"
-        """What attends to this cache: float64 has no kernel."""
+        """Implementation of attention; float64 has no kernel."""
         self.lengths = torch.zeros(texts, dtype=torch.int64, device=device)
-        """`[texts]` int64, committed tokens of each one."""
+        """`[texts]` int64, committed tokens of each text."""
         self.host_lengths = [0] * texts
-        """The same, for the host; `State.advance` brings it up to date once a round."""
+        """The same on the host; `State.advance` updates it once per round."""
         self.kv: Tensor | None = None
         """`[layers, 2, rows, G, slots, D]`."""
         self.drafter_kv: Tensor | None = None
-        """`[1, 2, rows, G', slots, D']`, of a drafter that attends too: one more layer, with heads of its own."""
+        """`[1, 2, rows, G', slots, D']`, keys and values of a drafter's own attention layer."""
         self.drafter_kv_moves = True
-        """Whether accepted nodes of `drafter_kv` move with the target's; False for a drafter that writes them anew."""
+        """Whether `commit` moves accepted nodes of `drafter_kv` too; False for a drafter that writes them again."""
         self.current: TreePass | None = None
         self.shared: Shared | None = None
         self.texts: list[list[int]] = []
-        """What the rows hold, from the first token on, and perhaps tokens that are not cached yet; none where texts take turns."""
+        """The rows' tokens, perhaps followed by uncached ones; empty if texts share rows in turn."""
         self.made_for: tuple[object, object, int] = (None, None, 0)
-        """The target and the drafter that have read the texts, and the target's `changes` then."""
+        """The target and the drafter that filled the cache, and the target's `changes` at that time."""
         self.stream: object = None
-        """The latest that writes into it."""
+        """The newest stream that writes into the cache."""
         self.memory: dict[object, Any] = {}
-        """What drafters keep about these and earlier texts, by the drafter; sessions that go on with the cache share it."""
+        """State that drafters keep between texts; the key is the drafter. Sessions that take over the cache share it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TreeCache:
-        """Copy keys, values and texts, between passes; the target and the drafter are the same, its memory begins anew."""
+        """Copy keys, values and texts (between passes); target and drafter are shared, the drafters' memory starts empty."""
         copied = copy.copy(self)
         copied.current, copied.memory = None, {}
         memo[id(self)] = copied
@@ -172,15 +172,15 @@ class TreeCache(AttendingCache):
         return copied
 
     def share_prompts(self, rows: Rows, readers: list[int]) -> None:
-        """Let rows begin with prompts that were read into some of them.
+        """Give rows the prompts that were read into some of them.
 
-        Where a kernel attends, it reads a prompt where it is, once for all of its rows. Elsewhere reading it there would
-        take a copy per layer and pass, so it is copied once; and where texts take turns, a reader's row may be the next
-        text's while the others go on.
+        A kernel reads a shared prompt in its reader's row, once for all rows. Without a kernel that would take a copy per
+        layer and pass, so the prompt is copied once. It is also copied if texts share rows in turn, as a reader's row may
+        be given to the next text while the others continue.
 
         Args:
-            rows: all that begin.
-            readers: per row the one that has read its prompt.
+            rows: all rows that start.
+            readers: per row, the row that has read its prompt.
         """
         assert self.kv is not None
         lengths = [self.host_lengths[reader] for reader in readers]
@@ -194,7 +194,7 @@ class TreeCache(AttendingCache):
                 kv[:, :, to, :, : max(lengths)] = kv[:, :, of, :, : max(lengths)]
 
     def grow(self, capacity: int, tree_capacity: int) -> None:
-        """Make room for at least `capacity` committed tokens per row and `tree_capacity` nodes; keeps what is there."""
+        """Enlarge the cache to at least `capacity` committed tokens per row and `tree_capacity` nodes; keeps its contents."""
         self.capacity = max(capacity, self.capacity)
         more = self.capacity + max(tree_capacity, self.tree_capacity) - self.slots
         if more > 0:
@@ -206,7 +206,7 @@ class TreeCache(AttendingCache):
         self.tree_capacity = self.slots - self.capacity
 
     def set_lengths(self, lengths: list[int], rows: Rows | None = None) -> None:
-        """Declare how much of each row is its prefix, after prefill or to roll back; `rows` alone, or all."""
+        """Set the prefix lengths of `rows`, or of all, after prefill or to roll back."""
         known = list(lengths)
         if rows is not None:
             known = list(self.host_lengths)
@@ -216,28 +216,28 @@ class TreeCache(AttendingCache):
         self.lengths = torch.tensor(known, device=self.device)
 
     def row_of(self, text: int) -> int:
-        """Say which row of the cache is a text's."""
+        """Return the cache row of a text."""
         return text if self.places is None else self.places.host[text]
 
     def cache_rows(self, rows: Rows) -> Tensor:
-        """`[B]` int64, the rows of the cache that are these texts'."""
+        """Return the cache rows of texts, `[B]` int64."""
         return rows.ids if self.places is None else self.places.ids[rows.ids]
 
     def clear(self, rows: Rows) -> None:
-        """Empty rows that others had before; not even what hides behind a mask stays."""
+        """Zero the rows, masked slots included, before other texts use them."""
         self.set_lengths([0] * len(rows.host), rows)
         for kv in (self.kv, self.drafter_kv):
             if kv is not None:
                 kv[:, :, self.cache_rows(rows)] = 0
 
     def open(self, ancestors: Tensor, depth: Tensor, rows: Rows, *, behind: int = 0) -> TreePass:
-        """Begin a pass: what the layers write next are the nodes of this tree.
+        """Open a pass over the nodes of a tree, whose keys and values the layers write next.
 
         Args:
             ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
             depth: `[B, N]` int64.
-            rows: the B texts that take part, whose cache rows ascend.
-            behind: how many nodes of a chain were written before this pass; it sees them as prefix.
+            rows: the B texts of the pass, in ascending order of cache rows.
+            behind: number of chain nodes written before this pass, which sees them as part of the prefix.
         """
         lengths = [self.host_lengths[row] + behind for row in rows.host]
         longest = max(lengths)
@@ -248,7 +248,7 @@ class TreeCache(AttendingCache):
             prefix_lens=self.lengths[rows.ids] + behind if behind else self.lengths[rows.ids],
             longest_prefix=longest,
             same_prefix=min(lengths) == longest,
-            # Ascending: as many as there are, they are all rows in order.
+            # Rows ascend, so if all take part they are in order.
             cache_rows=self.cache_rows(rows) if len(rows.host) < self.shape[2] else None,
             shared=self.shared and Shared(*(x[rows.ids] for x in self.shared if x is not None)),
             impl=self.impl,
@@ -258,9 +258,9 @@ class TreeCache(AttendingCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write `[B, G, N, D]` keys and values of the current pass; called by the model's layers.
+        """Write keys and values `[B, G, N, D]` of the current pass; called by the model's layers.
 
-        The index after the last layer of the model is the drafter's.
+        The layer index after the model's last layer is the drafter's.
 
         Returns:
             The layer's keys and values `[rows, G, columns, D]`, views of the cache.
@@ -284,7 +284,7 @@ class TreeCache(AttendingCache):
         return keys[:, :, : now.columns], values[:, :, : now.columns]
 
     def reserve(self, heads: int, size: int) -> Tensor:
-        """Return the keys and values of all layers, `[layers, 2, rows, G, slots, D]`, zeros at first."""
+        """Return keys and values of all layers, `[layers, 2, rows, G, slots, D]`; allocates zeros at the first call."""
         if self.kv is None:
             self.kv = self._zeros(self.shape[0], heads, size)
         return self.kv
@@ -294,14 +294,14 @@ class TreeCache(AttendingCache):
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def drafter_layer(self) -> tuple[Tensor, Tensor]:
-        """Return the drafter's keys and values `[rows, G', columns, D']` as far as the current pass reaches."""
+        """Return the drafter's keys and values `[rows, G', columns, D']`, up to the end of the current pass."""
         assert self.drafter_kv is not None, "prompts are read before anything is drafted"
         assert self.current is not None
         keys, values = self.drafter_kv[0]
         return keys[:, :, : self.current.columns], values[:, :, : self.current.columns]
 
     def commit(self, accepted: Accepted, rows: Rows) -> None:
-        """Make the root and the accepted nodes of the current pass part of the prefix of `rows`."""
+        """Add the root and the accepted nodes of the current pass to the prefixes of `rows`."""
         assert self.kv is not None
         assert self.current is not None
         prefix_lens = self.current.prefix_lens

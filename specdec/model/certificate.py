@@ -1,7 +1,7 @@
-"""The certificate: at load time, our view of a model is compared with the model itself.
+"""The certificate: a load-time comparison of a `Target`'s logits with the model's own forward.
 
-This is what lets any architecture be tried: one that computes something our loop does not know is refused by name
-instead of decoding subtly wrong text.
+Any architecture can therefore be tried: a model that computes something else than the target's loop raises an error
+instead of generating wrong text.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .cache import Rows
 from .parts import LAYER_TYPES
 from .target import Target
 
-# Relative distance of logits that rounding explains; a missing scale, window or mask is far above.
+# Relative difference of logits that rounding explains; a missing scale, window or mask differs far more.
 TOLERANCE = {
-    torch.float64: 1e-6,  # the library's eager attention takes its softmax in float32 all the same
+    torch.float64: 1e-6,  # transformers' eager attention computes its softmax in float32
     torch.float32: 1e-3,
     torch.float16: 2e-2,
     torch.bfloat16: 1e-1,
 }
 PROMPT = 9
-# Two branches and a deeper leaf; the last node of a long branch is not the last node of the tree.
+# The probe's tree: two branches and a deeper leaf; the deepest node of a branch is not the tree's last node.
 PARENTS = [-1, 0, 0, 1, 2, 2, 3, 6]
 PATHS = ([0, 1, 3, 6, 7], [0, 2, 4], [0, 2, 5])
-# Widths at which CPU libraries may change how they multiply: compared with steps of one node, and, as these are many,
-# wide ones with pieces of a width that was.
+# Widths at which CPU libraries may change their matrix product. Small ones are compared with steps of one node, wide ones
+# with pieces of a compared width.
 EXACT_WIDTHS = (2, 3, 5, 8, 16, 17, 32)
 EXACT_WIDE = (33, 64, 256)
 
@@ -42,10 +42,10 @@ def _prompt(vocabulary: int, rows: int, length: int) -> Tensor:
 
 @torch.inference_mode()
 def own_logits(model: PreTrainedModel) -> list[Tensor]:
-    """Run the model's own forward on the probe: per path `[PROMPT + len(path), V]` logits."""
+    """Run the model's own forward on the probe; returns logits `[PROMPT + len(path), V]` per path."""
     prompt = _prompt(model.config.get_text_config().vocab_size, 1, PROMPT)
     texts = (torch.cat([prompt, torch.tensor([path])], 1) for path in PATHS)
-    with lock_of(model):  # a pass of another thread has the layers attend in another way
+    with lock_of(model):  # another thread's pass replaces the layers' attention
         return [model(text.to(model.device), use_cache=False).logits[0] for text in texts]
 
 
@@ -54,11 +54,11 @@ def certify(target: Target, own: list[Tensor]) -> None:
     """Compare prefill, tree verification and a shallow-deep split with the model's own forward.
 
     Args:
-        target: the view to check, prepared or not.
-        own: from `own_logits`, before anything was prepared.
+        target: the target to check, prepacked or not.
+        own: from `own_logits`, before the model was prepacked.
 
     Raises:
-        ValueError: if logits differ by more than rounding explains; names the model and the part.
+        ValueError: naming the model and the part, if logits differ by more than rounding explains.
     """
     nodes = len(PARENTS)
     prompt = _prompt(target.config.vocab_size, 1, PROMPT).to(target.device)
@@ -90,9 +90,9 @@ def certify(target: Target, own: list[Tensor]) -> None:
 
 
 def _check_windows(target: Target, seen: dict[int, int | None]) -> None:
-    """Compare sliding windows by what layers ask for: the probe is shorter than most of them."""
+    """Compare the sliding windows that layers request with the config, as the probe is shorter than most windows."""
     window = getattr(target.config, "sliding_window", None)
-    # Layers without types are all alike.
+    # Layers without types are all equal.
     windows = dict(zip(LAYER_TYPES, (window, None, window), strict=True))
     for layer, kind in enumerate(target.layer_types):
         if layer not in seen or seen[layer] != windows[kind]:
@@ -103,10 +103,10 @@ def _check_windows(target: Target, seen: dict[int, int | None]) -> None:
 
 
 def _compare(target: Target, part: str, ours: Tensor, own: Tensor) -> None:
-    ours, own = ours.cpu().double(), own.cpu().double()  # not every device has float64
+    ours, own = ours.cpu().double(), own.cpu().double()  # some devices lack float64
     distance = float((ours - own).norm() / own.norm().clamp(min=1e-30))
     limit = TOLERANCE[target.dtype]
-    if not distance <= limit:  # also where it is NaN
+    if not distance <= limit:  # also catches NaN
         raise ValueError(
             f"model: {type(target.model).__name__} is not supported: expected {part} to agree with the "
             f"model's own forward to {limit:.0e}, got a relative difference of {distance:.1e}"
@@ -115,13 +115,13 @@ def _compare(target: Target, part: str, ours: Tensor, own: Tensor) -> None:
 
 @torch.inference_mode()
 def certify_exact(target: Target) -> None:
-    """Show that on this machine a node's logits do not depend on what is verified beside it.
+    """Check that on this machine a node's logits do not depend on other nodes of the pass.
 
     Args:
-        target: made with `exact=True`.
+        target: created with `exact=True`.
 
     Raises:
-        ValueError: if one bit differs between a pass over several nodes or rows and passes over one.
+        ValueError: if any bit differs between a pass over several nodes or rows and passes over one.
     """
     length, longest, rows = 40, max(EXACT_WIDE), 3
     prompts = _prompt(target.config.vocab_size, rows, length).to(target.device)

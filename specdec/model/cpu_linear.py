@@ -1,8 +1,7 @@
-"""Weights packed once for the CPU: the same matrix product in less time per call.
+"""Prepacked linear layers for the CPU: the same matrix product in less time per call.
 
-A plain `F.linear` reorders its weight at every call; decoding makes hundreds of such calls per token. oneDNN's own
-layout, made once, gives the same bits in bf16 and saves that work. The operators are private to torch, so a probe
-decides whether they are used.
+A plain `F.linear` reorders its weight at every call, hundreds of times per token. Weights stored in oneDNN's layout save
+that work and give the same bits in bf16. The operators are private to torch, so a probe decides whether they are used.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from specdec_kernels.dispatch import is_plain
 
 from .product_times import is_faster_prepacked
 
-# Layers that a decoder block applies to one and the same input, by the names the library gives them.
+# Layers that a decoder block applies to the same input, by transformers' names.
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class _Held(threading.local):
-    """The product that a thread has computed last, and whose parts are still to be taken."""
+    """A thread's last shared product, and the layers that have not taken their part yet."""
 
     def __init__(self) -> None:
         self.input: Tensor | None = None
@@ -32,11 +31,10 @@ class _Held(threading.local):
 
 
 class SharedProduct:
-    """One product for sibling layers: whoever is called first computes it, the others take their part.
+    """One matrix product for sibling layers: the first layer called computes it, the others take their part.
 
-    A part is handed out once, so an input that comes again is multiplied again. Between the calls of the siblings of
-    one block their input must stay as it is, which it does in every block that the library has. A copy packs anew when
-    it is first used.
+    Each part is returned once, so a repeated input is computed again. The input must not change between the calls of
+    one block's siblings; in all of transformers' blocks it does not. A copy packs its weights at its first use.
     """
 
     def __init__(self, layers: list[nn.Linear]) -> None:
@@ -45,7 +43,7 @@ class SharedProduct:
         self.prepack()
 
     def __getstate__(self) -> list[nn.Linear]:
-        """Leave the packed weights out of copies: they are torch's own layout, and the copy's weights may change."""
+        """Exclude the packed weights from copies: their layout is private to torch, and the copy's weights may change."""
         return self.layers
 
     def __setstate__(self, layers: list[nn.Linear]) -> None:
@@ -55,7 +53,7 @@ class SharedProduct:
         self.held = _Held()
 
     def prepack(self) -> None:
-        """Pack the weights as they are now, or nothing where they have become ones that cannot be packed."""
+        """Pack the current weights; drop the packed copy if they cannot be packed any more."""
         self.prepacked_from = self._weights()
         self.prepacked = None
         self.sizes = [layer.out_features for layer in self.layers]
@@ -83,7 +81,7 @@ class SharedProduct:
         return part
 
     def _weights(self) -> list[tuple[int, int]]:
-        """Tell the weights apart from later ones: where they lie, and how often they were written to."""
+        """Return address and version of each weight, which change when it is replaced or written."""
         return [
             (w.data_ptr(), 0 if w.is_inference() else w._version)
             for layer in self.layers
@@ -95,9 +93,9 @@ class SharedProduct:
 class PrepackedLinear(nn.Linear):
     """A linear layer that multiplies with a packed copy of its weight.
 
-    `weight` and `bias` stay as they are, so state dicts do not change. Weights that are written to or replaced are
-    packed again at the next call; of writes past autograd (`.data`, inference tensors) `prepack_again` has to be told.
-    Where gradients are recorded or autocast is on, the plain product is taken: the packed one knows neither.
+    `weight` and `bias` stay, so state dicts do not change. Weights that are written or replaced are packed again at the
+    next call; writes that bypass autograd (`.data`, inference tensors) need a call of `prepack_again`. With gradients or
+    autocast the plain product is used, as the packed one supports neither.
     """
 
     product: SharedProduct
@@ -111,13 +109,13 @@ class PrepackedLinear(nn.Linear):
 
 
 def prepack_again(model: nn.Module) -> None:
-    """Pack every packed layer again, from the weights that are there now."""
+    """Pack every prepacked layer again from its current weights."""
     for product in {m.product for m in model.modules() if isinstance(m, PrepackedLinear)}:
         product.prepack()
 
 
 def undo(part: nn.Module) -> None:
-    """Make prepacked layers of a part plain ones again, and let their copies go."""
+    """Turn prepacked layers of a module back into plain ones, and free the copies."""
     for module in part.modules():
         if isinstance(module, PrepackedLinear):
             del module.product, module.place
@@ -125,10 +123,10 @@ def undo(part: nn.Module) -> None:
 
 
 def _plain(layer: nn.Linear) -> bool:
-    """Tell whether a layer is a product with its own plain weight on the CPU, and nothing else.
+    """Return whether a layer is only a product with its own plain weight on the CPU.
 
-    Quantised weights are subclasses of tensors; parametrisations are subclasses of layers; offloading takes the place
-    of `forward`, and hooks that run before it may write weights.
+    Not plain: quantised weights (tensor subclasses), parametrisations (layer subclasses), offloading (another `forward`),
+    and pre-forward hooks, which may write weights.
     """
     return (
         type(layer) in (nn.Linear, PrepackedLinear)
@@ -142,15 +140,15 @@ def _plain(layer: nn.Linear) -> bool:
 
 @torch.no_grad()
 def prepack_linears(model: nn.Module, *, apart: Iterable[nn.Module] = ()) -> int:
-    """Pack every plain linear layer of a CPU model in place.
+    """Prepack every plain linear layer of a CPU model in place.
 
     Args:
-        model: float32 or bfloat16; layers of other dtypes or classes, with weights of other classes, on other devices,
-            with hooks before them or a `forward` of their own stay as they are.
-        apart: parts of the model that stay as they are.
+        model: a float32 or bfloat16 model. Layers of other dtypes or classes, with weights of other classes, on other
+            devices, or with pre-forward hooks or another `forward` are not changed.
+        apart: modules that are not changed.
 
     Returns:
-        The number of layers packed, 0 where torch has no such operators.
+        The number of layers packed; 0 if torch lacks the operators.
     """
     dtypes = {dtype for dtype in DTYPES if can_prepack(dtype)}
     packed = 0

@@ -1,8 +1,8 @@
-"""Sums of 16-bit products stay in float32 while a model runs; left to itself, torch lets cuBLAS round them on the way.
+"""Keeps sums of 16-bit matrix products in float32 on CUDA while a model runs; torch's default allows 16 bits.
 
-Where cuBLAS cuts a product along its sums, it may add the parts up in 16 bits. How it cuts depends on the number of rows, and a
-pass over a tree has others than a plain step: their logits would differ by more than the order of sums. What a user must
-ask torch for, TF32 and sums in float16, is left as it is.
+When cuBLAS splits a product along its sums, it may add the parts in 16 bits. The split depends on the number of rows,
+which differs between a tree and a plain step, so logits would differ by more than the order of summation. Settings that
+are off by default in torch (TF32, sums in float16) are not changed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FLAGS = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision
 
 @contextmanager
 def full_precision_sums(device: torch.device) -> Iterator[None]:
-    """Switch rounding between the parts of sums off within; afterwards torch's flags are as they were.
+    """Disable 16-bit reduction of split sums inside a `with` block, and restore torch's flags afterwards.
 
-    The flags belong to the process, so threads wait for each other.
+    The flags are global to the process, so threads wait for each other.
 
     Args:
-        device: where the model runs; only on CUDA there is something to switch.
+        device: the model's device; no effect unless it is CUDA.
     """
     if device.type != "cuda":
         yield
@@ -40,7 +40,7 @@ def full_precision_sums(device: torch.device) -> Iterator[None]:
 
 
 def _flags() -> dict[str, tuple[bool, bool]]:
-    """Read whether parts may be rounded, and whether there may be parts at all, where torch knows of that."""
+    """Read torch's flags: whether parts may be rounded, and (if the release has it) whether sums may be split."""
     matmul: Any = torch.backends.cuda.matmul
     return {
         flag: (getattr(matmul, flag), getattr(matmul, f"{flag}_split_k", True)) for flag in FLAGS
@@ -49,5 +49,5 @@ def _flags() -> dict[str, tuple[bool, bool]]:
 
 def _set(flags: dict[str, tuple[bool, bool]]) -> None:
     for flag, (rounded, cuts) in flags.items():
-        # Releases that know of one switch alone take no pair.
+        # Releases with one flag take a bool instead of a pair.
         setattr(torch.backends.cuda.matmul, flag, rounded if cuts else (rounded, cuts))

@@ -1,10 +1,10 @@
-"""The second half of the certificate: what a layer says of a token must not depend on what else is in the pass.
+"""The second part of the certificate: a layer's result for a token must not depend on unrelated tokens of the pass.
 
-The model's own forward cannot show that: it has no neighbours that are no ancestors. One scale of activations for a
-whole pass, experts with a limited capacity, offsets counted from the end of a pass: each makes tokens depend on what
-a drafter proposes, so that text would depend on it.
+The model's own forward cannot show such a dependence, as all tokens before a token are its ancestors. Examples are one
+activation scale for a whole pass, experts with limited capacity, and offsets counted from the end of a pass. With them
+the text would depend on what a drafter proposes.
 
-Layers are tried one by one on the same inputs, as differences within the dtype's rounding grow from layer to layer.
+Layers are tested one by one on the same inputs, because rounding differences grow from layer to layer.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ..tree import TokenTree
 from .cache import Rows, TreeCache
 from .target import Target
 
-# Tokens whose results are compared; then others that are there beside them. Numbers below are places in this list.
+# Compared tokens, then other tokens beside them. The numbers below are indices of tokens.
 TRIED, OTHERS = range(3), range(3, 19)
 LENGTHS = (9, 7, 5)
-"""Of the prompts before them."""
+"""Lengths of the prompts before them, in tokens."""
 
 
 class Company(NamedTuple):
-    """Which tokens are in a pass."""
+    """The tokens of a test pass."""
 
     name: str
     parents: list[int]
-    """Of the tree that every row has."""
+    """Parents of the tree, the same in every row."""
     rows: list[Sequence[int]]
-    """Per row the tokens at its nodes."""
+    """Per row, the tokens at its nodes."""
     prompts: list[int]
-    """Per row the prompt before it."""
+    """Per row, the index of the prompt before it."""
 
 
 TREE = [-1, 0, 1, *[0] * 13]
@@ -50,10 +50,10 @@ COMPANIES = (
     Company("14 nodes alike", [-1, 0, 1, *[1] * 13], [[*TRIED, *[TRIED[-1]] * 13]], [0]),
     Company("other rows", TREE, [AMONG_OTHERS, OTHERS, OTHERS[::-1]], [0, 1, 2]),
 )
-# The rounding of a pass as wide, but nothing beside a token that it could depend on: all are roots.
+# Measures rounding: a pass of the same width in which no token sees another, as all are roots.
 COPIES = Company("15 copies of itself", [-1] * 16, [[TRIED[0]] * 16], [0])
-# Relative differences that are rounding in any case; measured over families in docs/use/models.md. Routers and
-# softmaxes of the library are float32 in float64 models too.
+# Relative differences that always count as rounding; measured over families in docs/use/models.md. Transformers' routers
+# and softmaxes compute in float32 in float64 models too.
 GRANTED = {
     torch.float64: 1e-6,
     torch.float32: 64 * torch.finfo(torch.float32).eps,
@@ -63,7 +63,7 @@ GRANTED = {
 
 
 def refuse_known(model: nn.Module) -> None:
-    """Raise ValueError for settings that are known to let tokens depend on each other, by name."""
+    """Raise ValueError for model settings that make tokens depend on each other."""
     for name, config in getattr(model, "peft_config", {}).items():
         if getattr(config, "alora_invocation_tokens", None):
             raise ValueError(
@@ -74,15 +74,15 @@ def refuse_known(model: nn.Module) -> None:
 
 @torch.inference_mode()
 def certify_independence(target: Target) -> None:
-    """Compare tokens that pass each layer alone with the same tokens in company.
+    """Compare each layer's results for tokens alone with those for the same tokens in larger passes.
 
     Raises:
-        ValueError: if results differ by more than twice the rounding that the shape of a pass makes on this model;
-            names the model and the company.
+        ValueError: naming the model and the pass, if results differ by more than twice the rounding that a pass of that
+            shape causes in this model.
     """
     probe = _Probe(target)
     copies = probe.distances(COPIES)
-    # Of the copy that comes closest: what only some of them get is no rounding.
+    # The copy that comes closest: a difference of only some copies is not rounding.
     rounding = _most(copies.amin(1), target)
     limit = max(GRANTED[target.dtype], 2 * rounding)
     for company in (COPIES, *COMPANIES):
@@ -96,16 +96,16 @@ def certify_independence(target: Target) -> None:
 
 
 def _most(distances: Tensor, target: Target) -> float:
-    """Return the largest; in 16 bits, where near-ties between experts may go either way, all but a quarter are below."""
+    """Return the largest distance; in 16 bits the upper quartile, as near-ties between experts may go either way."""
     ordered = distances.flatten().nan_to_num(torch.inf).sort().values
     return float(ordered[len(ordered) * 3 // 4 if target.dtype.itemsize == 2 else -1])
 
 
 class _Probe:
-    """Tokens that pass the layers of a target in company, and have passed them alone."""
+    """Runs the test tokens through a target's layers, first alone and then in larger passes."""
 
     def __init__(self, target: Target) -> None:
-        """Let the tried tokens pass alone, one after another, and the others in a chain."""
+        """Run the compared tokens one at a time, and the other tokens in a chain."""
         self.target = target
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(
@@ -124,12 +124,12 @@ class _Probe:
             cache.set_lengths([cache.host_lengths[0] + 1])
         inputs, outputs = zip(*seen, strict=True)
         self.inputs = [torch.cat(parts, 1)[0] for parts in zip(*inputs, strict=True)]
-        """What each layer and the head were given, `[19, E]`."""
+        """Inputs of each layer and of the head, `[19, E]`."""
         self.alone = [torch.cat(parts, 1)[0] for parts in zip(*outputs, strict=True)]
-        """What came out, `[19, E]`; of the head `[19, V]`."""
+        """Outputs of each layer, `[19, E]`, and of the head, `[19, V]`."""
 
     def distances(self, company: Company) -> Tensor:
-        """Return how far, relatively, results of the tried tokens are from those alone, per layer and token."""
+        """Return the relative distance of the compared tokens' results from those alone, per layer and token."""
         tokens = torch.tensor([list(row) for row in company.rows], device=self.target.device)
         batch = len(tokens)
         ancestors = ancestor_matrix(torch.tensor([company.parents], device=tokens.device))
@@ -155,7 +155,7 @@ class _Probe:
         embedded: Tensor | None = None,
         given: list[Tensor] | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run every layer and the head, on what comes out of the one before or on what is given."""
+        """Run every layer and the head, on the previous layer's output or on the given inputs."""
         target, layers = self.target, len(self.target.layer_types)
         inputs, outputs = [], []
         for layer in range(layers + 1):
@@ -175,7 +175,7 @@ class _Probe:
         )
 
     def _cache(self, prompts: list[int]) -> TreeCache:
-        """Make a cache whose rows hold these prompts."""
+        """Create a cache whose rows hold these prompts."""
         assert self.prefixes.kv is not None
         cache = self._new_cache(len(prompts))
         cache.kv = self.prefixes.kv[:, :, prompts].contiguous()

@@ -1,7 +1,7 @@
-"""A library's decoder layer taken apart into `LayerWeights`, by the names and numbers of its parts.
+"""Extracts `LayerWeights` from a transformers decoder layer, by the names and shapes of its parts.
 
-What a name does not tell, trying does: each norm and activation is run beside ours, and how a layer attends is what it
-asks the attention interface for. Whether the whole is right, `lean_layers` decides by comparing layers.
+Norms and activations are identified by comparing their results with known ones; the attention's settings are those that
+the layer passes to the attention interface. `lean_layers` then compares the whole layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .cpu_linear import PrepackedLinear
 from .model_state import is_touched
 from .tree_pass import Attending
 
-# Where norms stand, by the names that a layer has: before attention, behind it, before the feed-forward part, behind it.
+# Names of norms, by position: before attention, after it, before the feed-forward part, after it.
 NORMS = {
     ("input_layernorm", "post_attention_layernorm"): (0, 2),
     (
@@ -49,19 +49,19 @@ ACTIVATIONS = ("act_fn", "activation_fn")
 
 
 class NotTakenApart(Exception):
-    """Says why a layer stays the library's."""
+    """Raised with the reason if a layer must run as transformers' layer."""
 
 
 def take_apart(layer: Any, asked: Attending, rotation: Rotation | None) -> LayerWeights:
-    """Describe a layer.
+    """Extract a layer's weights.
 
     Args:
-        layer: a decoder layer of the library.
-        asked: what it asked the attention interface for.
-        rotation: how its heads are taken to turn.
+        layer: a transformers decoder layer.
+        asked: its settings at the attention interface.
+        rotation: the assumed kind of rotary embedding.
 
     Raises:
-        NotTakenApart: if it has parts that are not known, or some that do more than their weights say.
+        NotTakenApart: if it has unknown parts, or parts that do more than apply their weights.
     """
     children = {name: x for name, x in layer.named_children() if any(True for _ in _weights(x))}
     attention, mlp = children.pop("self_attn", None), children.pop("mlp", None)
@@ -113,7 +113,7 @@ def take_apart(layer: Any, asked: Attending, rotation: Rotation | None) -> Layer
 
 
 def _check_config(config: Any) -> None:
-    """Raise NotTakenApart for settings that show only with some numbers or far behind the beginning."""
+    """Raise NotTakenApart for config settings whose effect a short comparison may not show."""
     if getattr(config, "clip_qkv", None) is not None:
         raise NotTakenApart("it clips queries, keys and values")
     rope = getattr(config, "rope_parameters", None) or {}
@@ -122,7 +122,7 @@ def _check_config(config: Any) -> None:
 
 
 def check_untouched(layer: nn.Module) -> None:
-    """Raise NotTakenApart where something was put on a layer: hooks, another `forward`, quantised or wrapped weights."""
+    """Raise NotTakenApart if a layer has hooks, another `forward`, or quantised or wrapped weights."""
     for name, module in layer.named_modules():
         here = name or type(layer).__name__
         if not type(module).__module__.startswith(
@@ -137,7 +137,7 @@ def check_untouched(layer: nn.Module) -> None:
 
 
 def _known(module: nn.Module, wanted: tuple[set[str], ...], beside: set[str]) -> dict[str, Any]:
-    """Return a module's parts, where they are one of the wanted sets and perhaps some beside; others must be weightless."""
+    """Return a module's parts if their names are one of the wanted sets plus any in `beside`; others must have no weights."""
     children = dict(module.named_children())
     with_weights = {name for name, child in children.items() if any(True for _ in _weights(child))}
     if with_weights - beside not in wanted or any(True for _ in module.parameters(recurse=False)):
@@ -160,7 +160,7 @@ def _linear(*layers: Any) -> LinearWeights:
 
 
 def _halves(weights: LinearWeights) -> tuple[LinearWeights, LinearWeights]:
-    """Split one matrix, and its bias, into the first half of its outputs and the second: views."""
+    """Split a matrix and its bias into views of the first and the second half of its outputs."""
     pairs = [[x.detach().chunk(2) for x in part] for part in weights]
     first, second = (
         LinearWeights(*(tuple(pair[at] for pair in part) for part in pairs)) for at in (0, 1)
@@ -170,7 +170,7 @@ def _halves(weights: LinearWeights) -> tuple[LinearWeights, LinearWeights]:
 
 @torch.no_grad()
 def _norm(module: Any) -> NormWeights:
-    """Describe an RMSNorm by trying whether ours gives the same."""
+    """Identify an RMSNorm by comparing its result with known ones."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(eps, float):
@@ -186,7 +186,7 @@ def _norm(module: Any) -> NormWeights:
 
 @torch.no_grad()
 def _activation(module: Any) -> Activation:
-    """Name a nonlinearity by trying which of ours gives the same."""
+    """Identify an activation by comparing its result with known ones."""
     if not callable(module):
         raise NotTakenApart("its feed-forward part has no activation")
     x = _numbers(1, 400) * 3
@@ -203,7 +203,7 @@ def _numbers(*shape: int) -> Tensor:
 
 
 def _same(ours: Tensor, own: Tensor) -> bool:
-    """Compare to some roundings; what is another function is further apart."""
-    # The library's statistics are float32 in float64 models too.
+    """Return whether two results agree within a few roundings; other functions differ more."""
+    # Transformers computes statistics in float32 in float64 models too.
     eps = max(torch.finfo(own.dtype).eps, torch.finfo(torch.float32).eps)
     return torch.allclose(ours.double(), own.double(), rtol=4 * eps, atol=4 * eps)

@@ -1,4 +1,4 @@
-"""Decoder layers in few operators in place of the library's, where both were compared and agree."""
+"""Lean layers: decoder layers in few operators that replace transformers' layers after a comparison."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from .tree_pass import Attending, Observed, Pass, TreePass
 if TYPE_CHECKING:
     from .target import Target
 
-# How far a layer's addition to the residual stream may be from the library's, relatively: less than any other function
-# would be, more than roundings in another order are.
+# Largest relative difference of a layer's addition to the residual stream from transformers': above rounding in another
+# order, below the difference of any other function.
 TOLERANCE = {
     torch.float64: 1e-6,
     torch.float32: 1e-4,
@@ -39,43 +39,43 @@ TOLERANCE = {
     torch.bfloat16: 5e-2,
 }
 ROTATIONS: tuple[Rotation | None, ...] = ("half", "interleaved", None)
-# A prompt, then a tree of two branches.
+# The probe: prompt length in tokens, then parents of a tree with two branches.
 PROMPT, PARENTS = 6, (-1, 0, 0, 1)
 NOT_TRIED = "not tried since it was changed or copied"
 TOKENS = 4096
-"""Of all passes for which buffers are kept; those of one that has more are made for it alone."""
+"""Tokens of all passes together whose buffers are kept; a pass with more tokens gets temporary buffers."""
 
 
 class LeanLayers:
-    """The layers of one target that run in few operators."""
+    """The lean layers of one target."""
 
     def __init__(self, count: int, *, prepacked: bool = False, reason: str | None = None) -> None:
-        """Begin with the library's layers.
+        """Create the list with transformers' layers only.
 
         Args:
-            count: of the model.
-            prepacked: whether ours get copies of their weights.
-            reason: why all stay the library's; None if they are to be tried.
+            count: number of layers.
+            prepacked: whether lean layers get prepacked copies of their weights.
+            reason: why all layers stay transformers'; None if lean ones are to be tried.
         """
         self.layers: list[CpuDecoderLayer | None] = [None] * count
         self.reasons = [reason] * count
-        """Why a layer is the library's; None where it is not."""
+        """Per layer, why it runs as transformers' layer; None for a lean layer."""
         self.prepacks, self.takes_changes = prepacked, reason in (None, NOT_TRIED)
-        """Whether products are to be prepacked, and whether layers are tried anew when the model has changed."""
+        """Whether products are prepacked, and whether layers are tried again after the model has changed."""
         self._buffers: dict[tuple[Any, ...], Buffers] = {}
 
     @property
     def prepacked(self) -> bool:
-        """Whether layers that run here have copies of their weights."""
+        """Whether any lean layer has prepacked copies of its weights."""
         return any(layer is not None and layer.prepacked for layer in self.layers)
 
     def runs_prepacked(self, at: int) -> bool:
-        """Tell whether a layer runs here with copies of its weights."""
+        """Return whether a layer is lean and has prepacked copies of its weights."""
         layer = self.layers[at]
         return layer is not None and layer.prepacked > 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the layers out of copies, which make their own before the next text: weights are theirs."""
+        """Exclude the layers from copies; a copy creates its own from its weights before the next text."""
         return {
             "layers": [None] * len(self.layers),
             "reasons": [NOT_TRIED] * len(self.layers) if self.takes_changes else self.reasons,
@@ -86,15 +86,15 @@ class LeanLayers:
 
     @property
     def stale(self) -> bool:
-        """Whether layers are still to be tried: in a copy, and where the last try failed."""
+        """Whether layers must be tried again: in a copy, or after an interrupted try."""
         return self.reasons[0] == NOT_TRIED
 
     def runs(self, at: int) -> bool:
-        """Tell whether a layer runs here: some are the library's, and all are where gradients are recorded."""
+        """Return whether a layer runs lean; with gradients, all run as transformers' layers."""
         return self.layers[at] is not None and not torch.is_grad_enabled()
 
     def run(self, at: int, hidden: Tensor, now: Pass, angles: Any, kind: Any) -> Tensor:
-        """Run one layer on `[B N, E]`; `angles` are the model's cosines and sines, or None."""
+        """Run a layer on `[B N, E]`; `angles` are the model's cosines and sines, or None."""
         lean = self.layers[at]
         assert lean is not None
         layer = lean.layer
@@ -121,7 +121,7 @@ class LeanLayers:
                 > TOKENS
             ):
                 self._buffers.clear()
-            # Written in passes with and without inference mode.
+            # Plain tensors, as passes write them with and without inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 like = torch.empty(shape, dtype=hidden.dtype)
                 found = self._buffers[key] = Buffers(layer, like, rotary)
@@ -130,18 +130,18 @@ class LeanLayers:
 
 @torch.inference_mode()
 def lean_layers(target: Target, *, prepack: bool) -> None:
-    """Take a target's layers apart, compare each with the library's on the same inputs, and set `target.lean`.
+    """Create lean layers, compare each with transformers' layer on the same inputs, and set `target.lean`.
 
     Args:
-        target: on a CPU.
+        target: a target on a CPU.
         prepack: whether products get copies of their weights in oneDNN's layout.
     """
-    # The library's run meanwhile, and for good if this fails: the next text tries again.
+    # Until this succeeds, transformers' layers run; after a failure the next text tries again.
     target.lean = LeanLayers(len(target.parts.layers), prepacked=prepack, reason=NOT_TRIED)
     prepack = prepack and can_prepack(target.dtype)
     found = LeanLayers(len(target.parts.layers), prepacked=prepack)
     touched = [_touched(layer) for layer in target.parts.layers]
-    # Hooks are not to see tokens that nobody gave.
+    # Hooks must not see the probe's tokens.
     probe = _Probe(target, alone=any(touched))
     for at, reason in enumerate(touched):
         if reason is not None:
@@ -161,7 +161,7 @@ def lean_layers(target: Target, *, prepack: bool) -> None:
             try:
                 distance = probe.distance(at, found)
             except (IndexError, RuntimeError, TypeError, ValueError) as error:
-                if any(sign in str(error) for sign in SIGNS):  # of too little memory
+                if any(sign in str(error) for sign in SIGNS):  # out of memory
                     raise
                 found.layers[at] = None
                 found.reasons[at] = f"ours fails: {error}".splitlines()[0]
@@ -177,7 +177,7 @@ def lean_layers(target: Target, *, prepack: bool) -> None:
 
 
 def prepacked(weights: LinearWeights) -> Product:
-    """Prepack a product's weights, if this machine is faster with them."""
+    """Prepack a product's weights if that is faster on this machine."""
     parts = weights.weights
     shape = sum(len(part) for part in parts), parts[0].shape[1]
     faster = is_faster_prepacked(shape, parts[0].dtype)
@@ -193,11 +193,11 @@ def _touched(layer: nn.Module) -> str | None:
 
 
 class _Probe:
-    """Hidden states on their way through the library's layers, and what each layer makes of them."""
+    """Runs probe tokens through transformers' layers, and compares lean layers on the same hidden states."""
 
     def __init__(self, target: Target, *, alone: bool) -> None:
-        """Read two prompts and begin with trees behind them, or with nothing before the trees if they are `alone`."""
-        # Some layers do something else far behind the beginning, such as scaling queries by their positions.
+        """Read two prompts and open trees after them; with `alone`, open trees without prompts."""
+        # At position 0 and near the limit: some layers change with the position, such as by scaling queries.
         self.moves = (0, max(0, target.position_limit - PROMPT - len(PARENTS)))
         self.target, self.rows = target, Rows.first(2, target.device)
         generator = torch.Generator().manual_seed(2)
@@ -210,7 +210,7 @@ class _Probe:
         self.hidden = target.embed(ids[:, : len(PARENTS)])
 
     def run_library(self, at: int) -> Attending | None:
-        """Run a layer where the prompts end and far behind, and tell how it attended."""
+        """Run transformers' layer after the prompts and near the position limit; return how it attended."""
         self.own: list[tuple[Tensor, Tensor]] = []
         for move in self.moves[::-1]:
             seen = Observed(self._open(move))
@@ -220,13 +220,13 @@ class _Probe:
         return seen.asked
 
     def _open(self, move: int) -> TreePass:
-        """Open a pass over the trees, at positions that are moved on."""
+        """Open a pass over the trees, at positions shifted by `move`."""
         now: TreePass = self.cache.open(*self.tree, self.rows)
         now.positions = now.positions + move
         return now
 
     def distance(self, at: int, lean: LeanLayers) -> float:
-        """Run ours on the same, and tell how far what it adds, its keys and its values are from the library's."""
+        """Run the lean layer on the same input; return how far its addition, keys and values are from transformers'."""
         pairs = []
         for move, (own, kv) in zip(self.moves, self.own, strict=True):
             self._open(move)
@@ -235,5 +235,5 @@ class _Probe:
         return max(float((a - b).double().norm() / b.double().norm()) for a, b in pairs)
 
     def go_on(self) -> None:
-        """Hand what the library's layer gave to the next one."""
+        """Use the output of transformers' layer as the next layer's input."""
         self.hidden = self.own[0][0]

@@ -1,4 +1,4 @@
-"""How much memory a model needs, beforehand and when there was not enough."""
+"""Memory estimates, and errors that state them when memory runs out."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-# What torch's allocators say where they have no class of error for it.
+# Messages of torch's allocators that raise no error class of their own.
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 
 
 class Needs(NamedTuple):
-    """Bytes that decoding with a model takes."""
+    """Bytes that decoding with a model needs."""
 
     weights: int
     prepacked: int
-    """Copies of linear layers, if they are prepacked."""
+    """Copies of linear layers' weights, if prepacked."""
     cache: int
-    """Keys and values, per token and row."""
+    """Keys and values per token and row."""
 
     @classmethod
     def of(cls, model: nn.Module, dtype: torch.dtype, *, exact: bool = False) -> Needs:
-        """Count what a model needs in a dtype; one on the meta device will do."""
+        """Compute the needs of a model in a dtype; it may be on the meta device."""
         config: Any = model.config
         config = config.get_text_config()
         heads = config.num_attention_heads
@@ -44,14 +44,14 @@ class Needs(NamedTuple):
 
 @contextmanager
 def enough_memory(needed: Callable[[], str], advice: str) -> Iterator[None]:
-    """Turn every kind of running out of memory into one.
+    """Turn every kind of out-of-memory error into one `MemoryError` with advice.
 
     Args:
-        needed: says what for, in words; called if there was not enough.
-        advice: what to change.
+        needed: returns a description of the memory needed; called only after an error.
+        advice: what the user can change.
 
     Raises:
-        MemoryError: of one line.
+        MemoryError: with a message of one line.
     """
     try:
         yield
@@ -64,5 +64,5 @@ def enough_memory(needed: Callable[[], str], advice: str) -> Iterator[None]:
 
 
 def gigabytes(size: float) -> str:
-    """Write a number of bytes for people."""
+    """Format a number of bytes."""
     return f"{size / 1e9:.2f} GB"

@@ -1,7 +1,7 @@
-"""What a model was when it was last looked at, so that a change since then is noticed before the next text.
+"""Snapshots of a model, to detect changes before the next text.
 
-Some changes can be followed: other values of the weights, other adapters, another number of threads. The rest, such as
-training mode, another dtype or other modules, is refused by name.
+Changed weights, adapters and thread numbers are followed. Other changes, such as training mode, another dtype or other
+modules, raise an error that names them.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from torch.nn.modules import module as everywhere
 
 from specdec_kernels.dispatch import is_plain
 
-# Elements per tensor whose values are kept.
+# Values per tensor that a snapshot keeps.
 SAMPLES = 16
 
 
 class ModelState(NamedTuple):
-    """A model's modules and weights, in brief."""
+    """A snapshot of a model's modules and weights."""
 
     modules: list[nn.Module]
     kinds: list[tuple[object, ...]]
-    """Of each parameter dtype, device and shape."""
+    """Dtype, device and shape of each parameter."""
     weights: tuple[object, ...]
-    """Where they lie, how often they were written to, some of their values and of the buffers'."""
+    """Addresses, versions and some values of parameters, and some values of buffers."""
     around: tuple[object, ...]
     """Adapters, the number of threads, and modules with hooks or a `forward` of their own."""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelState:
-        """Look at a model; takes about a millisecond and one wait for the device."""
+        """Take a snapshot: about a millisecond, and one wait for the device."""
         modules = list(model.modules())
         parameters = [p for m in modules for p in m._parameters.values() if p is not None]
         buffers = [b for m in modules for b in m._buffers.values() if b is not None]
@@ -50,7 +50,7 @@ class ModelState(NamedTuple):
         )
 
     def check(self, now: ModelState, model: nn.Module) -> None:
-        """Raise ValueError, naming what it is, if something changed that cannot be followed."""
+        """Raise ValueError, naming the change, if something changed that cannot be followed."""
         if len(self.modules) != len(now.modules) or any(
             a is not b for a, b in zip(self.modules, now.modules, strict=True)
         ):
@@ -78,13 +78,11 @@ def check_mode(model: nn.Module) -> None:
         )
     device = next(model.parameters()).device.type
     if torch.is_autocast_enabled(device):
-        raise ValueError(
-            "autocast: expected it to be off, as a model's dtype is its own, got it on"
-        )
+        raise ValueError("autocast: expected off, as the model runs in its own dtype, got on")
 
 
 def check_placement(model: nn.Module) -> None:
-    """Raise ValueError unless all weights are in the memory of one device."""
+    """Raise ValueError unless all weights are in memory, on one device."""
     devices: dict[torch.device, str] = {}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         devices.setdefault(tensor.device, name)
@@ -101,12 +99,12 @@ def check_placement(model: nn.Module) -> None:
 
 
 def check_plain(name: str, layer: Any, known: bool) -> None:
-    """Raise ValueError unless drafters may read a layer's weights beside it: no adapter, nothing quantised.
+    """Raise ValueError unless drafters can use a layer's weights directly: no adapter, no quantisation.
 
     Args:
-        name: of the part.
-        layer: with a `weight`.
-        known: whether its class does nothing else with it.
+        name: the part's name, for the error.
+        layer: a layer with a `weight`.
+        known: whether its class only applies the weight.
     """
     weight = layer.weight
     if not known or not is_plain(weight):
@@ -117,28 +115,28 @@ def check_plain(name: str, layer: Any, known: bool) -> None:
 
 
 def is_touched(module: nn.Module) -> bool:
-    """Tell whether calling a module does more than its class says."""
+    """Return whether a module has hooks or a `forward` beyond its class."""
     of_all = (everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks)
     hooks = [
         h
         for found in (*of_all, module._forward_hooks, module._forward_pre_hooks)
         for h in found.values()
     ]
-    # Those of the library note what a caller asks for, and do nothing otherwise.
+    # Transformers' own hooks only record outputs.
     others = [hook for hook in hooks if not str(hook.__module__).startswith("transformers.")]
     return bool(others) or "forward" in vars(module)
 
 
 def _written(parameter: Tensor) -> tuple[int, int]:
-    """Tell where values lie and how often they were written to; inference tensors do not count."""
+    """Return a parameter's address and version; inference tensors have no version."""
     version = 0 if parameter.is_inference() else parameter._version
-    # What wraps other tensors lies nowhere itself.
+    # A tensor that wraps others has no address of its own.
     return (parameter.data_ptr() if is_plain(parameter) else id(parameter)), version
 
 
 @torch.no_grad()
 def _samples(tensors: Iterable[Tensor]) -> list[bytes]:
-    """Read some values of each tensor, evenly spaced."""
+    """Read `SAMPLES` evenly spaced values of each tensor."""
     parts: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         size = tensor.numel()
@@ -153,7 +151,7 @@ def _samples(tensors: Iterable[Tensor]) -> list[bytes]:
 
 
 def _adapter(layer: Any) -> tuple[object, ...]:
-    """Tell what an adapter of PEFT does: which are active, merged, switched off, how strong."""
+    """Return the state of a PEFT adapter: which are active, merged or disabled, and their scaling."""
     return (
         list(layer.active_adapters),
         list(layer.merged_adapters),

@@ -1,8 +1,8 @@
-"""Where a model keeps the parts of its decoder, found by structure and not by the model's name.
+"""Finds the parts of a decoder by structure, not by the model's name.
 
     tokens ─► embedding ─► (projection) + (learned positions) ─► layers ─► norm ─► (projection) ─► head
 
-A decoder with weights of any other part is refused: our loop would leave it out.
+A decoder with weights in any other part raises an error, as the target's loop would skip that part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from specdec_kernels.dispatch import Impl
 from .cpu_linear import PrepackedLinear
 from .model_state import check_plain
 
-# What the library's families call one and the same part.
+# Names of the same part in transformers' model families.
 POSITIONS = ("wpe", "embed_positions")  # GPT-2, OPT
 NORMS = (
     "norm",
@@ -31,38 +31,38 @@ NORMS = (
     "norm_f",
     "final_norm",
 )
-# How a layer may attend; layers without types are all alike.
+# Types of attention layers; None for models without layer types.
 LAYER_TYPES = (None, "full_attention", "sliding_attention")
 
 
 class Scaling(NamedTuple):
-    """What a model multiplies with beside its weights; None where it does not."""
+    """Scale factors of a model besides its weights; None for no scaling."""
 
     embeddings: float | None
-    """Factor that the embedding's own call applies (Gemma)."""
+    """Factor applied by the embedding module (Gemma)."""
     first_hidden: float | None
-    """Factor on what the embedding returns (Granite)."""
+    """Factor applied to the embedding module's output (Granite)."""
     logits: float | None
-    """Factor on the logits (Cohere)."""
+    """Factor applied to the logits (Cohere)."""
     logits_divisor: float | None
-    """The logits are divided by it (Granite)."""
+    """Divisor of the logits (Granite)."""
     softcap: float | None
     """Logits become `softcap * tanh(logits / softcap)` (Gemma 2)."""
 
     @property
     def of_rows(self) -> float | None:
-        """What rows of the embedding's weight are multiplied with, for those who pick them by index."""
+        """Factor for rows of the embedding's weight that are read by index."""
         return self.embeddings if self.first_hidden is None else self.first_hidden
 
     @property
     def logit_factor(self) -> float | None:
-        """Factor and divisor in one, which rounds another way than the model does."""
+        """Factor and divisor combined; rounds differently from the model."""
         if self.logits_divisor is None:
             return self.logits
         return (1 if self.logits is None else self.logits) / self.logits_divisor
 
     def finish(self, logits: Tensor) -> Tensor:
-        """Do to `[..., V]` products of the head what the model does, in its order of roundings."""
+        """Apply scaling and soft-cap to the head's products `[..., V]`, in the model's order."""
         if self.logits is not None:
             logits = logits * self.logits
         if self.logits_divisor is not None:
@@ -73,20 +73,20 @@ class Scaling(NamedTuple):
 
 
 class DecoderParts(NamedTuple):
-    """The parts of a decoder, in the order they run."""
+    """The parts of a decoder, in the order in which they run."""
 
     decoder: nn.Module
-    """The module that they are children of."""
+    """The module that contains them."""
     embed_tokens: nn.Module
     project_in: nn.Module | None
-    """From the width of embeddings to that of the layers (OPT)."""
+    """Projection from the embeddings' width to the layers' (OPT)."""
     positions: nn.Embedding | None
-    """Learned; None where layers see to positions."""
+    """Learned position embeddings; None if layers encode positions."""
     layers: nn.ModuleList
     layer_types: list[str | None]
-    """Of each layer, one of `LAYER_TYPES`."""
+    """Type of each layer, one of `LAYER_TYPES`."""
     rotary: nn.Module | None
-    """Makes the rotations that layers are given; None where they need none."""
+    """Computes the rotary embeddings that layers receive; None if they need none."""
     norm: nn.Module | None
     project_out: nn.Module | None
     head: nn.Module
@@ -94,22 +94,22 @@ class DecoderParts(NamedTuple):
 
     @property
     def position_table(self) -> Tensor | None:
-        """`[P, E]`, the learned embeddings of the P positions there are."""
+        """`[P, E]`, the learned embeddings of all P positions."""
         if self.positions is None:
             return None
-        # OPT's first two rows are for padding.
+        # OPT reserves the first two rows for padding.
         return self.positions.weight.detach()[getattr(self.positions, "offset", 0) :]
 
     def rotations(
         self, hidden: Tensor, positions: Tensor, kinds: Sequence[str | None], made: dict[Any, Any]
     ) -> dict[Any, Any]:
-        """Return cosines and sines at `[B, N]` int64 positions by kind of layer; what is `made` already stays, the rest is added.
+        """Return cosines and sines by layer type; adds missing ones to `made`.
 
         Args:
-            hidden: `[B, N, E]`, for its dtype and device.
-            positions: of the nodes.
-            kinds: of the layers; None where all have the same rotations.
-            made: by kind.
+            hidden: `[B, N, E]`, gives dtype and device.
+            positions: `[B, N]` int64, of the nodes.
+            kinds: layer types; None if all layers share one rotation.
+            made: results so far, by layer type.
         """
         rotary: Any = self.rotary
         for kind in set(kinds) - made.keys():
@@ -118,7 +118,7 @@ class DecoderParts(NamedTuple):
         return made
 
     def place(self, embedded: Tensor, positions: Tensor) -> Tensor:
-        """Turn embeddings `[B, N, E]` at positions `[B, N]` int64 into what the first layer reads."""
+        """Turn embeddings `[B, N, E]` at positions `[B, N]` int64 into the first layer's input."""
         hidden: Tensor = embedded if self.project_in is None else self.project_in(embedded)
         if (table := self.position_table) is not None:
             hidden = hidden + nn.functional.embedding(positions, table)
@@ -129,7 +129,7 @@ def find_parts(model: PreTrainedModel) -> DecoderParts:
     """Find the parts of a causal language model.
 
     Raises:
-        ValueError: if it is no such model, lacks a part or has one that is not known; names the model.
+        ValueError: naming the model, if it is not a causal language model, lacks a part or has an unknown one.
     """
     name = type(model).__name__
     if model.config.is_encoder_decoder:
@@ -209,9 +209,9 @@ def _learned_positions(name: str, module: Any) -> nn.Embedding | None:
 
 
 def position_limit(parts: DecoderParts) -> int:
-    """Count the positions within which a token's place means the same for every length of text.
+    """Return the number of positions within which a token's encoding does not depend on the length of the text.
 
-    Rotations of type `dynamic` change behind the last of `max_position_embeddings`, which ends text anyway.
+    Rotary embeddings of type `dynamic` change beyond `max_position_embeddings`, where text ends anyway.
     """
     config: Any = parts.decoder.config
     limit: int = config.max_position_embeddings
@@ -225,18 +225,18 @@ def position_limit(parts: DecoderParts) -> int:
 
 
 def draft_head(parts: DecoderParts, vocabulary: Tensor | None, impl: Impl) -> LMHeadTopK:
-    """Make a head for drafters out of the rows of the target's own.
+    """Create a drafter's head from rows of the target's head.
 
     Args:
-        parts: the target's.
-        vocabulary: `[Vd]` int64, ascending, the rows wanted; None for the whole head, which is then shared.
-        impl: what computes.
+        parts: the target's parts.
+        vocabulary: `[Vd]` int64, ascending, the rows to use; None for all, which shares the target's weights.
+        impl: implementation of the head.
 
     Returns:
-        The head; its ids are the target's.
+        The head; it returns ids of the target's vocabulary.
 
     Raises:
-        ValueError: if the target's own is no plain linear layer with plain weights.
+        ValueError: if the target's head is not a plain linear layer with plain weights.
     """
     linear: Any = parts.head
     check_plain("head", linear, type(linear) in (nn.Linear, PrepackedLinear))

@@ -1,4 +1,4 @@
-"""What goes into a pass of the target beside a tree, and what comes out of it."""
+"""Inputs of a target's pass besides the tree, and its outputs."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from .cache import TreeCache
 
 
 class Tap(NamedTuple):
-    """A reader of hidden states in the middle of the model, while prompts are read."""
+    """A callback that reads hidden states between two layers during prefill."""
 
     layers: int
-    """Layers that have run before it reads."""
+    """Number of layers that run before it."""
     read: Callable[[Tensor, TreeCache], None]
-    """Takes hidden states `[B, N, E]` and the cache, whose pass is open."""
+    """Called with hidden states `[B, N, E]` and the cache, whose pass is open."""
 
 
 class Listener(NamedTuple):
-    """A drafter's wish for hidden states of several layers, and for room behind the text."""
+    """A drafter's request for hidden states of several layers, and for cache slots after the text."""
 
     layers: tuple[int, ...]
-    """Layers, ascending from 1 on, whose inputs `[B, N, E]` it gets of every pass: of a tree by `Verified.inputs`."""
+    """Layers, ascending and at least 1, whose inputs `[B, N, E]` it receives; those of a tree as `Verified.inputs`."""
     read: Callable[[Mapping[int, Tensor], Tensor, TreeCache], None]
-    """Called while prompts are read: takes these inputs by layer, the tokens `[B, N]` that follow and the cache, whose pass
-    is open. What follows a prompt's last token is not known yet, and is any valid id."""
+    """Called during prefill with these inputs by layer, the next tokens `[B, N]`, and the cache, whose pass is open. The
+    token after a prompt's last one is not known yet: any valid id stands there."""
     nodes: int = 0
-    """Most nodes of its own that it keeps behind the text, with `drafter_kv`, while it drafts."""
+    """Most nodes of its own in `drafter_kv` after the text while it drafts."""
 
 
 class Shallow(NamedTuple):
-    """What a drafter that runs the target's own first layers leaves to verify: the others."""
+    """The work already done by a drafter that runs the target's first layers; `verify` runs the others."""
 
     layers: int
-    """Layers that have run; their keys and values lie behind the prefix."""
+    """Number of layers that have run; their keys and values lie after the prefix."""
     hidden: Tensor
     """`[B, >= N, E]`, their output at the nodes of a chain."""
 
 
 class SideNodes(NamedTuple):
-    """Tokens run beside a tree for what the target says after them; they never enter the cache.
+    """Nodes that run in the same pass as a tree for the target's logits after them; they never enter the cache.
 
-    Each sees the prefix, the root and earlier side nodes. No node of the tree sees them.
+    A side node sees the prefix, the root and the side nodes given by `sees`. No node of the tree sees side nodes.
     """
 
     tokens: Tensor
@@ -57,32 +57,32 @@ class SideNodes(NamedTuple):
     depth: Tensor
     """`[B, S]` int64; a side node sits at position `prefix + depth`."""
     sees: Tensor
-    """`[S, S]` bool, lower triangular: which side nodes each one sees, itself included; alike in all rows."""
+    """`[S, S]` bool, lower triangular: the side nodes that each one sees, itself included; equal in all rows."""
     wanted: int
-    """So many of the last ones get logits."""
+    """Number of last side nodes that get logits."""
 
 
 class Verified(NamedTuple):
-    """What one pass of the target says."""
+    """The outputs of one pass of the target."""
 
     logits: Tensor
     """`[B, N, V]`, or `[B, V]` after prefill."""
     hidden: Tensor
-    """`[B, N, E]`, or `[B, E]`: the input of the head, after the final norm."""
+    """`[B, N, E]`, or `[B, E]` after prefill: the input of the head, after the final norm."""
     side_logits: Tensor | None = None
-    """`[B, wanted, V]`, after the last side nodes, where there were any."""
+    """`[B, wanted, V]`, after the last side nodes; None without side nodes."""
     inputs: Mapping[int, Tensor] = MappingProxyType({})
-    """By layer, of those that a drafter listens to, the hidden states that enter it: in the library's words `hidden_states[layer]`.
-    `[B, N, E]`, or `[B, E]` after prefill."""
+    """The inputs of the layers that a drafter listens to, by layer (transformers' `hidden_states[layer]`): `[B, N, E]`, or
+    `[B, E]` after prefill."""
 
     def select(self, rows: Tensor) -> Verified:
-        """Return these rows of a prefill, `[any]` int64, in this order, some perhaps more than once."""
+        """Return rows of a prefill by index, `[any]` int64; rows may repeat."""
         inputs = {layer: hidden[rows] for layer, hidden in self.inputs.items()}
         return Verified(self.logits[rows], self.hidden[rows], inputs=inputs)
 
 
 class PassNodes(NamedTuple):
-    """All nodes of a pass: those of the tree, then the side nodes."""
+    """All nodes of a pass: the tree's, then the side nodes."""
 
     tokens: Tensor
     """`[B, N + S]` int64."""
@@ -93,7 +93,7 @@ class PassNodes(NamedTuple):
 
 
 def pass_nodes(tree: TokenTree, side: SideNodes | None) -> PassNodes:
-    """Put side nodes behind a tree of N nodes."""
+    """Append side nodes to a tree of N nodes."""
     if side is None:
         return PassNodes(tree.tokens, tree.depth, tree.ancestors)
     batch, nodes = tree.tokens.shape

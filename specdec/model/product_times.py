@@ -1,7 +1,7 @@
-"""Which products a machine computes faster with prepacked weights: measured once, and kept on disk.
+"""Decides which matrix products are faster with prepacked weights on this machine: measured once, and kept on disk.
 
-It depends on the processor, its instructions, how many threads share its memory, and torch. It is decided per shape of
-a weight, never per number of rows: a node's result must not depend on how many are verified beside it.
+The result depends on the processor, its instructions, the number of threads, and torch. It is decided per shape of a
+weight, never per number of rows, as a node's result must not depend on the number of nodes in the pass.
 """
 
 from __future__ import annotations
@@ -25,27 +25,26 @@ from ..host.whole_file import whole_file
 from ..sources.embedded_files import cache_folder
 
 Shape = tuple[int, int]
-# Of passes: a plain step, and trees.
+# Rows of the timed products: a plain step, and a tree.
 ROWS = (1, 8)
-# Smaller weights are prepacked unasked: what is gained or lost with them is little.
+# Weights below this many bytes are prepacked without measuring; the difference is small.
 MIN_BYTES = 1 << 19
-# So many different weights take turns that no near cache holds them; of larger ones so many rows stand for all.
+# Bytes of different weights that are timed in turn, so that no near cache holds them; of larger weights, a part of the rows.
 TURNS_BYTES = 24 << 20
 REPEATS = 3
-# Copies are made unless the weights as they are take clearly less time: a busy machine measures badly.
+# Weights are prepacked unless plain ones take less than this share of the time: times on a busy machine are noisy.
 CLEARLY = 0.9
 
 
 def is_faster_prepacked(shape: Shape, dtype: torch.dtype) -> bool:
-    """Tell whether to make a copy of a `[out, in]` weight in oneDNN's layout.
+    """Return whether to copy a weight of shape `[out, in]` into oneDNN's layout.
 
     Args:
         shape: of the weight.
         dtype: of the weight.
 
     Returns:
-        False where passes of 1 and 8 rows, one each, take clearly less time without, and where torch has no such
-        operators.
+        False if products of 1 and 8 rows together take clearly less time without the copy, or torch lacks the operators.
     """
     return can_prepack(dtype) and _is_faster(shape, dtype, torch.get_num_threads())
 
@@ -58,7 +57,7 @@ def _is_faster(shape: Shape, dtype: torch.dtype, threads: int) -> bool:
     known = read_times(file)
     if name not in known:
         known[name] = measure(shape, dtype)
-        with suppress(OSError):  # measured anew next time
+        with suppress(OSError):  # then the next run measures again
             file.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(file) as scratch:
                 scratch.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
@@ -67,7 +66,7 @@ def _is_faster(shape: Shape, dtype: torch.dtype, threads: int) -> bool:
 
 
 def times_file(dtype: torch.dtype) -> Path:
-    """Name the file of a machine, its threads, torch and a dtype."""
+    """Return the path of the times for this machine, its threads, torch and a dtype."""
     parts = (
         processor(),
         torch.backends.cpu.get_cpu_capability(),
@@ -80,7 +79,7 @@ def times_file(dtype: torch.dtype) -> Path:
 
 
 def read_times(file: Path) -> dict[str, list[float]]:
-    """Read milliseconds, plain and prepacked, per shape; what is damaged counts as unknown."""
+    """Read milliseconds, plain and prepacked, per shape; damaged entries count as unknown."""
     try:
         found = read_json(file)
     except (OSError, ValueError):
@@ -94,10 +93,10 @@ def read_times(file: Path) -> dict[str, list[float]]:
 
 @torch.inference_mode()
 def measure(shape: Shape, dtype: torch.dtype) -> list[float]:
-    """Time a shape: least milliseconds of products with plain and with prepacked weights, summed over `ROWS`."""
+    """Time a shape: least milliseconds with plain and with prepacked weights, summed over `ROWS`."""
     size = shape[1] * dtype.itemsize
     rows = min(shape[0], max(1, TURNS_BYTES // size))
-    generator = torch.Generator().manual_seed(0)  # one of its own: a caller's goes on as it was
+    generator = torch.Generator().manual_seed(0)  # does not change the caller's generator
 
     def numbers(count: int) -> Tensor:
         return torch.rand(count, shape[1], generator=generator).to(dtype)

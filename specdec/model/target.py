@@ -1,7 +1,7 @@
-"""The target: a Hugging Face causal language model that verifies a whole tree in one pass.
+"""`Target`: a Hugging Face causal language model that verifies a whole tree in one pass.
 
-The model's own layers run in our loop, with our cache and one registered attention function. Nothing of the model is
-copied or patched; between our passes it is the same model as before.
+The model's own layers run with a `TreeCache` and a registered attention function. The model is not copied or patched;
+between passes it behaves as before.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ PREFILL_CHUNK = 256
 
 
 class Target:
-    """A causal language model seen as embedding, layers, head, and a cache that trees fit into."""
+    """A causal language model as embedding, layers and head, with a KV cache for trees."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any = None, *, exact: bool = False
     ) -> None:
         """Wrap a model in evaluation mode.
 
-        `load_target` is the way in: it also runs the certificate that this view of the model is right.
+        Use `load_target` instead: it also compares the target with the model's own forward.
 
         Args:
-            model: a decoder whose parts `find_parts` knows, and a head.
-            tokenizer: the model's, where there is one.
-            exact: keep keys and values in float64 and never run fewer than two rows, so that in bf16 a node's
-                result does not depend on what is verified beside it.
+            model: a decoder whose parts `find_parts` finds, with a head.
+            tokenizer: the model's tokenizer, or None.
+            exact: keep keys and values in float64 and run at least two rows, so that in bf16 a node's result does
+                not depend on the other nodes of the pass.
 
         Raises:
-            ValueError: if the model lacks a part or has one that is not known, is in training mode, offloaded or
-                spread over devices, or `exact` is asked of a device without float64.
+            ValueError: if the model lacks a part or has an unknown one, is in training mode, offloaded or on several
+                devices, or `exact` is set on a device without float64.
         """
         check_placement(model)
         parts = find_parts(model)
@@ -58,27 +58,27 @@ class Target:
             raise ValueError("exact: expected a device with float64, got mps")
         self.model, self.parts, self.tokenizer = model, parts, tokenizer
         self.state = ModelState.of(model)
-        """The model as it was looked at last."""
+        """The last snapshot of the model."""
         self.changes = 0
-        """How often its weights, adapters or threads have changed since; keys of another count are stale."""
+        """Number of changes of weights, adapters or threads so far; a cache of an earlier number is stale."""
         self.config: Any = parts.decoder.config
         self.exact = exact
         self.lean: LeanLayers | None = None
-        """Layers that run in few operators, from `lean_layers`; None where all are the library's."""
+        """Lean layers, from `lean_layers`; None if all layers run as transformers'."""
         self.drafters: dict[str, Any] = {}
-        """Loaded by name, for those who ask again."""
+        """Drafters loaded by name, kept for later calls."""
         self.costs: dict[int, Any] = {}
         """Cost tables by the number of threads."""
         self.device, self.dtype = model.device, model.dtype
         self.layer_types = parts.layer_types
         self.position_limit = position_limit(parts)
         self.impl: Impl = "reference" if self.dtype == torch.float64 else "auto"
-        """What computes beside the model; float64 has no kernel."""
+        """Implementation of ops outside the model; float64 has no kernel."""
         self.embed_scale = parts.scaling.of_rows
-        """What rows of `embedding` are multiplied with."""
+        """Factor for rows of `embedding`."""
         options = inspect.signature(parts.layers[0].forward).parameters
         names = (*CACHE_NAMES, "layer_past")
-        # Layers that are wrapped may hide their options.
+        # Wrapped layers may hide their options.
         self._cache_option = next((name for name in names if name in options), CACHE_NAME)
         rotary: Any = parts.rotary
         self._rotary_by_type = (
@@ -87,12 +87,12 @@ class Target:
 
     @property
     def embedding(self) -> Tensor:
-        """`[V, E]`; with `embed_scale` what `embed` looks up, for those who pick rows by index."""
+        """The embedding's weight `[V, E]`; its rows times `embed_scale` are what `embed` returns."""
         weight: Tensor = self.parts.embed_tokens.weight  # type: ignore[assignment]
         return weight
 
     def prepare(self) -> int:
-        """Prepack the linear layers of a CPU model that the library runs; the plain loop and every drafter gain alike.
+        """Prepack the linear layers of a CPU model that run as transformers' layers.
 
         Returns:
             The number of layers prepacked.
@@ -106,12 +106,12 @@ class Target:
     def new_cache(
         self, *, rows: int, capacity: int, tree_capacity: int, texts: int | None = None
     ) -> TreeCache:
-        """Make an empty cache for this model; arguments as in `TreeCache`."""
+        """Create an empty cache for this model; arguments as in `TreeCache`."""
         return TreeCache(
             layers=len(self.parts.layers),
             rows=rows,
             capacity=capacity,
-            # An exact pass has two rows at least, the second one perhaps padding.
+            # An exact pass has at least two rows; the second may be padding.
             tree_capacity=max(tree_capacity, 2),
             dtype=torch.float64 if self.exact else self.dtype,
             device=self.device,
@@ -119,7 +119,7 @@ class Target:
         )
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embed `[...]` int64 tokens, `[..., E]`; what depends on their place, `run_layers` adds."""
+        """Embed int64 tokens `[...]`; returns `[..., E]` without position embeddings, which `run_layers` adds."""
         hidden: Tensor = self.parts.embed_tokens(tokens)
         factor = self.parts.scaling.first_hidden
         return hidden if factor is None else hidden * factor
@@ -135,21 +135,21 @@ class Target:
     ) -> Tensor:
         """Run layers `first` to `end - 1` on the nodes of the cache's current pass.
 
-        A shallow part and a deep part of one pass share the cache and compute every layer once.
+        The shallow and the deep part of one pass share the cache, so every layer runs once.
 
         Args:
             hidden: `[B, N, E]`, the embedding or the output of layer `first - 1`.
             cache: with an open pass.
             first: index of the first layer.
             end: index after the last one; None for all.
-            lean: what runs in place of the library's layers; None for the target's own.
+            lean: lean layers to use; None for the target's.
 
         Returns:
             `[B, N, E]`, before the final norm.
         """
         now: Pass | None = cache.current
         assert now is not None
-        if self.model.training:  # a text that was begun before
+        if self.model.training:  # set after the text was started
             check_mode(self.model)
         lean = lean or self.lean
         layers, types = self.parts.layers[first:end], self.layer_types[first:end]
@@ -184,7 +184,7 @@ class Target:
                             f"layers: expected each to return its hidden states alone, got a {type(hidden).__name__}"
                         )
         finally:
-            now.cache = None  # they would hold each other in memory
+            now.cache = None  # breaks a reference cycle
         if missed := set(range(first, first + len(layers))) - now.windows.keys():
             raise RuntimeError(
                 f"pass: expected every layer to attend through specdec, got another attention in layer {min(missed)}; "
@@ -195,7 +195,7 @@ class Target:
     def run_all(
         self, hidden: Tensor, cache: TreeCache, layers: Sequence[int] = (), first: int = 0
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run all layers from `first` on as `run_layers` does, and return beside the output what enters some, by layer."""
+        """Run all layers from `first` on, as `run_layers`; also return the inputs of the given layers, by layer."""
         inputs = {}
         for layer in layers:
             inputs[layer] = hidden = self.run_layers(hidden, cache, first, layer)
@@ -211,18 +211,18 @@ class Target:
         return Verified(logits[:1] if single else logits, hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the head to normed `[..., E]`, with the model's own scaling of logits."""
+        """Apply the head to normed `[..., E]`, with the model's scaling and soft-cap."""
         with full_precision_sums(self.device):
             logits: Tensor = self.parts.head(hidden)
         return self.parts.scaling.finish(logits)
 
     def draft_head(self, vocabulary: Tensor | None) -> LMHeadTopK:
-        """Make a head for drafters, as `parts.draft_head` does."""
+        """Create a drafter's head, as `parts.draft_head`."""
         return draft_head(self.parts, vocabulary, self.impl)
 
     @property
     def prepacked(self) -> bool:
-        """Whether linear layers were prepacked, so that drafters prepack theirs as well."""
+        """Whether linear layers are prepacked; then drafters prepack theirs too."""
         if self.lean is not None and self.lean.prepacked:
             return True
         return any(isinstance(module, PrepackedLinear) for module in self.model.modules())
@@ -230,24 +230,24 @@ class Target:
     def extend(
         self, tokens: Tensor, cache: TreeCache, rows: Rows, *, layers: int, behind: int
     ) -> Tensor:
-        """Run the first layers on one more node of a chain; its keys and values are kept for `verify`.
+        """Run the first layers on the next node of a chain; keys and values are kept for `verify`.
 
         Args:
             tokens: `[B]` int64.
             cache: holds the prefixes.
-            rows: the B cache rows that the chains belong to.
-            layers: how many layers.
+            rows: the B cache rows of the chains.
+            layers: number of layers to run.
             behind: nodes of the chain before this one; 0 for the root.
 
         Returns:
-            Hidden states `[B, 1, E]`, of a single exact row `[1, 2, E]` with those of its copy behind; the pass stays
-            open for a layer of the drafter's own.
+            Hidden states `[B, 1, E]`; with `exact` and one row `[1, 2, E]`, the node and its copy. The pass stays open
+            for a layer of the drafter's own.
         """
-        # Never one row: its copy is written over by the next node.
+        # Two rows: the node and a copy, which the next node overwrites.
         alone = self.exact and len(tokens) == 1
         chain = TokenTree.chain(tokens[:, None].expand(-1, 2 if alone else 1))
         now = cache.open(chain.ancestors, chain.depth, rows, behind=behind)
-        # A row at its end runs on as padding beside longer drafts: past the limit it would change everyone's rotations.
+        # A finished row runs on as padding; positions past the limit would change all rows' rotations.
         now.positions = now.positions.clamp(max=self.position_limit - 1)
         return self.run_layers(self.embed(chain.tokens), cache, 0, layers)
 
@@ -260,22 +260,22 @@ class Target:
         side: SideNodes | None = None,
         layers: Sequence[int] = (),
     ) -> Verified:
-        """Run the whole tree in one pass; its keys and values lie behind the prefix afterwards.
+        """Run a whole tree in one pass; its keys and values lie after the prefix until the next pass.
 
         Args:
             tree: B trees of N nodes.
             cache: holds the prefixes.
-            rows: the B cache rows that the trees belong to.
-            shallow: where the trees are chains that the first layers have already seen.
-            side: nodes run beside the trees, and forgotten.
-            layers: whose inputs are wanted, ascending.
+            rows: the B cache rows of the trees.
+            shallow: set if the trees are chains that the first layers have run on already.
+            side: side nodes of the same pass.
+            layers: layers whose inputs are returned, ascending.
 
         Returns:
-            Logits `[B, N, V]` and hidden states `[B, N, E]` after each node, what side nodes asked for, and the inputs of layers.
+            Logits `[B, N, V]` and hidden states `[B, N, E]` after each node, side nodes' logits, and inputs of layers.
         """
         nodes = tree.tokens.shape[1]
         alone = self.exact and side is None and nodes == len(tree.tokens) == 1
-        if alone:  # never one row: beside its own copy, which nothing reads
+        if alone:  # two rows: the node and a copy, which nothing reads
             tree = TokenTree.chain(tree.tokens.expand(1, 2))
         all_nodes = pass_nodes(tree, side)
         cache.open(all_nodes.ancestors, all_nodes.depth, rows)
@@ -305,15 +305,15 @@ class Target:
         rows: Rows | None = None,
         listener: Listener | None = None,
     ) -> Verified:
-        """Read prompts into the cache behind what it holds, a fixed number of columns at a time.
+        """Read prompts into the cache after its prefixes, in chunks of a fixed number of columns.
 
         Args:
-            ids: `[B, L]` int64, without left padding; what lies beyond a row's length is any valid id.
-            lengths: per row how many of them to read, at least 1 and at most L.
-            cache: whose B rows hold equally many tokens.
-            tap: reads along.
-            rows: that the prompts are read into; None for the first ones.
-            listener: reads along too, what enters several layers.
+            ids: `[B, L]` int64, without left padding; any valid ids beyond a row's length.
+            lengths: per row, the number of tokens to read, 1 to L.
+            cache: its B rows have prefixes of equal length.
+            tap: called with hidden states between two layers.
+            rows: rows to read the prompts into; None for the first ones.
+            listener: called with the inputs of several layers.
 
         Returns:
             Logits `[B, V]` and hidden states `[B, E]` at the last token of each row, and the inputs of a listener's layers.
@@ -323,9 +323,9 @@ class Target:
         start = cache.host_lengths[rows.host[0]]
         assert {cache.host_lengths[row] for row in rows.host} == {start}, "rows of one length"
         if self.exact and batch == 1 and total % PREFILL_CHUNK == 1:
-            ids = torch.cat([ids, ids[:, -1:]], 1)  # never a chunk of one row
+            ids = torch.cat([ids, ids[:, -1:]], 1)  # a chunk has at least two columns
         final = torch.tensor(lengths, device=self.device)[:, None] - 1  # [B, 1]
-        last: dict[int, Tensor] = {}  # what enters layers, and what leaves the last one
+        last: dict[int, Tensor] = {}  # inputs of layers, and the last layer's output
         end, wanted = len(self.layer_types), () if listener is None else listener.layers
         for begin in range(0, ids.shape[1], PREFILL_CHUNK):
             chunk = TokenTree.chain(ids[:, begin : begin + PREFILL_CHUNK])
@@ -337,7 +337,7 @@ class Target:
                 tap.read(hidden, cache)
             hidden, inputs = self.run_all(hidden, cache, wanted, done)
             if listener is not None:
-                # Behind the last column there is no token.
+                # After the last column there is no token: any id stands there.
                 following = ids.roll(-1, 1)[:, begin : begin + PREFILL_CHUNK]
                 listener.read(inputs, following, cache)
             at = final - begin

@@ -1,4 +1,4 @@
-"""One forward pass over trees behind cached prefixes: where its tokens lie, and what they see."""
+"""Forward passes over trees after cached prefixes: cache slots, positions and attention masks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from specdec_kernels.dispatch import Impl, chooses_kernel
 
 
 class Shared(NamedTuple):
-    """Prompts that several rows begin with, each in the cache once; as `tree_attention` takes them."""
+    """Prompts shared by several rows and cached once, in the form that `tree_attention` takes."""
 
     rows: Tensor | None
-    """`[rows]` int64, the cache row that holds a row's prompt."""
+    """`[rows]` int64, the cache row that holds each row's prompt."""
     lens: Tensor | None
-    """`[rows]` int64, cached tokens of it."""
+    """`[rows]` int64, cached tokens of that prompt."""
 
 
 class Pass(Protocol):
-    """What the layers of one forward pass share: where its tokens are, and how they attend."""
+    """One forward pass, as its layers see it: positions and attention."""
 
     positions: Tensor
     """`[B, N]` int64."""
     windows: dict[int, int | None]
-    """Per layer that has attended so far its sliding window; None is none."""
+    """Sliding window of each layer that has attended so far; None for full attention."""
     angles: dict[Any, Any]
-    """Rotations of the pass, in whatever form layers want them; made once."""
+    """Rotary embeddings of the pass, computed once per form that layers need."""
     cache: Any = None
-    """The cache that layers write into, while they run."""
+    """The cache that layers write into; set while they run."""
 
     def attend(
         self,
@@ -44,15 +44,15 @@ class Pass(Protocol):
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attend over what is cached and the pass itself.
+        """Attend over the cached prefixes and the pass itself.
 
         Args:
             query: `[B, N, H, D]`.
-            key: what the cache's `update` returned for the layer.
-            value: likewise, perhaps of another size D.
-            scale: of the scores.
-            softcap: scores go through `softcap * tanh(score / softcap)`, or None.
-            window: sliding window in positions, or None.
+            key: the layer's keys, as the cache's `update` returned them.
+            value: the layer's values, perhaps with another D.
+            scale: factor of the scores.
+            softcap: scores become `softcap * tanh(score / softcap)`; None for no soft-cap.
+            window: sliding window in positions; None for full attention.
 
         Returns:
             `[B, N, H, D]`.
@@ -60,7 +60,7 @@ class Pass(Protocol):
         ...
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write `[B, N, G, D]` keys and values behind those of a layer, and return all that it has."""
+        """Write keys and values `[B, N, G, D]` of a layer after its cached ones, and return all of them."""
         both: tuple[Tensor, Tensor] = self.cache.update(k.transpose(1, 2), v.transpose(1, 2), layer)
         return both
 
@@ -74,14 +74,14 @@ class Pass(Protocol):
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attend with `[B, G, N H / G, D]` queries, the heads of a group folded into rows; returns the same shape."""
+        """Attend with queries `[B, G, N H / G, D]`, in which a group's heads are folded into rows; returns that shape."""
         query = rearrange(rows, "b g (n h) d -> b n (g h) d", n=self.positions.shape[1])
         out = self.attend(query, keys, values, scale=scale, softcap=softcap, window=window)
         return rearrange(out, "b n (g h) d -> b g (n h) d", g=rows.shape[1])
 
 
 class Attending(NamedTuple):
-    """What a layer asks the attention interface for."""
+    """A layer's arguments at the attention interface."""
 
     heads: int
     kv_heads: int
@@ -92,15 +92,15 @@ class Attending(NamedTuple):
 
 
 class Observed:
-    """A pass that notes what a layer asks of it."""
+    """Wraps a pass and records a layer's attention arguments."""
 
     def __init__(self, inner: Pass) -> None:
-        """Watch a pass."""
+        """Wrap a pass."""
         self._inner = inner
         self.asked: Attending | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Be the pass in everything else."""
+        """Delegate everything else to the pass."""
         return getattr(self._inner, name)
 
     def attend(
@@ -113,16 +113,16 @@ class Observed:
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Note, and attend."""
+        """Record the arguments, and attend."""
         heads, size = query.shape[2:]
         self.asked = Attending(heads, key.shape[1], size, scale, softcap, window)
         return self._inner.attend(query, key, value, scale=scale, softcap=softcap, window=window)
 
 
 class TreePass(Pass):
-    """Where the tokens of one forward pass lie in the cache, and what they see.
+    """A pass over trees in a `TreeCache`.
 
-    All layers of a pass share it, so a mask is written once per pass and kind of layer.
+    All layers of a pass share it, so each mask is computed once per pass and window.
     """
 
     def __init__(
@@ -137,26 +137,26 @@ class TreePass(Pass):
         shared: Shared | None,
         impl: Impl,
     ) -> None:
-        """Describe a pass.
+        """Create a pass.
 
         Args:
             ancestors: `[B, N, ceil(N / 64)]` int64 bit sets.
             depth: `[B, N]` int64.
             prefix_lens: `[B]` int64, committed tokens per row.
-            longest_prefix: the largest of them, known to the host.
-            same_prefix: whether all rows have the longest prefix.
+            longest_prefix: the largest of them, as a number on the host.
+            same_prefix: whether all rows have that prefix length.
             cache_rows: `[B]` int64, None for all rows of the cache in order.
-            shared: where the B rows' prefixes begin, if not in rows of their own.
-            impl: what attends, as in `tree_attention`.
+            shared: prompts that rows share, if their prefixes begin in other rows.
+            impl: implementation of attention, as in `tree_attention`.
         """
         self.impl: Impl = impl
-        # Written out once: a chain's are expanded views, which every layer's kernel would have to copy.
+        # Made contiguous once: a chain's are expanded views, which every layer's kernel would copy.
         self.ancestors, self.depth = ancestors.contiguous(), depth.contiguous()
         self.prefix_lens, self.cache_rows = prefix_lens, cache_rows
         self.shared = shared or Shared(None, None)
         self.positions = prefix_lens[:, None] + depth  # [B, N]
         self.columns = longest_prefix + depth.shape[1]
-        # Rows in order with one prefix length are written as a slice, others slot by slot.
+        # Rows in order with equal prefix lengths are written as a slice, others slot by slot.
         self.start = longest_prefix if same_prefix and cache_rows is None else None
         if self.start is None:
             batch, nodes = depth.shape
@@ -168,7 +168,7 @@ class TreePass(Pass):
         self._slots: _Slots | None = None
 
     def mask(self, *, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Return `tree_mask` of this pass as `[B, 1, N * group, columns]`, written at the first call for a window."""
+        """Return `tree_mask` of this pass as `[B, 1, N * group, columns]`, computed at the first call per window."""
         if (window, group) not in self._masks:
             self._masks[window, group] = tree_mask(
                 self.prefix_lens,
@@ -191,12 +191,12 @@ class TreePass(Pass):
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attend over `[rows, G, columns, D]` keys and values: the prefixes, and the trees behind them."""
+        """Attend over keys and values `[rows, G, columns, D]`: the prefixes, then the trees."""
         mask = None
         if chooses_kernel(self.impl, query):
             query = query.to(
                 key.dtype
-            )  # a rotation may have widened it; the reference widens keys instead
+            )  # a rotation may have widened the query's dtype; the reference widens the keys instead
         else:
             group = query.shape[2] // key.shape[1]
             mask = self.mask(group=group, window=window, dtype=key.dtype)[:, 0]
@@ -218,12 +218,12 @@ class TreePass(Pass):
         )
 
     def _sees_all(self, window: int | None) -> bool:
-        """Tell whether each row has one node that sees all slots there are."""
+        """Return whether each row has a single node that sees all of its slots."""
         one = self.start is not None and self.positions.shape[1] == 1
         return one and (window is None or window >= self.columns)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write into slots; where rows are in order and alike, by views that are made once for all layers."""
+        """Write into slots; if rows are in order with equal prefixes, through views made once for all layers."""
         if self.start is None:
             return super().append(layer, k, v)
         if self._slots is None:
@@ -246,7 +246,7 @@ class TreePass(Pass):
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attend right away where each row's own slots are all that it sees, and no kernel does it."""
+        """Attend without a mask if each row sees exactly its own slots and no kernel runs."""
         how: Any = {"scale": scale, "softcap": softcap}
         apart = self.cache_rows is not None or self.shared.rows is not None
         if apart or chooses_kernel(self.impl, rows):
@@ -261,7 +261,7 @@ class TreePass(Pass):
 
 
 class _Slots(NamedTuple):
-    """Per layer of the model views of its slots."""
+    """Views of the slots of each layer."""
 
     new_keys: tuple[Tensor, ...]
     """Each `[B, N, G, D]`."""

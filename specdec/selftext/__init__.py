@@ -1,1 +1,1 @@
-"""Self-text: what a target writes when it asks itself, and where it is kept."""
+"""Self-text: training conversations that the target model generates, and their store."""

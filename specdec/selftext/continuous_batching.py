@@ -1,8 +1,8 @@
-"""Continuous batching: a row that ends takes up the next text at once, so no row waits for the longest.
+"""Continuous batching: a row that ends starts the next text at once, so no row waits for the longest.
 
-Who wants text is a generator, a *script*: it yields requests and is sent what was written. One step reads what
-each row has to read, the token that was written last or several that were given, in one pass without padding. A text that begins
-like the one before it in its row, as conversations do, is read from where it is new.
+Texts are requested by generators, called *scripts*: a script yields requests and is sent the results. One step runs one
+pass without padding, in which each row reads its newest token, or several given tokens. If a text begins like the
+previous one of its row, as conversations do, only its new part is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..sampling import most_likely
 from .loops import LoopWatch
 from .row_cache import ZONE, RowCache, RowsPass
 
-# Given tokens that a row reads per step, beside the rows that write.
+# Most given tokens that a row reads per step, while other rows generate.
 READ_AT_ONCE = 16
 TOP_K = 50
 
@@ -31,55 +31,55 @@ Result = TypeVar("Result")
 
 
 class Request(NamedTuple):
-    """A text to go on with."""
+    """A text to continue."""
 
     ids: list[int]
-    """What is there, at least one token."""
+    """Token ids, at least one."""
     tokens: int
-    """Most new ones, at least 1."""
+    """Most new tokens, at least 1."""
     temperature: float
-    """0 takes the best token, otherwise one of the 50 best is drawn."""
+    """0 for greedy; above 0, one of the 50 best tokens is sampled."""
     stream: int
-    """Of the noise, 0 to 2**32 - 1."""
+    """Stream of the noise, 0 to 2**32 - 1."""
 
 
 class Written(NamedTuple):
-    """What a request got."""
+    """The result of a request."""
 
     ids: list[int]
-    """New tokens; the last one may end the text."""
+    """New tokens; the last one may be an end token."""
     cut: int
-    """How many more there were, left out because they went in circles."""
+    """Number of further tokens that were cut off as a repetition."""
 
 
 Script = Generator[Request, Written, Result]
 
 
 class _Row:
-    """A script, and the text of its request."""
+    """A script and its current text."""
 
     def __init__(self, script: Script[Any]) -> None:
         self.script = script
         self.request = Request([], 0, 0.0, 0)
         self.text: list[int] = []
         self.held: list[int] = []
-        """The tokens whose keys and values are cached."""
+        """The cached tokens."""
         self.watch = LoopWatch()
 
     def take(self, request: Request) -> None:
-        """Go on with a request."""
+        """Start a request."""
         assert request.ids
         self.request, self.text, self.watch = request, list(request.ids), LoopWatch()
         self.hold(self.held)
 
     def hold(self, held: list[int]) -> None:
-        """Keep what is cached as far as the text begins with it; the last token is always read, for what follows."""
+        """Keep the cached tokens that the text begins with; its last token is always read for its logits."""
         most = min(len(held), len(self.text) - 1)
         same = next((i for i in range(most) if held[i] != self.text[i]), most)
         self.held = held[:same]
 
     def add(self, token: int, end_tokens: frozenset[int]) -> Written | None:
-        """Take a new token; return what was written if it is the last."""
+        """Add a new token; return the result if it is the last one."""
         self.text.append(token)
         begin, new = len(self.request.ids), len(self.text) - len(self.request.ids)
         looped = self.watch.add(token)
@@ -90,7 +90,7 @@ class _Row:
 
 
 class ContinuousBatch:
-    """Rows of one cache that write for one script each, sorted by length but for what zones leave open."""
+    """Rows of one cache, each running one script; rows are sorted by length up to zones."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ class ContinuousBatch:
         seed: int,
         end_tokens: frozenset[int],
     ) -> None:
-        """Prepare.
+        """Create an empty batch.
 
         Args:
-            target: writes.
-            rows: texts written at once.
-            capacity: most tokens of a text.
-            seed: of the noise, 0 to 2**64 - 1.
-            end_tokens: tokens after which a request is done.
+            target: the target.
+            rows: texts generated at the same time.
+            capacity: most tokens per text.
+            seed: seed of the noise, 0 to 2**64 - 1.
+            end_tokens: tokens that end a request.
         """
         self.target, self.capacity, self.seed, self.end_tokens = target, capacity, seed, end_tokens
         self.cache = RowCache(
@@ -120,13 +120,13 @@ class ContinuousBatch:
         )
         self.size = rows
         self.rows: list[_Row] = []
-        """Row by row of the cache, as far as they are in use."""
+        """The cache's rows in use, in order."""
 
     def run(self, scripts: Iterator[Script[Result]]) -> Iterator[Result]:
-        """Hand every script a row, in order, and give out what each returns, as they end.
+        """Run scripts, started in order, and yield each one's result when it ends.
 
         Raises:
-            MemoryError: if there is not enough of it.
+            MemoryError: if memory runs out.
         """
         follow_changes(self.target)
         while len(self.rows) < self.size and (row := (yield from self._next(scripts))):
@@ -140,7 +140,7 @@ class ContinuousBatch:
                     self._replace(row, (yield from self._next(scripts)))
 
     def _next(self, scripts: Iterator[Script[Result]]) -> Generator[Result, None, _Row | None]:
-        """Return a row for the next script that asks for something; give out what others return."""
+        """Return a row for the next script that makes a request; yield the results of scripts that make none."""
         for script in scripts:
             try:
                 row = _Row(script)
@@ -151,7 +151,7 @@ class ContinuousBatch:
         return None
 
     def _replace(self, row: _Row, new: _Row | None) -> None:
-        """Put a row, which is a short one, into the last zone, or none; the others move up."""
+        """Replace a row by a new, short one in the last zone, or by none; the other rows move up."""
         hole = self.rows.index(row)
         for begin in range((hole // ZONE + 1) * ZONE, len(self.rows), ZONE):
             zone = range(begin, min(begin + ZONE, len(self.rows)))
@@ -172,7 +172,7 @@ class ContinuousBatch:
             self.rows[to] = self.rows[source]
 
     def _step(self) -> list[tuple[_Row, Written]]:
-        """Go on in every row; return what requests have got that are done."""
+        """Run one step of every row; return the results of finished requests."""
         with enough_memory(self._needed, "write fewer texts at once"), torch.inference_mode():
             return self._written()
 
@@ -194,7 +194,7 @@ class ContinuousBatch:
         return done
 
     def _read(self) -> Tensor:
-        """Read the next tokens of every row; return the last layer's output at each row's last, `[B, E]`."""
+        """Read the next tokens of every row; return the last layer's output at each row's last token, `[B, E]`."""
         target, lengths = self.target, [len(row.held) for row in self.rows]
         new = [row.text[len(row.held) :][:READ_AT_ONCE] for row in self.rows]
         counts = [len(tokens) for tokens in new]
@@ -206,7 +206,7 @@ class ContinuousBatch:
         return hidden[[end - 1 for end in accumulate(counts)], 0]
 
     def _pick(self, rows: list[_Row], hidden: Tensor) -> list[int]:
-        """Pick a token for each of `[B, E]`."""
+        """Pick a token for each row of hidden states `[B, E]`."""
         logits = self.target.head(hidden).logits
         picked = most_likely(logits)
         drawn = [at for at, row in enumerate(rows) if row.request.temperature]

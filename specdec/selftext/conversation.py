@@ -1,4 +1,4 @@
-"""Conversations to learn from, of whatever file they are in."""
+"""Reads training conversations from stores and JSONL files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .store import Store, StoredConversations, is_store
 if TYPE_CHECKING:
     from ..model.target import Target
 
-# What files of earlier versions say of an answer, and its temperature.
+# Modes in files of earlier versions, and their temperatures.
 MODES = {"greedy": 0.0, "sampled": 0.8}
 
 
 def read_conversations(path: Path, tokenizer: Any = None) -> Sequence[Conversation]:
-    """Read a store, or a JSONL file, gzipped or not: lines of `prompt_ids` and `answer_ids`, or of a `text` of any origin.
+    """Read a store, or a JSONL file (gzipped or not) whose lines have `prompt_ids` and `answer_ids`, or a `text`.
 
-    A text needs a tokenizer. Its first token is its prompt: nothing is expected before that. A store stays on the disk,
-    and its conversations are unpacked when they are asked for.
+    A text needs a tokenizer; its first token becomes the prompt. A store stays on disk, and its conversations are unpacked
+    when accessed.
 
     Raises:
-        ValueError: if the file cannot be read or a line is something else.
+        ValueError: if the file cannot be read or a line has another form.
     """
     if is_store(path):
         return StoredConversations(Store.read(path))
@@ -33,7 +33,7 @@ def read_conversations(path: Path, tokenizer: Any = None) -> Sequence[Conversati
 
 
 def read_records(path: Path, tokenizer: Any = None) -> Iterator[Record]:
-    """Read what `read_conversations` reads, with all that is known of each."""
+    """Read the same files as `read_conversations`, as full records."""
     if is_store(path):
         yield from (record for _, record in Store.read(path).records())
         return
@@ -60,7 +60,7 @@ def _conversation(fields: dict[str, Any], tokenizer: Any) -> Conversation | None
     answer: object
     if tokenizer is not None and is_text(text := fields.get("text")):
         ids = text_ids(tokenizer, str(text))
-        prompt, answer = ids[:1], ids[1:]  # nothing is expected before the first token
+        prompt, answer = ids[:1], ids[1:]  # the first token has no prediction
     else:
         prompt, answer = fields.get("prompt_ids"), fields.get("answer_ids")
     if not isinstance(prompt, list) or not isinstance(answer, list):
@@ -71,14 +71,14 @@ def _conversation(fields: dict[str, Any], tokenizer: Any) -> Conversation | None
 
 
 class Joined(Sequence[Conversation]):
-    """The conversations of several files as one; they stay where they are."""
+    """The conversations of several files as one sequence, without copying."""
 
     def __init__(self, files: Sequence[Sequence[Conversation]]) -> None:
-        """Take them in order."""
+        """Join files in order."""
         self.places = [(file, at) for file in files for at in range(len(file))]
 
     def __len__(self) -> int:
-        """Count all."""
+        """Return the number of all conversations."""
         return len(self.places)
 
     @overload
@@ -86,7 +86,7 @@ class Joined(Sequence[Conversation]):
     @overload
     def __getitem__(self, at: slice) -> Joined: ...
     def __getitem__(self, at: int | slice) -> Conversation | Joined:
-        """Read one, or take a part without reading it."""
+        """Read one conversation, or return a slice without reading it."""
         if isinstance(at, slice):
             part = Joined([])
             part.places = self.places[at]
@@ -115,7 +115,7 @@ def read_turns(path: Path) -> list[str]:
     """Read user turns from a JSONL file whose lines have `text`, `prompt` or, as in Spec-Bench, a list `turns`.
 
     Raises:
-        ValueError: if the file cannot be read, a line has none of them, or nothing is there.
+        ValueError: if the file cannot be read, a line has none of them, or there is no turn.
     """
     turns = []
     for number, line, fields in read_json_lines(path, "prompts"):

@@ -1,29 +1,29 @@
-"""Conversations whose answers say again what others have said: found by MinHash."""
+"""Finds conversations whose answers nearly repeat earlier ones, with MinHash."""
 
 from __future__ import annotations
 
 from rensa import RMinHash, RMinHashDeduplicator
 
-# Answers are alike that share this much of their shingles of five tokens; as in RefinedWeb, of 0.8, a little stricter.
+# Share of common five-token shingles from which answers count as duplicates; RefinedWeb uses 0.8.
 SIMILARITY = 0.7
 SHINGLE = 5
-# A short answer is alike to many, and right each time.
+# Least tokens of a checked answer: short answers repeat legitimately.
 MIN_TOKENS = 32
 PERMUTATIONS = 128
 
 
 class Duplicates:
-    """Remembers answers, and knows one that is nearly the same."""
+    """The answers so far, with detection of near-duplicates."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Create an empty set."""
         self._seen = RMinHashDeduplicator(
             threshold=SIMILARITY, num_perm=PERMUTATIONS, use_lsh=True, seed=0
         )
         self._count = 0
 
     def add(self, answers: list[list[int]]) -> bool:
-        """Take the answers of a conversation; tell whether they are new."""
+        """Add a conversation's answers; return whether they are new."""
         if sum(map(len, answers)) < MIN_TOKENS:
             return True
         sketch = RMinHash(num_perm=PERMUTATIONS, seed=0)

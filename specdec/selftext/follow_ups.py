@@ -1,10 +1,10 @@
-"""First words of what users ask later, and of what they ask for before: the passages that their requests are about."""
+"""Openers of later user turns, and of requests for the passages that a conversation is about."""
 
 from __future__ import annotations
 
 from .openers import Opener, read_openers
 
-# What passages are asked for with.
+# Openers of requests for a passage.
 PASSAGES = read_openers("""
     Write a news report about
     Write a short article about
@@ -22,7 +22,7 @@ PASSAGES = read_openers("""
     Describe the city of
 """)
 
-# What users say after an answer.
+# Openers of user turns after an answer.
 FOLLOW_UPS = (
     [Opener("")] * 3
     + read_openers("""

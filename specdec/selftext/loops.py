@@ -1,28 +1,28 @@
-"""Text that goes in circles: found while it is written, and cut behind the second time around."""
+"""Detects repeating text during generation; it is cut after the second repetition."""
 
 from __future__ import annotations
 
-# As many tokens in a row have to repeat what stands one period before, and two periods of them: three times the same.
+# Least tokens in a row that equal those one period before; at least two periods of them, so the text occurs three times.
 MIN_REPEATED = 24
 GRAM = 4
 
 
 class LoopWatch:
-    """Watches a text grow; constant time per token, for periods of any length."""
+    """Detects repetition in a growing text, in constant time per token, for periods of any length."""
 
     def __init__(self) -> None:
-        """Begin without text."""
+        """Create a detector without text."""
         self.ids: list[int] = []
         self.period, self.repeated = 0, 0
         self._ends: dict[tuple[int, ...], int] = {}  # of the grams so far, the latest of each
 
     @property
     def kept(self) -> int:
-        """Tokens up to the end of the second period."""
+        """Number of tokens up to the end of the second period."""
         return len(self.ids) - self.repeated + self.period
 
     def add(self, token: int) -> bool:
-        """Take the next token; tell whether the text goes in circles now."""
+        """Add the next token; return whether the text repeats itself now."""
         self.ids.append(token)
         at = len(self.ids) - 1
         if self.period and token == self.ids[at - self.period]:
@@ -39,6 +39,6 @@ class LoopWatch:
 
 
 def loop_end(ids: list[int]) -> int:
-    """Count the tokens to keep of a finished text: all of them if it does not go in circles."""
+    """Return the number of tokens to keep of a finished text: all of them if it does not repeat itself."""
     watch = LoopWatch()
     return next((watch.kept for token in ids if watch.add(token)), len(ids))

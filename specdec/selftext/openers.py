@@ -1,6 +1,6 @@
-"""First words of what users ask; the target goes on from them, so that its text covers what people want.
+"""Openers: first words of user turns, from which the target generates the rest; they cover many kinds of requests.
 
-A passage is a text that the target wrote before, on another request; it stands where a task says `{passage}`.
+`{passage}` in an opener is replaced by a text that the target generated on another request.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ SHORT, LONG = 64, 320
 
 
 class Opener(NamedTuple):
-    """How a user turn begins."""
+    """The beginning of a user turn."""
 
     text: str
     tokens: int = SHORT
-    """Most tokens that the target adds; 0 for a turn that is whole."""
+    """Most tokens that the target adds; 0 for a complete turn."""
 
 
 class Category(NamedTuple):
-    """What one kind of user wants."""
+    """A kind of request."""
 
     share: int
-    """Of all conversations, relative to the other categories."""
+    """Share of all conversations, relative to other categories."""
     openers: list[Opener]
 
 
 def read_openers(text: str, tokens: int = SHORT) -> list[Opener]:
-    """Read one opener per line; `|` stands for a line feed, as the ends of lines do not count."""
+    """Read one opener per line; `|` stands for a line feed."""
     lines = (line.strip() for line in text.strip().splitlines())
     return [Opener(line.replace("|", "\n"), tokens) for line in lines]
 

@@ -1,11 +1,10 @@
-"""Keys and values of many rows of unlike lengths, laid out so that attention reads little else.
+"""`RowCache`: keys and values of many rows of different lengths, in a blocked layout.
 
     [layer, key or value, block of 128 columns, row, head, column, D]
 
-A block of neighbouring rows is contiguous, so one batched product reads it at the speed of memory: on a CPU several
-times faster than attention over one strided slice. Rows sorted by length form zones that are about equally long; each
-zone attends over the blocks that its longest row needs. Scores are rounded to the cache's dtype, as in the library's
-own eager attention.
+A block of neighbouring rows is contiguous, so one batched product reads it at memory speed, on a CPU several times faster
+than attention over a strided slice. Rows sorted by length form zones of similar length; each zone attends over the blocks
+that its longest row needs. Scores are rounded to the cache's dtype, as in transformers' eager attention.
 """
 
 from __future__ import annotations
@@ -21,40 +20,40 @@ from torch import Tensor
 from ..model.cache import AttendingCache
 from ..model.tree_pass import Pass
 
-# Columns of a block: products of 64 take longer per column, 256 read more that nobody needs.
+# Columns of a block: blocks of 64 take longer per column, blocks of 256 read more unused columns.
 BLOCK = 128
 # Rows of a zone.
 ZONE = 32
 
 
 class Zone(NamedTuple):
-    """Neighbouring rows that attend together, each with equally many new tokens."""
+    """Neighbouring rows that attend together, with equal numbers of new tokens."""
 
     rows: slice
     tokens: Tensor
-    """`[rows * n]` int64, theirs among those of the pass."""
+    """`[rows * n]` int64, indices of their tokens in the pass."""
     blocks: int
-    """Most blocks of a row."""
+    """Most blocks of any row."""
 
 
 class RowsPass(Pass):
-    """One pass over T new tokens, any number for each row, behind what the row holds."""
+    """One pass over T new tokens, any number per row, after the rows' cached tokens."""
 
     def __init__(self, cache: RowCache, lengths: Sequence[int], counts: Sequence[int]) -> None:
-        """Describe the pass.
+        """Create a pass.
 
         Args:
-            cache: of the rows, the first of which take part.
-            lengths: per row its cached tokens.
-            counts: per row its new ones, at least 1; they come row by row.
+            cache: the rows' cache; its first rows take part.
+            lengths: number of cached tokens per row.
+            counts: number of new tokens per row, at least 1; tokens are ordered by row.
         """
         device, self.cached_rows = cache.device, cache.rows
         places = [(row, held + at) for row, held in enumerate(lengths) for at in range(counts[row])]
         rows, columns = torch.tensor(places, device=device).T  # [T]
         self.positions = columns[:, None]
         self.write_index = columns // BLOCK, rows, columns % BLOCK
-        # The last token of each row, which is often the only one; then what else some rows have, row by row, so that
-        # others need not be as wide.
+        # First the last token of each row, often its only one; then the other tokens of some rows, row by row, so that
+        # rows with one token are not padded.
         ends = list(accumulate(counts))
         blocks = [-(-(held + new) // BLOCK) for held, new in zip(lengths, counts, strict=True)]
         last = torch.tensor(ends, device=device) - 1
@@ -80,7 +79,7 @@ class RowsPass(Pass):
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attend zone by zone: `[T, 1, H, D]` queries over `[blocks * rows, G, 128, D]` keys and values."""
+        """Attend zone by zone: queries `[T, 1, H, D]` over keys and values `[blocks * rows, G, 128, D]`."""
         key, value = (x.unflatten(0, (-1, self.cached_rows)) for x in (key, value))
         q = query[:, 0].to(key.dtype) * scale  # [T, H, D]
         out = q.new_empty(*q.shape[:-1], value.shape[-1])
@@ -121,19 +120,19 @@ class RowsPass(Pass):
 
 
 class RowCache(AttendingCache):
-    """A cache for the rows of continuous batching; handed to the model's layers as theirs."""
+    """The KV cache of continuous batching, passed to the model's layers."""
 
     def __init__(
         self, *, layers: int, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Reserve columns; memory is taken at the first pass, which shows the shape of a head.
+        """Create a cache; memory is allocated at the first pass, which shows the heads' shape.
 
         Args:
             layers: number of attention layers.
-            rows: texts held.
-            capacity: most tokens of a text.
-            dtype: of keys and values.
-            device: where they live.
+            rows: texts held at the same time.
+            capacity: most tokens per text.
+            dtype: dtype of keys and values.
+            device: device of keys and values.
         """
         super().__init__()
         self.layers_of_model, self.rows, self.blocks = layers, rows, -(-capacity // BLOCK)
@@ -144,15 +143,15 @@ class RowCache(AttendingCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write `[T, G, 1, D]` keys and values of the current pass; called by the model's layers.
+        """Write keys and values `[T, G, 1, D]` of the current pass; called by the model's layers.
 
         Returns:
-            The layer's keys and values `[blocks * rows, G, 128, D]`: layers may take heads apart.
+            The layer's keys and values `[blocks * rows, G, 128, D]`, with the head axis that layers may use.
         """
         _, heads, _, size = key_states.shape
         if self.kv is None:
             shape = [self.layers_of_model, 2, self.blocks, self.rows, heads, BLOCK, size]
-            # Zeros: what was never written is multiplied with shares of zero.
+            # Zeros, as unwritten slots are multiplied with probabilities of zero.
             self.kv = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.check_heads(key_states, value_states, heads=self.kv.shape[4], size=self.kv.shape[6])
         blocks, rows, columns = self.current.write_index

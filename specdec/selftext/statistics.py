@@ -1,4 +1,4 @@
-"""What is in a file of conversations, in figures."""
+"""Statistics of a file of conversations."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import numpy as np
 from .loops import loop_end
 from .record import KEPT, Record
 
-# Distinct n-grams grow fewer the more text there is: files are compared by their first answers.
+# The share of distinct n-grams falls with the amount of text, so files are compared by their first answer tokens.
 SAMPLE_TOKENS = 200_000
 LONGEST_GRAM = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of some conversations. Shares are of 1."""
+    """Statistics of conversations; shares are from 0 to 1."""
 
     conversations: int
     dropped: dict[str, int]
     """Conversations that are not kept, by reason."""
     tokens: int
-    """All, prompts and templates included."""
+    """All tokens, prompts and templates included."""
     answer_tokens: int
     answers: int
     answer_median: int
-    """Tokens of an answer; half of them have fewer."""
+    """Median tokens per answer."""
     answer_90th: int
     greedy: float
-    """Share of answer tokens that are the best of the target's; of those whose temperature is known."""
+    """Share of greedy answer tokens, of those whose temperature is known."""
     cut: float
-    """Share of written answer tokens that were left out because they went in circles."""
+    """Share of generated answer tokens that were cut off as repetition."""
     circles: float
-    """Share of answer tokens that go in circles behind the second time around."""
+    """Share of answer tokens that still repeat, after the second repetition."""
     distinct: dict[int, float]
-    """Distinct n-grams to all n-grams of the first 200,000 answer tokens, by n."""
+    """Distinct n-grams divided by all n-grams of the first 200,000 answer tokens, by n."""
     categories: dict[str, float]
-    """Shares of answer tokens."""
+    """Share of answer tokens, by category."""
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Statistics:
-        """Count."""
+        """Compute the statistics of records."""
         dropped: Counter[str] = Counter()
         categories: Counter[str] = Counter()
         temperatures: Counter[bool | None] = Counter()
@@ -84,17 +84,17 @@ class Statistics:
         )
 
     def lines(self) -> dict[str, str]:
-        """Write each figure as people read it."""
+        """Format each figure, by its label."""
         lines = {
             "conversations": f"{self.conversations:,}",
             "tokens": f"{self.tokens:,}",
             "answer tokens": f"{self.answer_tokens:,}",
             "answers": f"{self.answers:,}",
-            "tokens of an answer, median": f"{self.answer_median}",
-            "tokens of an answer, 90th percentile": f"{self.answer_90th}",
+            "tokens per answer, median": f"{self.answer_median}",
+            "tokens per answer, 90th percentile": f"{self.answer_90th}",
             "greedy": f"{self.greedy:.0%}",
-            "cut: went in circles": f"{self.cut:.1%}",
-            "left that goes in circles": f"{self.circles:.1%}",
+            "repetition cut off": f"{self.cut:.1%}",
+            "repetition left": f"{self.circles:.1%}",
         }
         lines |= {f"dropped: {reason}": f"{n:,}" for reason, n in sorted(self.dropped.items())}
         lines |= {f"distinct {n}-grams": f"{share:.1%}" for n, share in self.distinct.items()}

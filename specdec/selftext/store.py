@@ -1,11 +1,10 @@
-"""A compact store of conversations: one SQLite file, about one byte per token.
+"""`Store`: a compact store of conversations in one SQLite file, about one byte per token.
 
-SQLite gives what a long job needs: a change is there whole or not at all, whatever is killed, and one writer at a time.
-A conversation is kept the moment it ends. When enough are there, their ids become one block, compressed with LZMA,
-which readers unpack when they come to it.
+SQLite makes changes atomic, also if the process is killed, and allows one writer at a time. A conversation is stored when
+it ends. When enough have ended, their ids are compressed into one block with LZMA, which readers unpack on access.
 
-    model:    facts of the target that wrote it all
-    run:      what was asked for: seed and settings; and what wrote it: versions and device
+    model:    facts of the target that generated the text
+    run:      request (seed and settings) and origin (versions and device)
     pending:  conversations since the last block
     block:    conversations packed: their records (JSON, deflated) and their ids (LZMA)
 """
@@ -32,9 +31,9 @@ from ..host.reasons import reason
 from .record import Conversation, Record
 
 MAGIC = b"SQLite format 3\x00"
-APPLICATION = 0x73706463  # "spdc", so that other SQLite files are told apart
+APPLICATION = 0x73706463  # "spdc", distinguishes it from other SQLite files
 VERSION = 1
-# Of 16 to 262 thousand tokens, larger blocks are a few percent smaller and take longer to unpack.
+# Tokens per block. From 16 to 262 thousand tokens, larger blocks compress a few percent better and unpack slower.
 BLOCK_TOKENS = 65536
 UNPACKED_BLOCKS = 16
 SCHEMA = """
@@ -48,46 +47,46 @@ Ids = npt.NDArray[np.uint32] | npt.NDArray[np.uint16]
 
 
 class Run(NamedTuple):
-    """One call of a writer, or another file that was merged."""
+    """One run of a writer, or one merged file."""
 
     id: int
     asked: dict[str, Any]
-    """Seed and settings: what the text depends on, beside the model and the machine."""
+    """Seed and settings, on which the text depends besides the model and the machine."""
     made_with: dict[str, Any]
     """Versions and device."""
 
 
 class Store:
-    """An open store: made by `read` or `write`."""
+    """An open store; created by `read` or `write`."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        """Take a connection to a file that holds a store; raise ValueError if it is another one."""
+        """Create a store from a connection; raise ValueError if the file is not a store."""
         self.path, self.connection = path, connection
         with _naming(path):
             found = [connection.execute(f"PRAGMA {x}").fetchone()[0] for x in PRAGMAS]
             if found != list(PRAGMAS.values()):
                 raise ValueError(
-                    f"store: expected one of specdec's, got another SQLite file in {path}"
+                    f"store: expected a store of specdec data, got another SQLite file in {path}"
                 )
             (facts,) = connection.execute("SELECT facts FROM model").fetchone()
             self.facts: dict[str, Any] = json.loads(facts)
-            """Of the target, as in `TargetFacts`."""
+            """Facts of the target, as in `TargetFacts`."""
             wide = self.facts["vocab_size"] > 1 << 16
         self.dtype = np.dtype("<u4" if wide else "<u2")
-        bits = 2 if wide else 1  # of a place that say which byte of an id it is
+        bits = 2 if wide else 1  # low bits of a position that select a byte of an id
         self.filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 2, "lp": bits, "pb": bits}]
         self.unpacked: dict[int, Ids] = {}
-        """Of the blocks that were read last, the ids."""
+        """The ids of the blocks read last."""
 
     @classmethod
     def read(cls, path: Path) -> Store:
-        """Open a store to read it. Nobody can write into it as long as this one lives.
+        """Open a store for reading; it cannot be written while it is open.
 
         Raises:
-            ValueError: if the file is something else or damaged, or somebody writes into it.
+            ValueError: if the file is not a store or damaged, or a writer has it open.
         """
         real = Path(os.path.realpath(path))
-        # What a killed writer left half done is undone at the first reading, which has to write.
+        # SQLite undoes a killed writer's incomplete change at the first read, which needs write access.
         left = real.with_name(f"{real.name}-journal").exists()
         uri = f"{real.as_uri()}?mode={'rw' if left else 'ro'}"
         with _naming(path):
@@ -98,24 +97,24 @@ class Store:
             except BaseException:
                 connection.close()
                 raise
-        weakref.finalize(store, connection.close)  # left to itself, it would close later
+        weakref.finalize(store, connection.close)  # closes it as soon as the store is unused
         return store
 
     @classmethod
     @contextmanager
     def write(cls, path: Path, facts: dict[str, Any]) -> Iterator[Store]:
-        """Open a store to write into it, as the only one; a new one if there is no file.
+        """Open a store as its only writer; creates it if there is no file.
 
         Args:
-            path: of the file.
-            facts: of the target, as a dictionary of `TargetFacts`.
+            path: the file.
+            facts: the target's `TargetFacts` as a dictionary.
 
         Raises:
-            OSError: naming the file, when it cannot be written; what was complete stays.
-            ValueError: if the file is something else or another target's, or somebody else writes into it.
+            OSError: naming the file, if it cannot be written; complete changes stay.
+            ValueError: if the file is not a store or another target's, or another process has it open.
         """
         if path.exists() and path.stat().st_size and not is_store(path):
-            raise ValueError(f"store: expected a file that specdec data began, got {path}")
+            raise ValueError(f"store: expected a store of specdec data, got {path}")
         with _naming(path):
             opened = sqlite3.connect(os.path.realpath(path), timeout=0, isolation_level=None)
         with closing(opened) as connection:
@@ -124,29 +123,29 @@ class Store:
             store = cls(path, connection)
             if store.facts != facts:
                 raise ValueError(
-                    f"store: expected one of text by {_listed(facts)}, got one by {_listed(store.facts)} in {path}"
+                    f"store: expected text of {_listed(facts)}, got text of {_listed(store.facts)} in {path}"
                 )
             yield store
 
     @property
     def runs(self) -> list[Run]:
-        """List what has been written into it."""
+        """Return all runs of the store."""
         with _naming(self.path):
             rows = self.connection.execute("SELECT id, asked, made_with FROM run ORDER BY id")
             return [Run(id, json.loads(asked), json.loads(made)) for id, asked, made in rows]
 
     def begin(self, asked: dict[str, Any], made_with: dict[str, Any]) -> Run:
-        """Begin a run, or go on with the one that was asked for in the same way.
+        """Start a run, or continue the run with the same request.
 
         Raises:
-            ValueError: if another run has its seed.
+            ValueError: if a run with other settings has the same seed.
         """
         for run in self.runs:
             if run.asked == asked:
                 return run
             if "seed" in asked and run.asked.get("seed") == asked["seed"]:
                 raise ValueError(
-                    f"seed: expected one that is new to {self.path}, or the settings {run.asked} that it was used with, "
+                    f"seed: expected one that is new to {self.path}, or its settings {run.asked}, "
                     f"got {asked}"
                 )
         with self._change():
@@ -158,7 +157,7 @@ class Store:
         return Run(inserted.lastrowid, asked, made_with)
 
     def add(self, run: Run, records: Sequence[Record]) -> None:
-        """Keep what has ended: it is on the disk when this returns."""
+        """Store finished conversations; they are on disk when this returns."""
         rows = [
             (json.dumps([run.id, *record.facts()]), np.array(record.ids, self.dtype).tobytes())
             for record in records
@@ -170,7 +169,7 @@ class Store:
                 self._pack()
 
     def finish(self) -> None:
-        """Pack what is pending, and give back what the file does not need."""
+        """Pack pending conversations, and shrink the file."""
         with self._change():
             packed = self._pack()
         if packed:
@@ -178,7 +177,7 @@ class Store:
                 self.connection.execute("VACUUM")
 
     def records(self) -> Iterator[tuple[int, Record]]:
-        """Give out every conversation with the id of its run, those that were dropped without tokens."""
+        """Yield every conversation with the id of its run; dropped ones have no tokens."""
         for block, records in self.blocks():
             at, ids = 0, self.ids_of_block(block)
             for run, record in records:
@@ -188,7 +187,7 @@ class Store:
                 yield run, record
 
     def blocks(self) -> Iterator[tuple[int, list[tuple[int, Record]]]]:
-        """Give out the runs and records of every block, without ids."""
+        """Yield the runs and records of every block, without ids."""
         with _naming(self.path):
             packed = self.connection.execute("SELECT id, records FROM block ORDER BY id").fetchall()
             rows = self.connection.execute("SELECT record FROM pending ORDER BY id").fetchall()
@@ -230,7 +229,7 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        """Make a change whole or not at all."""
+        """Run a `with` block as one transaction."""
         with _naming(self.path):
             self.connection.execute("BEGIN IMMEDIATE")
             try:
@@ -247,7 +246,7 @@ PRAGMAS = {"application_id": APPLICATION, "user_version": VERSION}
 
 
 def _prepare(connection: sqlite3.Connection, facts: dict[str, Any]) -> None:
-    """Keep others out, and fill a new file with what every store has."""
+    """Lock the file, and create the tables of a new store."""
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")
     if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
@@ -260,22 +259,22 @@ def _prepare(connection: sqlite3.Connection, facts: dict[str, Any]) -> None:
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether a file begins like a store."""
+    """Return whether a file has the header of a store."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
-        return False  # whoever reads it as something else says why not
+        return False  # the reader of another format reports the reason
 
 
 class StoredConversations(Sequence[Conversation]):
-    """What a store holds, in order; unpacked where it is read, a few blocks at a time."""
+    """A store's conversations in order, unpacked on access, a few blocks at a time."""
 
     def __init__(self, store: Store) -> None:
-        """Read where everything lies."""
+        """Read the positions of all conversations."""
         self.store = store
         self.places: list[tuple[int, int, int, int]] = []
-        """Per conversation its block, and in there its first token, that of its last answer, and its end."""
+        """Per conversation: block, and in it the first token, the first token of the last answer, and the end."""
         for block, records in store.blocks():
             end = 0
             for _, record in records:
@@ -284,11 +283,11 @@ class StoredConversations(Sequence[Conversation]):
                     self.places.append((block, begin, end - record.spans[-1], end))
 
     def __len__(self) -> int:
-        """Count conversations."""
+        """Return the number of conversations."""
         return len(self.places)
 
     def __getitem__(self, at: Any) -> Any:
-        """Unpack one."""
+        """Return one conversation, or a slice of them."""
         block, begin, answer, end = self.places[operator.index(at)]
         ids = self.store.ids_of_block(block)
         return Conversation(ids[begin:answer].tolist(), ids[answer:end].tolist())
@@ -304,13 +303,13 @@ def _listed(facts: dict[str, Any]) -> str:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say in our words what is wrong with a file, or with where it lies."""
+    """Turn SQLite's errors into errors that name the file."""
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the general one of its kind
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise ValueError(f"store: expected one that nobody else uses, got {path}") from error
+            raise ValueError(f"store: expected one not in use, got {path}") from error
         if code in OS_ERRORS:
             raise OSError(OS_ERRORS[code], os.strerror(OS_ERRORS[code]), str(path)) from error
         raise _damaged(path, error) from error
@@ -321,7 +320,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"store: expected a whole one, got {path} ({reason(error)})")
+    return ValueError(f"store: expected an undamaged file, got {path} ({reason(error)})")
 
 
 OS_ERRORS = {

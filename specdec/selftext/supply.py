@@ -1,4 +1,4 @@
-"""From a writer or other files into a store: what is kept, and what is not."""
+"""Fills a store from a writer or other files, and drops unsuitable conversations."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from .store import Run, Store, is_store
 from .template import Template
 from .writer import SelfWriter
 
-# Of a conversation's answers, before any of them has ended.
+# Assumed answer tokens per conversation, before any has ended.
 EXPECTED_TOKENS = 200
 MERGED_AT_ONCE = 64
-# Conversations in a row of which nothing is kept: a target that can write nothing else.
+# Dropped conversations in a row after which an error is raised, as the target generates nothing useful.
 MAX_DROPPED = 1000
 
 
 class Sieve:
-    """Decides what a store takes."""
+    """Decides which conversations a store takes."""
 
     def __init__(self, store: Store, exclude: Overlap) -> None:
-        """Remember what the store holds; some ten thousand conversations a second."""
+        """Index the store's answers, at about ten thousand conversations per second."""
         self.exclude = exclude
         self.duplicates = Duplicates()
         for _, record in store.records():
             self.duplicates.add(record.answers)
 
     def judge(self, record: Record) -> Record:
-        """Drop what a record holds, saying why, if it should not be kept."""
+        """Drop a record's tokens, with the reason, if it should not be kept."""
         if not record.ids:
             return record.drop(EMPTY)
         if any(text in self.exclude for text in record.texts):
@@ -57,21 +57,21 @@ def write_self_text(
     turns: list[str] | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> int:
-    """Add conversations to a store until this run has enough answer tokens; a second call goes on where it ended.
+    """Add conversations to a store until this run has enough answer tokens; a second call continues.
 
     Args:
-        writer: makes the conversations.
-        store: takes them, each as it ends.
-        sieve: made for this store.
-        tokens: answer tokens wanted of this run.
-        turns: user turns to answer, each once; None lets the target write its own.
-        progress: told this run's answer tokens.
+        writer: generates the conversations.
+        store: stores each one when it ends.
+        sieve: a sieve for this store.
+        tokens: answer tokens of this run.
+        turns: user turns to answer, each once; None lets the target generate them.
+        progress: called with this run's answer tokens so far.
 
     Returns:
         This run's answer tokens.
 
     Raises:
-        ValueError: if nothing of what the target writes can be kept.
+        ValueError: if too many conversations in a row are dropped.
     """
     run = store.begin(_asked(writer, turns), made_with(writer.target.device))
     earlier = [record for id, record in _without_ids(store) if id == run.id]
@@ -81,7 +81,7 @@ def write_self_text(
     begun = len(ended)
 
     def numbers() -> Iterator[int]:
-        """Begin conversations while those that are begun will not do."""
+        """Yield numbers of conversations while the started ones are not expected to suffice."""
         nonlocal begun
         for number in count() if turns is None else range(len(turns)):
             if number in ended:
@@ -116,14 +116,14 @@ def _without_ids(store: Store) -> Iterator[tuple[int, Record]]:
 
 
 def _asked(writer: SelfWriter, turns: list[str] | None) -> dict[str, Any]:
-    """Name what a text depends on besides the model and the machine."""
+    """Return the settings that a text depends on besides the model and the machine."""
     asked = {"seed": writer.seed, "batch": writer.batch, "answer_tokens": writer.answer_tokens}
     given = turns and hashlib.sha256("\n".join(turns).encode()).hexdigest()
     return {**asked, "turns": given} if given else asked
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
-    """Name the machine and the versions that a text depends on."""
+    """Return the machine and the versions that a text depends on."""
     cpu = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None
     return {
         "specdec": __version__,
@@ -142,19 +142,19 @@ def merge(
     sieve: Sieve,
     template: Template,
 ) -> int:
-    """Add what another store or a JSONL file holds; what is there from an earlier call is passed over.
+    """Copy the conversations of another store or a JSONL file; those copied earlier are skipped.
 
     Args:
-        path: a store of the same target, or lines as in `read_conversations`.
-        store: takes the conversations.
-        sieve: made for this store.
-        template: of the target's tokenizer, which reads the texts for the sieve.
+        path: a store of the same target, or a JSONL file as in `read_conversations`.
+        store: the store to add to.
+        sieve: a sieve for this store.
+        template: the chat template of the target's tokenizer, with which the sieve reads texts.
 
     Returns:
-        Conversations added.
+        The number of conversations added.
 
     Raises:
-        ValueError: if the file cannot be read or is another target's.
+        ValueError: if the file cannot be read or is of another target.
     """
     there = {(id, record.number, record.part) for id, record in _without_ids(store)}
     records = _of_store(path, store) if is_store(path) else _of_lines(path, store, template)
@@ -172,7 +172,7 @@ def merge(
 
 
 def _of_store(path: Path, store: Store) -> Iterator[tuple[Run, Record]]:
-    """Read the runs and records of another store, which become this one's."""
+    """Yield runs and records of another store."""
     other = Store.read(path)
     if other.facts != store.facts:
         raise ValueError(f"merge: expected text of the target of {store.path}, got {path}")
@@ -182,7 +182,7 @@ def _of_store(path: Path, store: Store) -> Iterator[tuple[Run, Record]]:
 
 
 def _of_lines(path: Path, store: Store, template: Template) -> Iterator[tuple[Run, Record]]:
-    """Read a JSONL file; the same file gives the same run."""
+    """Yield records of a JSONL file; the same file always belongs to the same run."""
     vocabulary = store.facts["vocab_size"]
     run = store.begin(
         {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, {"file": path.name}

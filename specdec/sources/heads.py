@@ -1,4 +1,4 @@
-"""Drafters on the hub: a head that somebody publishes beside a model, fetched once by the hub's own client."""
+"""Drafters from the hub, downloaded once by the hub's client."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from ..host.reasons import foreign
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# What tells whether it is a drafter, and what one is read from; nothing that is code.
+# Files that describe a drafter, and files of weights; no code.
 DESCRIPTIONS, WEIGHTS = ("*.json",), ("*.safetensors", "*.bin", "*.pt")
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name is of the form ORG/NAME."""
+    """Return whether a name has the form ORG/NAME."""
     return HUB_ID.fullmatch(name) is not None
 
 
 def fetched_head(name: str, *, weights: bool) -> Path:
-    """Return the folder of a hub id's files, fetched if they are not there yet; with weights, or what describes them alone.
+    """Return the local folder of a hub id, downloaded if missing; without `weights`, its JSON files only.
 
     Raises:
-        ValueError: if there is no such id, or it cannot be fetched and is not there.
+        ValueError: if there is no such id, or it is neither downloaded nor can be.
     """
     from huggingface_hub import snapshot_download
 

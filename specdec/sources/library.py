@@ -1,4 +1,4 @@
-"""The library's own reading and writing of models, quiet, and with errors in our words."""
+"""Transformers' loading and saving of models, without its messages and with errors as `ValueError`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .embedded import EMBEDDED
 
 @contextmanager
 def reading_model(name: str) -> Iterator[None]:
-    """Run the library's loading quietly; a model that it cannot load is one ValueError that says why."""
+    """Load with transformers without messages; raise one ValueError with the reason if it fails."""
     known = ", ".join(EMBEDDED)
     with foreign(f"model: expected {known}, a hub id or a local folder, got {name!r}"), quiet():
         try:
             yield
         except pickle.UnpicklingError as error:
-            # Torch's own message explains how to run the file's code after all.
+            # Torch's message would explain how to run the file's code.
             raise ValueError(
-                "weights that want code to be run, or are damaged; nothing was run"
+                "weights that need code to be run, or are damaged; no code was run"
             ) from error

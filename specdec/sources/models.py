@@ -1,4 +1,4 @@
-"""Where models come from: the embedded ones, the hub, or a folder."""
+"""Loads models and tokenizers: embedded ones, from the hub, or from a folder."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def load_model(
     """Load a causal language model and its tokenizer.
 
     Args:
-        name: of an embedded model, `smollm2-135m-instruct` or `gemma-3-270m`, a hub id, or a local folder.
+        name: an embedded model (`smollm2-135m-instruct` or `gemma-3-270m`), a hub id, or a local folder.
         dtype: dtype of the weights.
-        device: where they go.
-        revision: branch, tag or commit of a hub id; None for its main branch. Folders have none and ignore it.
-        trust_remote_code: run the Python code that a hub id or a folder brings along, for a model that is none of
-            the library's own. Only for code that you have read.
+        device: device of the weights.
+        revision: branch, tag or commit of a hub id; None for its main branch. Ignored for folders.
+        trust_remote_code: run Python code that comes with a hub id or folder, for models that transformers lacks. Only
+            for code that you have read.
 
     Returns:
         The model in evaluation mode, and the tokenizer.
 
     Raises:
-        MemoryError: if there is not enough of it.
-        ValueError: if there is no such model, a cached one is damaged, it has no tokenizer, its weights are not those
-            that its config describes, the device lacks the dtype, or `revision` or `trust_remote_code` is set for an
-            embedded model.
+        MemoryError: if memory runs out.
+        ValueError: if there is no such model, its cached files are damaged, it has no tokenizer, its weights do not
+            match its config, the device lacks the dtype, or `revision` or `trust_remote_code` is set for an embedded
+            model.
     """
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     source = _source(name, revision, trust_remote_code)
@@ -57,7 +57,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision or MAIN, trust_remote_code=trust_remote_code
         )
-    # The library makes a tokenizer of nothing but its special tokens where there are no files.
+    # Without files, transformers creates a tokenizer of special tokens only.
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise ValueError(f"model: expected a tokenizer in {name!r}, got none")
     return tokenizer
@@ -71,7 +71,7 @@ def load_weights(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a model that needs no tokenizer; arguments and errors as in `load_model`."""
+    """Load a model without its tokenizer; arguments and errors as in `load_model`."""
     source = _source(name, revision, trust_remote_code)
     return _weights(name, source, dtype, device, revision, trust_remote_code)
 
@@ -85,7 +85,7 @@ def _weights(
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     if dtype == torch.float64 and torch.device(device).type == "mps":
-        raise ValueError("dtype: expected one that mps has, got float64")
+        raise ValueError("dtype: expected one that mps supports, got float64")
 
     def needed() -> str:
         needs = Needs.of(_outline(name, source, revision, trust_remote_code), dtype)
@@ -98,7 +98,7 @@ def _weights(
                 source,
                 dtype=dtype,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # reported by name below
                 revision=revision or MAIN,
                 trust_remote_code=trust_remote_code,
             )
@@ -126,7 +126,7 @@ def _outline(
 
 
 def _source(name: str, revision: str | None, trust_remote_code: bool) -> str:
-    """Return what the library is asked for."""
+    """Return the folder or hub id to load from."""
     if name not in EMBEDDED:
         return name
     if revision is not None:
@@ -137,7 +137,7 @@ def _source(name: str, revision: str | None, trust_remote_code: bool) -> str:
 
 
 def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Raise ValueError where the library would make weights up, or leave layers or experts out."""
+    """Raise ValueError if transformers would initialise weights at random, or drop layers or experts."""
     kind = type(model).__name__
     if other := sorted(report["mismatched_keys"]):
         weight, found, expected = other[0]
@@ -150,7 +150,7 @@ def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) ->
             f"model: expected all weights of a {kind} in {name!r}, got none for {missing[0]}{_others(missing)}"
         )
     known = {_unnumbered(weight) for weight in model.state_dict()}
-    # What has no place at all, such as a second head, does no harm.
+    # Weights of unknown modules, such as a second head, are ignored.
     if beyond := sorted(key for key in report["unexpected_keys"] if _unnumbered(key) in known):
         raise ValueError(
             f"model: expected the weights of as many layers as the config of {name!r} says, "

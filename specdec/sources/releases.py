@@ -1,4 +1,4 @@
-"""The releases of transformers that the project was tested with."""
+"""The newest tested release of transformers, and a warning about newer ones."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import transformers
 from packaging.version import Version
 
 NEWEST_TESTED = "5.24.0"
-"""The pinned one: `make pins` writes it into constraints.txt."""
+"""The release pinned in constraints.txt, which `make pins` writes."""
 
 
 @functools.cache
 def warn_of_newer_release() -> None:
-    """Say, once per process, that the installed release is newer than any that was tested."""
+    """Warn, once per process, if the installed release is newer than any tested one."""
     if Version(transformers.__version__) > Version(NEWEST_TESTED):
         warnings.warn(
             f"transformers: expected at most {NEWEST_TESTED}, the newest release tested, got "
-            f"{transformers.__version__}; every model is checked at load time all the same",
+            f"{transformers.__version__}; every model is still checked at load time",
             stacklevel=3,
         )

@@ -51,7 +51,7 @@ def test_tests_are_counted_by_how_they_end(compat, monkeypatch, tmp_path):
     ]
 
 
-def test_faults_are_kept_and_told(compat, monkeypatch, tmp_path):
+def test_failures_are_kept_and_reported(compat, monkeypatch, tmp_path):
     from bench.report.compat import compat_table
 
     place = {"op": "pack_tree", "case": "B1", "arch": "sm_80"}

@@ -16,7 +16,7 @@ def dedup():
     return dedup
 
 
-def test_shares_by_hand(dedup):
+def test_shares_equal_hand_computed_values(dedup):
     counter = dedup.BeamCounter({}, ())
     # Three beams behind the root 9: 1-2-3, 1-2-4, 5-2-3. One prefix of two tokens is shared.
     counter.count((3, 4), torch.tensor([9]), torch.tensor([[[1, 2, 3], [1, 2, 4], [5, 2, 3]]]))

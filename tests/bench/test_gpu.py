@@ -42,7 +42,7 @@ def dry_run(tmp_path_factory, tiny_folder):
 
 
 @pytest.mark.slow
-def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
+def test_dry_run_runs_every_job_without_measuring(dry_run):
     from bench.gpu.plan import parts_of
     from bench.report.gpu.page import gpu_page
     from bench.report.gpu.tables import NOT_MEASURED
@@ -61,7 +61,7 @@ def test_a_dry_run_does_everything_and_measures_nothing(dry_run):
 
 
 @pytest.mark.slow
-def test_a_dry_run_fills_every_table(dry_run):
+def test_dry_run_fills_every_table(dry_run):
     from bench.ops.cases import OPS
     from bench.report.gpu.figures import gates_of, rows_of, timed_rows
     from bench.report.gpu.page import TABLES, part_table
@@ -83,7 +83,7 @@ def test_a_dry_run_fills_every_table(dry_run):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
+def test_missing_gpu_is_reported(tmp_path, monkeypatch, capsys):
     from bench.gpu import __main__ as gpu
 
     (first,) = gpu.parts_of(first=True, dry=False, model=False)
@@ -96,13 +96,13 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
     assert "expected a CUDA device, got none" in capsys.readouterr().out
 
 
-def test_nothing_that_takes_time_is_imported_before_the_clock_starts():
+def test_slow_imports_happen_after_the_clock_starts():
     code = "import bench.gpu.__main__, sys; print({'torch', 'numpy', 'triton', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_parts_follow_one_another_and_leave_time_for_the_end():
+def test_parts_run_in_order_and_reserve_time_for_the_end():
     from bench.gpu.plan import OPS, parts_of
 
     for dry in (True, False):
@@ -208,7 +208,7 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_job_that_fails_or_lacks_a_package_hides_no_other(run):
+def test_failed_job_or_missing_package_does_not_stop_other_jobs(run):
     content, told = run("good broken missing last")
     assert json.loads(json.dumps(content)) == content
     errors = {row["case"]: row["error"] for row in content["rows"] if "error" in row}
@@ -221,7 +221,7 @@ def test_a_job_that_fails_or_lacks_a_package_hides_no_other(run):
     assert content["rows"][-1]["part"] == "first"
 
 
-def test_a_process_that_dies_is_started_again_behind_the_job_that_killed_it(run):
+def test_crashed_process_restarts_after_the_job_that_crashed_it(run):
     content, told = run("good killed last", "good killed last")
     values = [row["case"] for row in content["rows"] if row.get("ok")]
     assert values == 2 * ["op good", "op killed", "op last"] + ["op last"]
@@ -230,14 +230,14 @@ def test_a_process_that_dies_is_started_again_behind_the_job_that_killed_it(run)
     assert told.count("- op killed: died with exit code -9") == 2
 
 
-def test_a_device_that_refuses_everything_gets_a_new_process(run):
+def test_broken_device_gets_a_new_process(run):
     content, _ = run("where there breaks last", "where breaks there", gpu_there=True)
     assert not [row for row in content["rows"] if "error" in row]
     one, two, _, _, three, _, four, _ = (row["value"] for row in content["rows"])
     assert one == two and three != four
 
 
-def test_a_job_that_takes_too_long_is_stopped_and_the_next_ones_are_done(run):
+def test_timed_out_job_is_stopped_and_the_next_ones_run(run):
     longest, done = 1.0, []
     while done.count("op last") < 2:  # a slow machine needs longer
         longest *= 2
@@ -246,7 +246,7 @@ def test_a_job_that_takes_too_long_is_stopped_and_the_next_ones_are_done(run):
     assert done == ["op hangs", f"stopped after {longest:g} s", "op last", "op last"]
 
 
-def test_what_a_part_had_no_time_for_is_unknown_and_no_fault(run):
+def test_jobs_without_time_are_unknown_and_not_failed(run):
     from bench.report.gpu.page import summary
 
     seconds, unfinished = 30.0, []
@@ -260,7 +260,7 @@ def test_what_a_part_had_no_time_for_is_unknown_and_no_fault(run):
     assert summary(content)[1]
 
 
-def test_a_module_that_cannot_be_imported_is_told_and_the_others_go_on(run):
+def test_import_error_is_reported_and_other_jobs_run(run):
     content, told = run("no-import", "good")
     (error,) = (row for row in content["rows"] if "error" in row)
     assert error["case"] == "no-import" and "No module named 'no_such_package'" in error["tail"]
@@ -268,7 +268,7 @@ def test_a_module_that_cannot_be_imported_is_told_and_the_others_go_on(run):
     assert "- no-import: died with exit code 1" in told
 
 
-def test_a_full_folder_costs_the_record_alone(run, monkeypatch):
+def test_full_disk_loses_only_the_record(run, monkeypatch):
     def no_space(self, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -280,7 +280,7 @@ def test_a_full_folder_costs_the_record_alone(run, monkeypatch):
 
 
 @pytest.mark.parametrize("after", [0.3, 1.1, 1.9])
-def test_a_run_that_is_killed_leaves_a_record_that_reads_and_nothing_that_runs(tmp_path, after):
+def test_killed_run_leaves_a_readable_record_and_no_processes(tmp_path, after):
     from bench.report.gpu.page import gpu_page, part_table
 
     make_jobs(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-def test_least_work_is_the_formulas():
+def test_least_work_equals_the_formulas():
     from bench.counted.work import work_of
     from bench.ops.cases import take_apart
     from bench.report.gpu.figures import floors_of
@@ -54,7 +54,7 @@ def timed_row(op, case, microseconds, *, bytes, flops=0, sizes=None, **peers):
 LIMITS = {"bytes_per_second": 1e12, "torch.float32": 1e12, "empty_microseconds": 2.5}
 
 
-def test_each_case_has_its_own_gate_and_what_was_not_begun_is_unknown():
+def test_each_case_has_its_own_gate_and_unstarted_cases_are_unknown():
     from bench.report.gpu.figures import gates_of, timed_rows
     from bench.report.gpu.tables import correct
 
@@ -77,7 +77,7 @@ def test_each_case_has_its_own_gate_and_what_was_not_begun_is_unknown():
         assert row["teraflops"] == pytest.approx(0.4)
 
 
-def test_what_was_timed_of_a_case_at_two_times_is_put_together():
+def test_partial_timings_of_a_case_are_merged():
     from bench.report.gpu.figures import timed_rows
 
     alone = timed_row("a", "B1", 10.0, bytes=1, eager=30.0)
@@ -89,7 +89,7 @@ def test_what_was_timed_of_a_case_at_two_times_is_put_together():
     assert "floors_microseconds" not in row  # the limits were not measured
 
 
-def test_a_peer_that_is_wrong_or_timed_otherwise_or_broken_gives_no_speedup():
+def test_wrong_failed_or_differently_timed_peer_gives_no_speedup():
     from bench.report.gpu.figures import timed_rows
     from bench.report.gpu.tables import times
 
@@ -160,7 +160,7 @@ def test_targets_are_met_or_missed_or_not_measured():
     assert told.endswith("A graph of one empty launch: 2.5 µs.")
 
 
-def test_what_the_targets_need_is_timed_first():
+def test_cases_of_targets_are_timed_first():
     from bench.gpu.jobs.times import in_turns
     from bench.report.gpu.targets import TARGETS
 
@@ -178,7 +178,7 @@ def test_what_the_targets_need_is_timed_first():
     assert {op for target in TARGETS for op in target.ops} <= {*turns[:40]}
 
 
-def test_the_references_of_packing_wait_for_nothing():
+def test_references_of_packing_do_not_synchronize():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from bench.ops.cases import cases_of, take_apart
@@ -191,7 +191,7 @@ def test_the_references_of_packing_wait_for_nothing():
 
 
 @pytest.mark.parametrize("op", ["lm_head", "beam_step"])
-def test_a_head_has_a_peer_without_a_sort_of_the_vocabulary(op):
+def test_head_has_a_peer_without_a_full_sort(op):
     from bench.ops.cases import cases_of, distance, take_apart
     from bench.ops.peers.references import peers_of
 
@@ -205,7 +205,7 @@ def test_a_head_has_a_peer_without_a_sort_of_the_vocabulary(op):
         assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True) if not x.is_floating_point())  # fmt: skip
 
 
-def test_a_sweep_frees_registers_where_rows_or_warps_change():
+def test_sweep_lifts_the_register_limit_if_rows_or_warps_change():
     from bench.gpu.jobs.sweep import RANGES, neighbours
     from specdec_kernels.lm_head.kernel import _tiles
 

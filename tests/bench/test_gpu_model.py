@@ -61,14 +61,14 @@ def parts(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_numbers_come_back_to_the_bit_from_as_few_bits_as_they_have(name):
+def test_packed_numbers_are_restored_bit_for_bit(name):
     packed = encode(name, WEIGHTS[name])
     assert WAYS[name] in packed
     found = decode(packed).reshape(WEIGHTS[name].shape)
     assert found.dtype == np.float32 and np.array_equal(found, WEIGHTS[name])
 
 
-def test_parts_are_put_aside_one_by_one_and_joined(parts, folder, tmp_path):
+def test_model_parts_are_stored_separately_and_joined(parts, folder, tmp_path):
     aside = tmp_path / "aside"
     for at, missing in ((2, "1, 2 of 3"), (0, "2 of 3")):
         with pytest.raises(ValueError, match=f"model: part {missing} is missing"):
@@ -88,7 +88,7 @@ def test_parts_are_put_aside_one_by_one_and_joined(parts, folder, tmp_path):
     assert store([folder], aside) == folder and model_folder(folder) == folder
 
 
-def test_what_is_damaged_missing_or_of_another_model_is_refused(parts, tmp_path):
+def test_damaged_missing_or_foreign_parts_are_rejected(parts, tmp_path):
     aside = tmp_path / "aside"
     with pytest.raises(ValueError, match="model: none was given"):
         store([], aside)
@@ -107,7 +107,7 @@ def test_what_is_damaged_missing_or_of_another_model_is_refused(parts, tmp_path)
     assert not list(aside.glob("model*/"))
 
 
-def test_a_model_takes_three_parts_at_most():
+def test_model_has_at_most_three_parts():
     with pytest.raises(ValueError, match="limit: expected room for a third of 9000 bytes"):
         split(bytes(9000), "m", 3000)
     assert len(split(bytes(9000), "m", 1024 + 4500)) == 2

@@ -48,7 +48,7 @@ def wrong(call):
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op != "commit_kv"])
-def test_a_kernel_that_is_wrong_by_a_little_is_found(op, monkeypatch):
+def test_slightly_wrong_kernel_is_detected(op, monkeypatch):
     import pick_problems
     from bench.gpu.jobs import accuracy as gpu_accuracy
 
@@ -61,7 +61,7 @@ def test_a_kernel_that_is_wrong_by_a_little_is_found(op, monkeypatch):
             gpu_accuracy.assert_right(call, call.repeatable())
 
 
-def test_a_wrong_commit_is_found():
+def test_wrong_commit_is_detected():
     from bench.gpu.jobs.accuracy import assert_right
 
     call = take_apart("commit_kv", cases_of("commit_kv", dry=True)[0], "cpu")
@@ -76,7 +76,7 @@ def test_a_wrong_commit_is_found():
         assert_right(broken, broken.repeatable())
 
 
-def test_results_that_change_by_a_bit_are_found():
+def test_results_that_change_by_one_bit_are_detected():
     from bench.gpu.jobs.correct import assert_repeats
 
     first = [torch.tensor([1.0, torch.nan]), torch.tensor([True])]
@@ -115,7 +115,7 @@ def test_attention_is_tried_with_uneven_prefixes_and_room_to_spare():
 
 @pytest.mark.parametrize("tokens_a_round", [1.5, 2.5, 4.0])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_oracle_is_accepted_as_often_as_its_script_says(tokens_a_round, batch):
+def test_oracle_acceptance_equals_its_script(tokens_a_round, batch):
     from bench.gpu.jobs.rounds import SHAPES_DRY, Oracle, prompts_of, target_of, write
     from specdec.drafters import PlainDrafter
 
@@ -131,7 +131,7 @@ def test_the_oracle_is_accepted_as_often_as_its_script_says(tokens_a_round, batc
         assert found.metrics.nodes_per_round > 10
 
 
-def test_a_text_that_is_certain_counts_and_another_one_does_not():
+def test_only_certain_texts_count():
     from bench.gpu.jobs.rounds import SHAPES_DRY, prompts_of, target_of, write
     from specdec.drafters import PlainDrafter
 
@@ -143,7 +143,7 @@ def test_a_text_that_is_certain_counts_and_another_one_does_not():
     assert steps == 8 * [1] and len(set(uncertain)) > 2
 
 
-def test_device_time_and_launches_belong_to_the_stage_they_lie_in():
+def test_device_time_and_launches_are_assigned_to_their_stage():
     from torch.autograd import DeviceType
 
     from bench.gpu.jobs.stages import sums_per_stage
@@ -212,7 +212,7 @@ def test_without_pytest_the_tests_are_unknown(monkeypatch):
 
 
 @pytest.mark.parametrize(("code", "told"), [(0, "found nothing"), (86, "found something"), (1, "exit code 1"), (None, "stopped at the time limit")])  # fmt: skip
-def test_memcheck_tells_and_judges_nothing(monkeypatch, code, told):
+def test_memcheck_reports_without_judging(monkeypatch, code, told):
     from bench.gpu.jobs import tests as gpu_tests
     from bench.gpu.run import Run
     from bench.report.gpu.page import is_wrong
@@ -231,7 +231,7 @@ def test_memcheck_tells_and_judges_nothing(monkeypatch, code, told):
     assert asked[0][at + 1] == "no" and asked[0][-len(OPS) :] == OPS
 
 
-def test_without_flashinfer_there_is_one_peer_less(monkeypatch):
+def test_missing_flashinfer_removes_one_peer(monkeypatch):
     from bench.ops.peers import attention
     from bench.ops.peers.references import peers_of
 
@@ -242,7 +242,7 @@ def test_without_flashinfer_there_is_one_peer_less(monkeypatch):
     assert peers_of(call, "eager").keys() - without.keys() == {"flashinfer"}
 
 
-def test_a_peer_that_breaks_says_why_and_the_others_are_timed(monkeypatch):
+def test_failed_peer_gives_its_reason_and_others_are_timed(monkeypatch):
     from bench.gpu.jobs import times as gpu_times
     from bench.gpu.run import Run
 
@@ -257,7 +257,7 @@ def test_a_peer_that_breaks_says_why_and_the_others_are_timed(monkeypatch):
     assert "error" in row["times"]["eager"] and row["times"]["kernel"]["median_microseconds"] > 0
 
 
-def test_attention_is_timed_in_as_many_splits_as_are_asked_for(monkeypatch):
+def test_attention_is_timed_with_the_requested_number_of_splits(monkeypatch):
     from bench.gpu.jobs import times as gpu_times
     from bench.gpu.run import Run
 
@@ -279,7 +279,7 @@ def test_attention_is_timed_in_as_many_splits_as_are_asked_for(monkeypatch):
     assert gpu_times.split_case().name == "vicuna-7b-B1-N16-P8192-float16"
 
 
-def test_a_gpu_run_asks_for_no_package_that_is_not_there():
+def test_gpu_run_needs_only_installed_packages():
     """What a machine that is lent for a run lacks."""
     code = (
         "import sys\n"

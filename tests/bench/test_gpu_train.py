@@ -45,7 +45,7 @@ def train(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_call_writes_text_and_trains_both_drafters(train, tmp_path):
+def test_one_call_generates_text_and_trains_both_drafters(train, tmp_path):
     from specdec import load_target
     from specdec.drafters import load_drafter
 
@@ -66,7 +66,7 @@ def test_one_call_writes_text_and_trains_both_drafters(train, tmp_path):
         load_drafter(tmp_path / "drafters" / method, target)
 
 
-def test_a_drafter_that_fails_leaves_the_other(train, monkeypatch):
+def test_failed_training_does_not_affect_the_other_drafter(train, monkeypatch):
     from bench.gpu import train as gpu_train
 
     config_of = gpu_train.config_of
@@ -83,7 +83,7 @@ def test_a_drafter_that_fails_leaves_the_other(train, monkeypatch):
     assert known["kangaroo"]["validation"] and "kangaroo/model.safetensors" in files
 
 
-def test_memory_that_is_full_halves_the_rows_and_what_has_ended_stays(tmp_path, monkeypatch):
+def test_out_of_memory_halves_the_rows_and_keeps_finished_texts(tmp_path, monkeypatch):
     from bench.gpu import self_text
     from bench.gpu import train as gpu_train
     from specdec import load_target

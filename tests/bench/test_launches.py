@@ -16,7 +16,7 @@ def stages(aten, reads=0):
     return {"draft": draft, "verify": nothing | {"aten": 7}, "emit": nothing | {"reads": {"x": 1}}}
 
 
-def test_what_is_alike_is_one_row(report):
+def test_equal_launches_share_one_row(report):
     runs = [
         ("plain", None, stages(0)),
         ("re", 1, stages(5)),

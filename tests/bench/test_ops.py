@@ -40,7 +40,7 @@ def run_bench(folder, *options, **environment):
 
 
 @pytest.mark.slow
-def test_an_op_is_tested_then_timed_and_a_dry_run_becomes_no_table(tmp_path):
+def test_op_is_tested_then_timed_and_dry_runs_give_no_table(tmp_path):
     from bench.report.ops import NOT_MEASURED, ops_page
 
     done, content = run_bench(tmp_path)
@@ -59,7 +59,7 @@ def test_an_op_is_tested_then_timed_and_a_dry_run_becomes_no_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_benchmark_whose_tests_fail_is_compared_with_nothing(tmp_path):
+def test_failed_tests_prevent_a_comparison(tmp_path):
     from bench.report.ops import op_table
 
     (tmp_path / "breaks_ops.py").write_text(BREAKS_OPS)
@@ -143,7 +143,7 @@ def test_two_runs_are_compared_by_their_medians():
         spread_of(first, second)
 
 
-def test_a_way_with_other_results_is_not_timed():
+def test_peer_with_other_results_is_not_timed():
     from bench.ops.bench_ops import assert_agrees
 
     numbers, ids = torch.randn(3, 50), torch.arange(6)

@@ -60,7 +60,7 @@ def needed(requirement, found):
         "ml-dtypes",
     ],
 )
-def test_everything_that_is_installed_is_pinned(wanted):
+def test_every_installed_package_is_pinned(wanted):
     found = set()
     if wanted == "tilelens":  # without what it declares
         found.add((wanted, ""))
@@ -71,7 +71,7 @@ def test_everything_that_is_installed_is_pinned(wanted):
     assert [name for name in sorted(names) if len(pinned(name)) != 1] == []
 
 
-def test_what_was_resolved_becomes_pins():
+def test_resolved_versions_become_pins():
     from bench.releases.pins import pins
 
     resolved = [

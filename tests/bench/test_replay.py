@@ -46,7 +46,7 @@ def by_hand(lengths=(4, 2, 2)):
     return Positions(starts, left, left, score, np.zeros_like(node), node, none, places, right, depth)  # fmt: skip
 
 
-def test_one_row_by_hand():
+def test_one_row_equals_hand_computed_values():
     replay = Replay(by_hand())
     written = replay.write([0], TABLE, replay.today(TABLE))
     # Two nodes, the first right: two tokens; a third step is paid for and finds nothing. Then a single token is left to draft.
@@ -63,27 +63,27 @@ def test_rows_are_padded_to_the_widest():
 
 
 @pytest.mark.parametrize(("refill", "rounds"), [(False, 3), (True, 2)])
-def test_the_next_text_begins_where_one_ends_or_where_all_have_ended(refill, rounds):
+def test_next_text_starts_when_one_or_all_texts_end(refill, rounds):
     replay = Replay(by_hand())
     written = replay.write([0, 1, 2], TABLE, replay.today(TABLE), rows=2, refill=refill)
     assert (written.tokens, written.rounds) == (8, rounds)
 
 
-def test_plain_passes_write_a_token_per_row():
+def test_plain_passes_generate_one_token_per_row():
     replay = Replay(by_hand())
     written = replay.write([0, 1], TABLE, replay.plain, rows=2)
     assert (written.tokens, written.rounds) == (6, 4)
     assert written.ms == pytest.approx(2 * 11 + 2 * 10)
 
 
-def test_rows_share_nodes_on_a_cpu_and_nowhere_else():
+def test_rows_share_nodes_only_on_a_cpu():
     replay = Replay(by_hand())
     assert [replay.today(TABLE)(rows).nodes for rows in (1, 2, 4, 8)] == [16, 4, 2, 2]
     elsewhere = replace(TABLE, on_cpu=False)
     assert [replay.today(elsewhere)(rows).nodes for rows in (1, 2, 8)] == [16, 16, 16]
 
 
-def test_capacity_keeps_the_likeliest_nodes_and_ends_the_search():
+def test_capacity_keeps_the_most_likely_nodes_and_ends_the_search():
     replay = Replay(by_hand())
     written = replay.write([0], TABLE, replay.fixed(Fixed(nodes=2)))
     assert (written.nodes, written.steps, written.tokens) == (4, 2, 4)
@@ -96,13 +96,13 @@ def test_thresholds_leave_out_nodes():
     assert draft(positions, Thresholds()).accepted[0, 2, :3].tolist() == [0, 1, 1]
 
 
-def test_the_oracle_verifies_what_is_right_and_no_more():
+def test_oracle_verifies_only_correct_nodes():
     replay = Replay(by_hand((4,)))
     # Two rounds of a root and a right node, each a search with one step, without lookup.
     assert oracle(replay, [0], TABLE) == pytest.approx(4 / (2 * (11 + 0.5 + 1)))
 
 
-def test_the_replay_gains_in_every_round_what_decoding_gained(record, replay):
+def test_replayed_rounds_equal_decoded_rounds(record, replay):
     assert len(record.again) == 4
     for text, (gains, nodes) in record.again.items():
         roots = replay.visited([text], replay.today(TABLE)(1))
@@ -112,7 +112,7 @@ def test_the_replay_gains_in_every_round_what_decoding_gained(record, replay):
         assert (written.rounds, written.nodes) == (len(gains), nodes)
 
 
-def test_texts_are_those_of_the_record_in_any_number(record):
+def test_replayed_texts_come_from_the_record_for_any_number(record):
     few = load_record(texts=2)
     assert len(few.positions.starts) == 3
     count = few.positions.starts[-1]
@@ -120,7 +120,7 @@ def test_texts_are_those_of_the_record_in_any_number(record):
 
 
 @pytest.mark.parametrize("table", load_tables(), ids=lambda table: table.name)
-def test_times_that_are_a_fifth_wrong_cost_three_percent_at_most(replay, table):
+def test_times_wrong_by_a_fifth_cost_at_most_three_percent(replay, table):
     texts = range(39)
     undisturbed = replay.write(texts, table, replay.computed(table, FITTED)).rate
     rates = []
@@ -130,13 +130,13 @@ def test_times_that_are_a_fifth_wrong_cost_three_percent_at_most(replay, table):
     assert np.mean(rates) >= 0.97 * undisturbed
 
 
-def test_a_steeper_line_begins_at_the_same_time():
+def test_steeper_line_starts_at_the_same_time():
     line = CostLine(20.0, 4.0, 0.5)
     assert steeper(line, 1.2).ms(1) == line.ms(1)
     assert steeper(line, 1.2).ms(14) == pytest.approx(26.0)
 
 
-def test_the_pages_tables_are_made_of_the_result(tmp_path):
+def test_tables_on_the_page_equal_the_result(tmp_path):
     pytest.importorskip("matplotlib").use("Agg")
     from bench.report.settings.replay import draw_settings, replay_tables
 

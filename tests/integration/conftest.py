@@ -1,4 +1,4 @@
-"""Commands to run in this process, a tiny model for them, and the default model, loaded once in each way."""
+"""Fixtures: commands run in this process, a tiny model, and the default model, loaded once per setting."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a person sees: answers, tables, and one line for every mistake."""
+"""Output of commands: answers, tables, and one line per error."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def test_bench_saves_every_run_and_reports_identical_tokens(tiny_folder, run, tm
     assert list(tmp_path.iterdir()) == [saved]
 
 
-def test_bench_of_a_batch_writes_lists_and_compares_with_texts_alone(tiny_folder, run, tmp_path):
+def test_bench_batch_compares_listed_texts_with_single_texts(tiny_folder, run, tmp_path):
     saved = tmp_path / "runs.json"
     arguments = (
         "--model", tiny_folder, "--limit", 3, "--max-new-tokens", 6, "--json", saved, "--batch", 2,
@@ -67,7 +67,7 @@ def test_bench_of_a_batch_writes_lists_and_compares_with_texts_alone(tiny_folder
     last = said.err.splitlines()[-1]
     assert last.startswith("runs 15/15 ")  # the reference's three with them
     error = run("bench", "--prompts", QUESTIONS, "--batch", 2, "--turns", 2, code=2).err
-    assert "batch: expected none with 2 turns, which wait for answers, got 2" in error
+    assert "batch: expected none with 2 turns, as a turn needs the answer before it, got 2" in error
 
 
 def test_bench_exits_with_1_when_an_answer_differs(tiny_folder, run, monkeypatch):

@@ -1,4 +1,4 @@
-"""Whatever a command is given, it ends with success or with one line that says why not, never in a traceback."""
+"""Commands with random input end with success or one error line, never with a traceback."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The command `data`: a store grows, goes on after a stop, and keeps what was complete, whatever happens meanwhile."""
+"""The command `data`: stores grow, resume after interruptions, and keep complete records."""
 
 import json
 import sqlite3
@@ -105,7 +105,7 @@ def test_merging_the_same_files_twice_adds_nothing(append, run, tmp_path, tiny_f
     assert row == ["│", "conversations", "│", f"{count}", "│", "3", "│"]
 
 
-def test_file_that_is_no_store_is_rejected_unchanged(append, refused, tmp_path):
+def test_file_of_another_format_is_rejected_unchanged(append, refused, tmp_path):
     path, other = tmp_path / "notes", tmp_path / "other.db"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE model (facts TEXT)")
@@ -142,7 +142,7 @@ def test_second_writer_and_readers_are_rejected_while_a_writer_is_open(
             ("data", "--stats", path, "--model", tiny_folder),
         ):
             line = run(*command, code=2).err.splitlines()[-1]
-            assert line == (f"specdec: store: expected one that nobody else uses, got {path}")
+            assert line == (f"specdec: store: expected one not in use, got {path}")
     assert path.read_bytes() == before
     run(*append(path, 60))
 

@@ -1,4 +1,4 @@
-"""The command `datastore`: from files to a store, and one line for what cannot be."""
+"""The command `datastore`: builds stores from files; one line per error."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ def test_text_jsonl_and_self_text_become_one_store(built, run, tmp_path):
     assert "texts" in out and "tokenizer" in out
 
 
-def test_another_field_can_hold_the_text_and_stores_grow(built, tmp_path):
+def test_text_field_can_be_chosen_and_stores_can_be_extended(built, tmp_path):
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"code": "w4 w5"}\n')
     for _ in range(2):
@@ -49,7 +49,7 @@ def test_another_field_can_hold_the_text_and_stores_grow(built, tmp_path):
     assert texts_of(tmp_path / "s") == [[4, 5], [4, 5]]
 
 
-def test_bad_input_is_one_line(refused, tiny_folder, tmp_path):
+def test_bad_input_gives_one_error_line(refused, tiny_folder, tmp_path):
     good, other, bytes_ = tmp_path / "a.txt", tmp_path / "b.jsonl", tmp_path / "c.txt"
     good.write_text("w1 w2")
     other.write_text('{"words": 1}\n')

@@ -1,4 +1,4 @@
-"""What people give a command by mistake: each is one line, exit code 2, and nothing is changed."""
+"""Wrong input of commands: one error line, exit code 2, and no changed files."""
 
 import io
 import json
@@ -101,7 +101,7 @@ def test_unwritable_paths_are_rejected_before_loading_the_model(refused, texts, 
     for name in good:
         places = [x for n, p in (good | {name: place}).items() for x in (f"--{n}", p)]
         line = refused("train", "kangaroo", texts, *places)
-        assert line.startswith(f"specdec: {name}: expected a folder that can be written to")
+        assert line.startswith(f"specdec: {name}: expected a folder with write access")
     assert {path.name for path in tmp_path.iterdir()} == {"texts.jsonl", "circle", "link"}
 
 

@@ -1,4 +1,4 @@
-"""Model folders that a command is given: what is missing or wrong in them is one line, exit code 2."""
+"""Invalid model folders give one error line and exit code 2."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Commands about what is worth drafting: tune, calibrate, --costs, --explain."""
+"""Commands for costs and calibration: tune, calibrate, --costs, --explain."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.0)
 
 
-def test_tune_shows_and_saves_a_table_that_other_commands_take(tiny_folder, run, tmp_path):
+def test_saved_cost_table_of_tune_is_accepted_by_other_commands(tiny_folder, run, tmp_path):
     file = tmp_path / "costs.json"
     said = run("tune", "--model", tiny_folder, "--drafter", "lookup", "--seconds", 1, "--out", file)
     assert "x one node" in said.out and "█" in said.out and "lookup" in said.out
@@ -27,7 +27,7 @@ def test_tune_shows_and_saves_a_table_that_other_commands_take(tiny_folder, run,
     assert "tokens per second" in run("generate", "w5 w6 w5", *how).out
 
 
-def test_a_table_of_other_drafters_is_refused(tiny_folder, refused, run, tmp_path):
+def test_cost_table_without_the_drafter_is_rejected(tiny_folder, refused, run, tmp_path):
     file = tmp_path / "costs.json"
     run("tune", "--model", tiny_folder, "--drafter", "lookup", "--seconds", 1, "--out", file)
     line = refused("generate", "w5", "--model", tiny_folder, "--drafter", "suffix", "--costs", file)
@@ -38,20 +38,16 @@ def test_a_table_of_other_drafters_is_refused(tiny_folder, refused, run, tmp_pat
     assert "out: expected a file in an existing folder" in line
 
 
-def test_explain_says_what_pays_what_each_drafter_did_and_whether_drafting_stopped(
-    tiny_folder, run
-):
+def test_explain_shows_costs_counts_per_drafter_and_pauses(tiny_folder, run):
     how = ("--model", tiny_folder, "--max-new-tokens", 40, "--drafter", "suffix+recycling")
     said = run("generate", "w5 w6 w5 w6", *how, "--explain").out
-    assert "what pays here" in said and "tokens drafted" in said
+    assert "costs here" in said and "tokens drafted" in said
     assert said.count("suffix") >= 2 and said.count("recycling") >= 2
-    assert "drafting paid" in said or "drafting stopped after round" in said
+    assert "drafting paid" in said or "drafting paused after round" in said
     assert "tokens drafted" in run("generate", "w5", *how[:-1], "plain", "--explain").out
 
 
-def test_calibrate_measures_a_method_and_keeps_a_checkpoints_figures_with_it(
-    tiny_folder, run, tmp_path
-):
+def test_calibrate_saves_the_calibration_in_the_checkpoint_folder(tiny_folder, run, tmp_path):
     data = tmp_path / "data.jsonl"
     lines = [{"prompt_ids": [3 + i % 7, 4], "answer_ids": [5, 6, 7, 8 + i % 9]} for i in range(20)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -78,6 +74,6 @@ def test_calibrate_measures_a_method_and_keeps_a_checkpoints_figures_with_it(
 
 
 @pytest.mark.parametrize("name", ["mixed", "lookup+suffix", "auto", "plain"])
-def test_unions_are_calibrated_by_their_parts(tiny_folder, refused, name):
+def test_calibrating_a_union_is_rejected(tiny_folder, refused, name):
     line = refused("calibrate", name, "--prompts", QUESTIONS, "--model", tiny_folder)
-    assert "drafter: expected one that drafts by itself" in line
+    assert "drafter: expected a single drafter" in line

@@ -1,4 +1,4 @@
-"""Long work: it shows how far it is, goes on after a stop, and loses nothing when a disk is full or a file damaged."""
+"""Long commands: progress, resuming, full disks and damaged files."""
 
 import errno
 import json

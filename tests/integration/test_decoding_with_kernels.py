@@ -1,4 +1,4 @@
-"""Whole rounds on the kernels, in the interpreter where there is no GPU: the text stays what the references write."""
+"""Decoding with kernels (in the interpreter without a GPU) equals decoding with references."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_decoding_with_kernels_equals_decoding_with_references(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [lookup, kangaroo], ids=lambda make: make.__name__)
-def test_rows_that_take_turns_write_the_same_with_kernels(make, kernel_device, monkeypatch):
+def test_waiting_rows_get_equal_tokens_with_kernels(make, kernel_device, monkeypatch):
     monkeypatch.setattr(dispatch, "KERNEL_DEVICES", set())
     expected, _ = write("llama-16", make, kernel_device, copies=2)
     monkeypatch.setattr(dispatch, "KERNEL_DEVICES", {"cuda", "cpu"})

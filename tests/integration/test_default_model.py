@@ -1,4 +1,4 @@
-"""The default model: the library's own text in float32, the plain loop's to the bit in exact bfloat16."""
+"""The default model: transformers' tokens in float32, the plain loop's bits in exact bfloat16."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""On the device that `--device` names, every drafter leaves the library's text as it is on the CPU."""
+"""On the device of `--device`, every drafter gives transformers' CPU tokens."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""On a GPU the host waits once a round, for the tokens; shown on one that is not there."""
+"""The host waits for the GPU once per round; measured on a simulated GPU."""
 
 from collections import Counter
 from contextlib import contextmanager
@@ -87,7 +87,7 @@ def test_host_synchronizes_once_per_round(launches, make, how):
 
 
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
-def test_rounds_between_prompts_that_begin_later_read_once(launches, make):
+def test_host_synchronizes_once_per_round_while_prompts_start_later(launches, make):
     with absent_gpu(CUDA, KNOWN["sm_90"]), torch.inference_mode(False):
         target = absent_target()
         drafter, prompts = make(target), [random_prompt(5, seed) for seed in range(3)]

@@ -1,4 +1,4 @@
-"""The default model sampled and generated from: the same text with any drafter, through every way in."""
+"""Sampling with the default model: the same text with any drafter and through every interface."""
 
 import functools
 from threading import Thread

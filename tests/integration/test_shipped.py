@@ -1,4 +1,4 @@
-"""The drafters that are shipped for the default model: small, lossless, and worth having."""
+"""The shipped drafters of the default model: small, lossless, and fast enough."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Help and mistakes come before torch is imported, and the library before transformers: seen by what was loaded."""
+"""Help and usage errors do not import torch, and transformers is imported lazily."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Training-free methods and their unions write the library's own text: families, ragged batches, greedy and sampled."""
+"""Training-free methods and their unions give transformers' tokens: families, ragged batches, greedy and sampled."""
 
 import functools
 
@@ -40,7 +40,7 @@ def library(family, row, how):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 @pytest.mark.parametrize("make", METHODS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_the_librarys_own(family, make, rows, how):
+def test_tokens_equal_transformers(family, make, rows, how):
     target = Target(tiny_model(family))
     expected = [library(family, row, how) for row in range(rows)]
     picker = PathPicker(Sampling(SEED, torch.arange(rows))) if how == "sampled" else None
@@ -60,7 +60,7 @@ def test_text_is_the_librarys_own(family, make, rows, how):
     [m for m in METHODS if m not in (every_drafter.rest, every_drafter.small_model)],
     ids=lambda make: make.__name__,
 )
-def test_something_is_accepted(make):
+def test_every_method_has_accepted_tokens(make):
     target = Target(tiny_model("llama"))
     session = Session(target, make(target), max_nodes=24, guard=False)
     session.generate(PROMPTS[:1], max_new_tokens=60)  # what it wrote is known the second time

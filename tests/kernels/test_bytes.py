@@ -1,4 +1,4 @@
-"""Bytes are counted as they are asked for, and are no more than the least possible and a little."""
+"""Counted bytes of each kernel are close to the minimum."""
 
 from importlib import import_module
 

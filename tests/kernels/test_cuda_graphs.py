@@ -1,4 +1,4 @@
-"""What only a GPU can show of every op: it is captured in a graph, repeats to the bit, and stays on its device."""
+"""Every op on a GPU: graph capture, bit-identical repetition, and the tensors' device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is known of a GPU comes from its driver."""
+"""GPU properties come from the driver."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The kernels' package is imported cold, where Triton and transformers may be missing, and still computes."""
+"""The kernels package imports and computes without Triton and transformers."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Few things are compiled, whatever sizes come, and warm-up compiles all of them beforehand."""
+"""Few kernel variants are compiled for any sizes, and warm-up compiles all of them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Losslessness: whatever is drafted, the text is the library's own greedy text."""
+"""Losslessness: with any draft, tokens equal transformers' greedy tokens."""
 
 import pytest
 import torch

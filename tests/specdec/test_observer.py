@@ -17,7 +17,7 @@ STAGES = {"draft", "pack", "verify", "pick", "accept", "commit", "observe", "emi
 
 
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
-def test_a_listener_is_told_of_each_round_and_changes_nothing(make):
+def test_on_round_receives_each_round_and_does_not_change_the_text(make):
     target = Target(tiny_model("llama"))
     drafter = make(target)
     expected = Session(target, drafter).generate(PROMPTS, max_new_tokens=NEW)
@@ -49,7 +49,7 @@ def test_a_listener_is_told_of_each_round_and_changes_nothing(make):
     assert all(set(each.seconds) == STAGES for each in others)
 
 
-def test_seconds_of_rounds_add_up_to_those_of_the_metrics():
+def test_round_seconds_add_up_to_the_metrics():
     target, metrics, rounds = Target(tiny_model("llama")), Metrics(), []
     session = Session(target, LookupDrafter())
     options = {"max_new_tokens": NEW, "metrics": metrics}
@@ -61,7 +61,7 @@ def test_seconds_of_rounds_add_up_to_those_of_the_metrics():
         assert spent == pytest.approx(seconds - before[stage])
 
 
-def test_generate_tells_a_listener_too():
+def test_generate_calls_on_round():
     rounds: list[Round] = []
     model = tiny_model("llama")
     out = generate(model, [PROMPTS[0]], "lookup", max_new_tokens=NEW, on_round=rounds.append)

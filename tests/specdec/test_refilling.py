@@ -67,7 +67,7 @@ def picker_of(how):
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mistral"])
-def test_each_text_is_as_if_alone(family, make, how):
+def test_each_text_equals_the_text_generated_alone(family, make, how):
     target = Target(tiny_model(family))
     ends, drafter = ends_of(family, how), make(target)
     expected = texts_alone(family, ends, how)
@@ -83,7 +83,7 @@ def test_each_text_is_as_if_alone(family, make, how):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_text_of_other_families_is_as_if_alone(family):
+def test_each_text_of_other_families_equals_the_text_generated_alone(family):
     target = Target(tiny_model(family))
     ends = ends_of(family)
     for make in (every_drafter.plain, every_drafter.kangaroo, every_drafter.training_free):
@@ -92,7 +92,7 @@ def test_each_text_of_other_families_is_as_if_alone(family):
         assert written.tokens == texts_alone(family, ends), make.__name__
 
 
-def test_draws_after_all_nodes_at_once_are_as_if_alone():
+def test_tree_sampled_texts_equal_the_texts_generated_alone():
     target = Target(tiny_model("llama"))
     picker = TreeSampler(Sampling(SEED, torch.arange(len(PROMPTS))))
     session = Session(target, every_drafter.lookup(target), max_nodes=8)
@@ -112,7 +112,7 @@ def test_exact_bfloat16_text_does_not_depend_on_the_rows_beside_it(make):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_prompts_begin_in_their_order_and_each_as_soon_as_a_row_is_free(rows):
+def test_prompts_start_in_order_as_soon_as_a_row_is_free(rows):
     target, ends = Target(tiny_model("llama")), ends_of("llama")
     rounds: list[Round] = []
     Session(target, "plain").generate(
@@ -138,7 +138,7 @@ def test_prompts_begin_in_their_order_and_each_as_soon_as_a_row_is_free(rows):
 @pytest.mark.parametrize(
     "make", [every_drafter.kangaroo, every_drafter.small_model], ids=lambda make: make.__name__
 )
-def test_memory_is_that_of_the_rows_at_once(make):
+def test_cache_memory_depends_on_rows_at_once(make):
     target = Target(tiny_model("llama"))
     drafter, rows = make(target), 2
     session = Session(target, drafter, max_nodes=8)
@@ -153,7 +153,7 @@ def test_memory_is_that_of_the_rows_at_once(make):
 
 
 @pytest.mark.parametrize("make", [every_drafter.plain, every_drafter.kangaroo])
-def test_nothing_of_a_text_reaches_the_next_one_in_its_row(make):
+def test_next_text_in_a_row_does_not_see_the_previous_one(make):
     target = Target(tiny_model("llama"))
     session = Session(target, make(target), max_nodes=8)
 
@@ -169,7 +169,7 @@ def test_nothing_of_a_text_reaches_the_next_one_in_its_row(make):
     assert written.tokens == texts_alone("llama")[::-1]
 
 
-def test_full_cache_is_read_where_it_is(monkeypatch):
+def test_full_cache_is_read_without_an_index(monkeypatch):
     opened = []
     open_pass = TreeCache.open
 
@@ -187,7 +187,7 @@ def test_full_cache_is_read_where_it_is(monkeypatch):
     assert all(in_place == (rows == 3) for rows, in_place in opened)
 
 
-def test_stops_are_asked_with_the_prompts_index_and_text():
+def test_stops_receive_the_rows_index_and_text():
     target, asked = Target(tiny_model("llama")), []
     expected = texts_alone("llama")
 
@@ -207,7 +207,7 @@ def test_stops_are_asked_with_the_prompts_index_and_text():
     "make", [every_drafter.plain, every_drafter.kangaroo, every_drafter.suffix]
 )
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
-def test_copies_of_prompts_take_turns_too(monkeypatch, make, rows):
+def test_copies_of_prompts_may_wait_for_rows(monkeypatch, make, rows):
     target, prompts, copies = Target(tiny_model("llama")), PROMPTS[2:5], 3
     count = len(prompts) * copies
     picker = PathPicker(Sampling(SEED, torch.arange(count)))
@@ -249,7 +249,7 @@ def test_session_is_usable_after_an_exception_midway(monkeypatch, at):
 
 
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
-def test_sessions_go_on_after_rows_took_turns(make):
+def test_session_can_continue_after_rows_waited(make):
     target = Target(tiny_model("llama"))
     session = Session(target, make(target), max_nodes=8)
     expected = texts_alone("llama")
@@ -262,7 +262,7 @@ def test_sessions_go_on_after_rows_took_turns(make):
     assert again == [library_greedy(tiny_model("llama"), text, 5) for text in longer]
 
 
-def test_room_for_all_rows_lets_a_session_go_on(monkeypatch):
+def test_session_continues_if_all_rows_fit(monkeypatch):
     target, read = Target(tiny_model("llama")), []
     session, prompts = Session(target, "plain"), [PROMPTS[0], PROMPTS[3]]
     texts = session.generate(prompts, max_new_tokens=5, rows_at_once=2).tokens
@@ -278,7 +278,7 @@ def test_room_for_all_rows_lets_a_session_go_on(monkeypatch):
     assert read[1:] == [first + 1, len(longer[1])]
 
 
-def test_late_rows_are_drafted_for():
+def test_rows_that_start_later_are_drafted_for():
     target = Target(tiny_model("llama"))
     for make in (every_drafter.suffix, every_drafter.lookahead, every_drafter.own_model):
         session = Session(target, make(target), max_nodes=16, guard=False)
@@ -289,7 +289,7 @@ def test_late_rows_are_drafted_for():
         assert sum(e.nodes for e in late) > len(late), make.__name__
 
 
-def test_caps_statistics_and_the_guard_go_by_prompt():
+def test_max_nodes_statistics_and_guard_are_per_prompt():
     target, ends = Target(tiny_model("llama")), ends_of("llama")
     expected, statistics = texts_alone("llama", ends), Statistics()
     session = Session(target, every_drafter.training_free(target))
@@ -306,7 +306,7 @@ def test_caps_statistics_and_the_guard_go_by_prompt():
     assert statistics.rows[0].drafted == statistics.rows[3].drafted == 0
 
 
-def test_the_oldest_texts_are_forgotten_as_others_begin():
+def test_oldest_texts_are_dropped_when_others_start():
     target = Target(tiny_model("llama"))
     drafter = SuffixDrafter(SuffixConfig(memory=128))
     session = Session(target, drafter, max_nodes=8, guard=False)
@@ -318,7 +318,7 @@ def test_the_oldest_texts_are_forgotten_as_others_begin():
         assert memory.young.size < 64 + 2 * rows * POSITIONS
 
 
-def test_drafter_without_join_is_refused_where_rows_wait():
+def test_drafter_without_join_is_rejected_if_rows_wait():
     class Bare:
         tap = None
         start = draft = observe = None
@@ -329,7 +329,7 @@ def test_drafter_without_join_is_refused_where_rows_wait():
     session.stream(PROMPTS, max_new_tokens=4, rows_at_once=7)
 
 
-def test_rows_at_once_below_1_is_refused_by_name():
+def test_error_names_rows_at_once_below_1():
     session = Session(Target(tiny_model("llama")), "plain")
     with pytest.raises(ValueError, match="rows_at_once: expected at least 1, got 0"):
         session.stream(PROMPTS, max_new_tokens=4, rows_at_once=0)

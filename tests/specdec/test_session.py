@@ -84,7 +84,7 @@ def test_stream_ended_by_a_newer_one_raises():
     older = session.stream([random_prompt(4, 1)], max_new_tokens=9)
     next(older)
     list(session.stream([random_prompt(4, 2)], max_new_tokens=3))
-    with pytest.raises(RuntimeError, match="a newer one ended"):
+    with pytest.raises(RuntimeError, match="a newer stream replaced"):
         next(older)
 
 

@@ -179,7 +179,7 @@ def test_new_stream_on_a_shared_cache_ends_the_older_stream():
     next(stream)
     second = Session(target, first.drafter, cache=first.cache)
     second.generate([random_prompt(8, 1)], max_new_tokens=4)
-    with pytest.raises(RuntimeError, match="one that a newer one ended"):
+    with pytest.raises(RuntimeError, match="one that a newer stream replaced"):
         next(stream)
 
 

@@ -1,4 +1,4 @@
-"""Calls of tree attention with all they need, and what the kernels' answers are held against."""
+"""Inputs of tree attention, and their float64 results."""
 
 import dataclasses
 

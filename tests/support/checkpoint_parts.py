@@ -1,4 +1,4 @@
-"""Targets, drafters and files that tests of checkpoints are made of."""
+"""Targets, drafters and files for tests of checkpoints."""
 
 import json
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""How many operators some code asks of torch."""
+"""Counts the torch operators that code calls."""
 
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,4 +1,4 @@
-"""Candidates to couple with the target's noise, and what comes of it in float64."""
+"""Candidates for `coupled_log_probs`, and their float64 results."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Steps of Kangaroo's adapter with everything they need, by hand in float64 and by the op."""
+"""Steps of Kangaroo's adapter with all inputs, computed in float64 and by the op."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Families of models, tiny and random, by the library's names for them: which decode losslessly, which are refused."""
+"""Tiny random models of many families, by transformers' names: supported and unsupported ones."""
 
 from dataclasses import dataclass
 from functools import partial

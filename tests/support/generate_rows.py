@@ -1,4 +1,4 @@
-"""Rows of a ragged batch through `specdec.generate`, and each alone through the library's own `generate`."""
+"""Runs a ragged batch through `specdec.generate`, and each row through transformers' `generate`."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Heads with hidden states, and what their kernels' answers are held against."""
+"""Heads with hidden states, and their expected results."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""What a Kangaroo drafter proposes, recorded, and the authors' rule for where a draft ends."""
+"""Recorded drafts of a Kangaroo drafter, and the authors' stop rule."""
 
 import torch
 

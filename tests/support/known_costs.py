@@ -1,4 +1,4 @@
-"""A cost table that is the same on every machine, so that the same drafts are made: tests do not depend on times."""
+"""A fixed cost table, so that drafts do not depend on the machine."""
 
 from specdec.costs.table import Costs, name_of, parts_of
 from specdec.drafters.protocol import DraftCost

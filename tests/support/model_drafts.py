@@ -1,4 +1,4 @@
-"""Smaller models of the same vocabulary, and drafters that draft with them and are watched."""
+"""Draft models with the target's vocabulary, and recording drafters."""
 
 import copy
 from pathlib import Path

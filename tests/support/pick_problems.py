@@ -1,4 +1,4 @@
-"""Logits to pick from, and how a kernel's picks may differ from the reference's: by nothing but rounding."""
+"""Logits to pick from, and the comparison of kernel and reference picks up to rounding."""
 
 import torch
 

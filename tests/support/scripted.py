@@ -1,4 +1,4 @@
-"""A drafter that knows the right text and proposes trees of any quality around it."""
+"""A drafter that knows the target's text and proposes trees of any quality."""
 
 import random
 

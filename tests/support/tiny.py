@@ -1,4 +1,4 @@
-"""Tiny random models of many families, made on the spot, and the library's own greedy text."""
+"""Tiny random models of many families, and transformers' greedy text."""
 
 from functools import lru_cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What holds of every tree that is verified."""
+"""Invariants of every verified tree."""
 
 import torch
 

@@ -1,11 +1,11 @@
-"""Greedy acceptance, one program per row: the reference's test per node, on words of 64 nodes.
+"""Greedy acceptance, one program per row: the reference's test of each node, on words of 64 nodes.
 
-    right     [BLOCK_N]         token == what the target picked at the parent
-    wrong     [WORDS]           the nodes that are not right, as bits
+    right     [BLOCK_N]         token == the target's token at the parent
+    wrong     [WORDS]           nodes that are not right, as bits
     accepted  [BLOCK_N]         (ancestors [BLOCK_N, WORDS] & wrong) == 0 in every word
 
-Accepted nodes form a chain, so a node's place in the path is its depth and the last one has the largest index. Only where
-siblings share a token, as in no tree of `pack_tree`, are there more of them, and a walk from the root takes the first ones.
+Accepted nodes form a chain, so a node's index in the path is its depth, and the last node has the largest index. If siblings
+share a token, which `pack_tree` never produces, a walk from the root takes the first ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..ancestors import WORD
 
 @triton.jit
 def _first_chain(right, parents, o_n, BLOCK_N: tl.constexpr):
-    """Walk down from the root, at each node to its first child that is right."""
+    """Walk down from the root to the first right child of each node."""
     chain = o_n == 0
     at = tl.min(tl.where(right & (parents == 0) & (o_n > 0), o_n, BLOCK_N))
     while at < BLOCK_N:
@@ -53,7 +53,9 @@ def _accept_tree_kernel(
     tokens = tl.load(tokens_ptr + first + o_n, mask=m_n, other=0)
     parents = tl.load(parents_ptr + first + o_n, mask=m_n, other=0)
     picked = tl.load(picked_ptr + first + parents, mask=m_n & (parents >= 0), other=0)
-    right = m_n & ((tokens == picked) | (o_n == 0))  # nothing in a row of padding, whose size is 0
+    right = m_n & (
+        (tokens == picked) | (o_n == 0)
+    )  # all False in a row of padding, whose size is 0
 
     # Bits of one word are distinct, so their sum is their union; bit 63 wraps into the sign.
     bit = tl.where(right, 0, 1).to(tl.int64) << (o_n % 64).to(tl.int64)
@@ -78,7 +80,7 @@ def _accept_tree_kernel(
 def launch_accept_tree(
     tokens: Tensor, parents: Tensor, depth: Tensor, ancestors: Tensor, sizes: Tensor, picked: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Accept; arguments and results as in `accept_tree`."""
+    """Launch the kernel; arguments and results as in `accept_tree`."""
     batch, nodes = tokens.shape
     words = ancestors.shape[-1]
     block_words = triton.next_power_of_2(words)

@@ -1,4 +1,4 @@
-"""The public function and the op behind it."""
+"""The public function `accept_tree` and its registered op."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def accept_tree(
     *,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the longest path that the target agrees with.
+    """Find the longest path on which each token equals the target's token at its parent.
 
     Args:
-        tokens: `[B, N]` int64, a deduplicated tree as `pack_tree` makes it: parents come before their children. Of
-            siblings that share a token only the first counts. Up to 256 nodes in a kernel.
-        parents: `[B, N]` int64.
-        depth: `[B, N]` int64.
+        tokens: `[B, N]` int64, a deduplicated tree from `pack_tree`: parents come before their children. Of siblings
+            with the same token only the first counts. At most 256 nodes in the kernel.
+        parents: `[B, N]` int64, index of each node's parent; -1 for the root.
+        depth: `[B, N]` int64, 0 at the root.
         ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included.
-        sizes: `[B]` int64, nodes at or beyond a row's size are never accepted; 0 for a row of padding.
-        picked: `[B, N]` int64, the target's own next token after each node.
-        impl: "triton", "reference", or "auto" for what suits the device.
+        sizes: `[B]` int64, nodes per row; later ones are never accepted. 0 for a row of padding.
+        picked: `[B, N]` int64, the target's token after each node.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
 
     Returns:
         `path [B, N]` int64, the accepted nodes from the root on, -1 padded; `lengths [B]` int64, accepted nodes below
-        the root; `next_tokens [B]` int64, the target's token after the last accepted node. All are -1 for a row of
-        padding: it emits `lengths + 1` tokens, none.
+        the root; `next_tokens [B]` int64, the target's token after the last accepted node. A row emits `lengths + 1`
+        tokens. All three are -1 for a row of padding.
 
     Raises:
         TypeError: if a tensor is not int64.

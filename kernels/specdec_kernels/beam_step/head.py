@@ -1,7 +1,7 @@
-"""A draft step's head and the merge to its next beams as one op of two launches.
+"""`lm_head_beams`: a draft step's head and the choice of the next beams, as one op of two launches.
 
-The first launch is the head's own; the second merges the lists of all beams of a row at once (`lm_head/merge.py`), so
-that neither logits nor tokens per beam are written.
+The first launch is that of `lm_head_topk`; the second merges the lists of all beams of a row at once
+(`lm_head/merge.py`), so neither logits nor tokens per beam are written.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ def lm_head_beams(
     impl: Impl = "auto",
     **options: Any,
 ) -> Beams:
-    """Choose the next beams right from what the head reads: `lm_head_topk`, then `beam_step`.
+    """Choose the next beams from the head's inputs: `lm_head_topk`, then `beam_step`.
 
     Args:
-        hidden: `[B, W, E]`, of each beam.
-        head: the head, or the `[V, E]` weight of one that has nothing else.
+        hidden: `[B, W, E]`, the head's input for each beam.
+        head: the head, or the weight `[V, E]` of a head without other fields.
         scores: `[B, W]` float32, cumulative log-probabilities of the beams.
-        width: most beams kept, 1 to 64; there are `min(width, W * V)`.
-        impl: "triton", "reference", or "auto" for what suits the device; the kernel takes up to 64 beams.
-        options: deprecated, the head's other fields.
+        width: most beams kept, 1 to 64; the result has `min(width, W * V)`.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere). The kernel takes up to 64
+            beams.
+        options: deprecated: other fields of the head.
 
     Returns:
         Scores, parents and tokens of the next beams.

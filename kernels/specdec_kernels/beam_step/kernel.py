@@ -1,8 +1,8 @@
-"""One step of beam search: a program per row holds all W * K continuations as keys and takes the best ones.
+"""One step of beam search: one program per row holds all W * K continuations as keys and takes the best ones.
 
-    keys [BLOCK_C]    score + log-probability, and W * K index: beam w's i-th token at w * K + i
+    keys [BLOCK_C]    score + log-probability, and index: beam w's i-th token at w * K + i
 
-The index in a key breaks ties as the reference does: earlier beam, then likelier token.
+The index in a key breaks ties as the reference does: earlier beam, then more likely token.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _beam_step_kernel(
 def launch_beam_step(
     scores: Tensor, log_probs: Tensor, ids: Tensor, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the next beams; arguments and results as in `beam_step`."""
+    """Launch the kernel; arguments and results as in `beam_step`."""
     batch, beams, count = ids.shape
     steps = min(width, beams * count)
     best = torch.empty((batch, steps), dtype=torch.float32, device=ids.device)
@@ -68,7 +68,7 @@ def launch_beam_step(
         steps,
         BLOCK_C=block,
         BLOCK_S=triton.next_power_of_2(steps),
-        # Up to 128 candidates one warp needs no barrier per step; 4096 are 16 keys per lane of eight.
+        # One warp for up to 128 candidates, which needs no barrier per step; eight for 4096, 16 keys per lane.
         num_warps=max(1, min(8, block // 128)),
     )
     return best, parents, tokens

@@ -1,4 +1,4 @@
-"""The public function and the op behind it."""
+"""The public function `beam_step` and its registered op."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..checks import check_float32, check_integers, check_shape
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import Beams, beam_step_reference
 
-# 64 continuations of each of 64 beams: what the kernel holds in registers.
+# Most candidates per row that the kernel holds in registers: 64 continuations of each of 64 beams.
 MAX_CANDIDATES = 4096
 
 
@@ -19,11 +19,11 @@ def beam_step(
 
     Args:
         scores: `[B, W]` float32, cumulative log-probabilities of the beams.
-        log_probs: `[B, W, K]` float32, of each beam's K likeliest next tokens.
-        ids: `[B, W, K]` int64, these tokens.
-        width: most beams kept; there are `min(width, W * K)`.
-        impl: "triton", "reference", or "auto" for what suits the device; the kernel takes up to 4096 candidates in a
-            row.
+        log_probs: `[B, W, K]` float32, of each beam's K most likely next tokens.
+        ids: `[B, W, K]` int64, ids of these tokens.
+        width: most beams kept; the result has `min(width, W * K)`.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere). The kernel takes up to 4096
+            candidates per row.
 
     Returns:
         Scores, parents and tokens of the next beams.

@@ -1,9 +1,9 @@
-"""Commit of all layers in one launch: each program moves one row's nodes in one head of one layer's keys or values.
+"""Commit of all layers in one launch: a program moves one row's nodes in one head of one layer's keys or values.
 
     grid (layers * 2 * G, B)       slots of a program: [S, D], node j of the path: slot P + path[j] -> P + j
 
-A source never lies before its target and both ascend, so moving BLOCK_A nodes after another is safe in place as long
-as a block is read whole before it is written. Rows of padding end at once.
+A source never lies before its target and both ascend, so moving nodes in place, BLOCK_A at a time, is safe if each block
+is read completely before it is written. Programs of rows of padding return at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Nodes moved at a time: a round accepts a few, and as many rows of D numbers are in flight per program.
+# Nodes moved at a time; a round accepts few. A program has as many rows of D numbers in flight.
 BLOCK_A = 8
 
 
@@ -54,7 +54,7 @@ def _commit_kv_kernel(
         node = tl.load(path_ptr + batch * nodes + step, mask=step <= length, other=0)
         moves = (node > step)[:, None] & (o_d < D)[None, :]
         values = tl.load(plane + node[:, None] * stride_slot + o_d[None, :], mask=moves, other=0.0)
-        tl.debug_barrier()  # all warps have read before one of them writes
+        tl.debug_barrier()  # all warps must have read before any writes
         tl.store(plane + step[:, None] * stride_slot + o_d[None, :], values, mask=moves)
         tl.debug_barrier()
 
@@ -62,7 +62,7 @@ def _commit_kv_kernel(
 def launch_commit_kv(
     kv: Tensor, path: Tensor, lengths: Tensor, prefix_lens: Tensor, cache_rows: Tensor
 ) -> None:
-    """Move in place; arguments as in `commit_kv`."""
+    """Launch the kernel; arguments as in `commit_kv`."""
     layers, _, _, heads, _, size = kv.shape
     _commit_kv_kernel[(layers * 2 * heads, len(path))](
         kv,

@@ -1,4 +1,4 @@
-"""The public function and the op behind it."""
+"""The public function `commit_kv` and its registered op."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def commit_kv(
     cache_rows: Tensor | None = None,
     impl: Impl = "auto",
 ) -> None:
-    """Move the accepted nodes' keys and values behind the prefix, in place, for all layers.
+    """Move the keys and values of accepted nodes to the end of the prefix, in place, for all layers.
 
-    Afterwards the first `prefix_lens[b] + lengths[b] + 1` slots of row `b` are its prefix; the rest is stale.
+    Afterwards the first `prefix_lens[b] + lengths[b] + 1` slots of row `b` are its prefix; later slots are stale.
 
     Args:
-        kv: `[layers, 2, rows, G, S, D]`, keys and values; node `j` lies in slot `prefix_lens[b] + j`.
+        kv: `[layers, 2, rows, G, S, D]`, keys and values; node `j` of row `b` is in slot `prefix_lens[b] + j`.
         path: `[B, N]` int64 from `accept_tree`.
-        lengths: `[B]` int64 from `accept_tree`; of a row with none or -1 nothing moves.
+        lengths: `[B]` int64 from `accept_tree`; a row with 0 or -1 is not changed.
         prefix_lens: `[B]` int64, with `prefix_lens + N <= S`.
-        cache_rows: `[B]` int64, distinct; -1 for a row of padding, of which nothing moves and the other arguments may
-            hold anything; None for the first B in order.
-        impl: "triton", "reference", or "auto" for what suits the device.
+        cache_rows: `[B]` int64, distinct cache rows; -1 for a row of padding, which is not changed and whose other
+            arguments may hold anything. None for the first B rows in order.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
 
     Raises:
         TypeError: if an index is not int64.
@@ -57,7 +57,7 @@ def commit_kv(
     if kernel:
         check_last_stride(kv=kv)
     if nodes == 1:
-        return  # a root alone is in place
+        return  # a single root is in place already
     if not kernel:
         commit_kv_reference(kv, path, lengths, prefix_lens, cache_rows)
         return

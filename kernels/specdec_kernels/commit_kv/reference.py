@@ -1,4 +1,4 @@
-"""Commit: the accepted nodes' keys and values move right behind the prefix, in place, all layers at once.
+"""Commit: the accepted nodes' keys and values move to the end of the prefix, in place, for all layers at once.
 
 before   prefix | 0 1 2 3 4 |        path 0, 2, 3
 after    prefix | 0 2 3 . . |        slot 2 is both read and written: sources are read before any write
@@ -15,7 +15,7 @@ from ..dispatch import host_may_look
 def commit_kv_reference(
     kv: Tensor, path: Tensor, lengths: Tensor, prefix_lens: Tensor, cache_rows: Tensor | None
 ) -> None:
-    """Move; arguments as in `commit_kv`."""
+    """Reference implementation; arguments as in `commit_kv`."""
     rows = torch.arange(len(path), device=path.device)
     if cache_rows is not None:
         there = cache_rows >= 0
@@ -24,7 +24,7 @@ def commit_kv_reference(
     if longest <= 0:
         return
     if cache_rows is not None:
-        # Rows of padding do what the first other row does: the same numbers come to the same places twice.
+        # Rows of padding repeat the first other row: the same numbers are written to the same slots twice.
         like = torch.where(there, rows, there.long().argmax())
         path, lengths, prefix_lens, rows = (
             x[like] for x in (path, lengths, prefix_lens, cache_rows)

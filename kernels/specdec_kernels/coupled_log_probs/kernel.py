@@ -1,9 +1,9 @@
-"""Coupling as one launch: a program per beam draws the noise of its k candidates and normalises.
+"""Coupled log-probabilities in one launch: a program per beam computes the noise of its k candidates and normalises.
 
     scores [BLOCK_K]    sharpness * (log q / T + noise)
 
-Candidates lie anywhere in the vocabulary, so each has a Philox block of its own, of whose four words it takes one. All
-stays in registers; what is read and written is each input and the output once.
+Candidates lie anywhere in the vocabulary, so each needs a Philox block of its own and takes one of its four words. All
+values stay in registers; each input is read once and the output written once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..device.noise import gumbel, token_bits
 
 
-# A draft's first step has one beam and the others several: one compiled kernel for both. Seeds have any size: always 64 bits.
+# Not specialised: a draft's first step has one beam and later ones several, and seeds always have 64 bits.
 @triton.jit(do_not_specialize=["beams", "count", "seed"])
 def _coupled_log_probs_kernel(
     log_probs_ptr,
@@ -42,7 +42,7 @@ def _coupled_log_probs_kernel(
     scores = sharpness * (scores + gumbel(token_bits(seed, stream, position, ids)))
     below = scores - tl.max(scores)
     normalised = below - tl.log(tl.sum(tl.exp(below)))
-    # Beams of nothing but -inf would be NaN.
+    # Without this, beams with only -inf would become NaN.
     normalised = tl.where(scores == float("-inf"), scores, normalised)
     tl.store(out_ptr + o_c, normalised, mask=m_k)
 
@@ -56,7 +56,7 @@ def launch_coupled_log_probs(
     temperature: float,
     sharpness: float,
 ) -> Tensor:
-    """Couple; arguments and results as in `coupled_log_probs`, but for the seed, which is signed."""
+    """Launch the kernel; arguments and results as in `coupled_log_probs`, except that the seed is signed."""
     batch, beams, count = ids.shape
     out = torch.empty((batch, beams, count), dtype=torch.float32, device=ids.device)
     block = triton.next_power_of_2(count)
@@ -69,7 +69,7 @@ def launch_coupled_log_probs(
         temperature,
         sharpness,
         BLOCK_K=block,
-        # Up to 128 candidates one warp needs no barrier; 1024 are four per lane of eight.
+        # One warp for up to 128 candidates, which needs no barrier; eight for 1024, four candidates per lane.
         num_warps=max(1, block // 128),
     )
     return out

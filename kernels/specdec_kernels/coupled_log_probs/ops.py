@@ -1,4 +1,4 @@
-"""The public function and the op behind it."""
+"""The public function `coupled_log_probs` and its registered op."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..dispatch import Impl, chooses_kernel, register
 from ..pick_tokens.noise import check_seed
 from .reference import coupled_log_probs_reference
 
-# What the kernel holds in registers.
+# Most candidates per beam that the kernel holds in registers.
 MAX_CANDIDATES = 1024
 
 
@@ -26,23 +26,24 @@ def coupled_log_probs(
     sharpness: float,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Turn log-probabilities into those of being drawn, where `pick_tokens` draws with the same seed and streams.
+    """Estimate the probability that `pick_tokens` with the same seed and streams picks each candidate.
 
-    The log-softmax over a beam's candidates of `sharpness * (log_probs / temperature + noise)`. What is -inf stays -inf, in
-    a beam of nothing else too; the rest of a beam with NaN or +inf is NaN.
+    The result is the log-softmax over a beam's candidates of `sharpness * (log_probs / temperature + noise)`. Candidates
+    with -inf stay -inf, also if a beam has no others; in a beam with NaN or +inf all others are NaN.
 
     Args:
-        log_probs: `[B, W, k]` float32, of k candidates of each beam, not necessarily normalised.
-        ids: `[B, W, k]` int64, 0 to 2^32 - 1: these candidates, in the target's vocabulary.
+        log_probs: `[B, W, k]` float32, a drafter's log-probabilities of k candidates per beam; need not be normalised.
+        ids: `[B, W, k]` int64, 0 to 2^32 - 1: the candidates' ids in the target's vocabulary.
         seed: 0 to 2^64 - 1.
-        streams: `[B]` int64, 0 to 2^32 - 1: which text each row belongs to.
-        positions: `[B]` int64, 0 to 2^32 - 1: of the token that is drawn, padding not counted.
+        streams: `[B]` int64, 0 to 2^32 - 1: the stream of each row's noise.
+        positions: `[B]` int64, 0 to 2^32 - 1: position of the picked token, padding not counted.
         temperature: divisor of the log-probabilities, above 0.
-        sharpness: factor on their sums with the noise, above 0.
-        impl: "triton", "reference", or "auto" for what suits the device; the kernel takes up to 1024 candidates.
+        sharpness: factor of the sums with the noise, above 0.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere). The kernel takes up to 1024
+            candidates per beam.
 
     Returns:
-        `[B, W, k]` float32; those of a beam are of probabilities that sum to 1.
+        `[B, W, k]` float32 log-probabilities; the probabilities of a beam sum to 1.
 
     Raises:
         TypeError: if a dtype does not fit.
@@ -68,7 +69,7 @@ def coupled_log_probs(
         raise ValueError(
             f"ids: expected at most {MAX_CANDIDATES} candidates in a kernel, got shape {list(ids.shape)}"
         )
-    # An op's integers are signed.
+    # Registered ops take signed integers.
     signed = seed - 2**64 if seed >= 2**63 else seed
     return _coupled_log_probs(log_probs, ids, signed, *options)  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""A drafter's log-probabilities, given the noise that the target draws with: what is likely to be drawn here."""
+"""A drafter's log-probabilities that the target samples each candidate, given the target's noise."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def coupled_log_probs_reference(
     temperature: float,
     sharpness: float,
 ) -> Tensor:
-    """Couple; arguments as in `coupled_log_probs`, checked."""
+    """Reference implementation; arguments as in `coupled_log_probs`, checked."""
     noise = gumbel_noise(seed, streams[:, None, None], positions[:, None, None], ids)  # [B, W, k]
     scores = sharpness * (log_probs / temperature + noise)
-    # Beams of nothing but -inf would be NaN.
+    # Without this, beams with only -inf would become NaN.
     return torch.log_softmax(scores, -1).masked_fill(scores == -torch.inf, -torch.inf)

@@ -1,9 +1,9 @@
-"""A decoder layer in few operators, for a CPU: what passes between products costs as much as they do.
+"""A decoder layer in few operators for CPUs, where work between products costs as much as the products.
 
     norm 6 · q k v 1 · rotation 3 · cache 2 · attention 1 · o and residual 1 · norm 6 · gate, up, down 3
 
-Products come with what follows them, rotated keys go straight into the cache, and what only a layer needs is written
-into buffers that all layers of a pass shape share.
+The numbers count operators. Products are fused with what follows them, rotated keys are written directly into the cache,
+and intermediate results go into buffers that all layers of one pass shape share.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .weights import LayerWeights, LinearWeights, NormWeights, Rotation
 
 
 class Angles(NamedTuple):
-    """Rotations of the nodes of a pass, in the form that layers take."""
+    """Cosines and sines of a pass's nodes, in the form that lean layers take."""
 
     cos: Tensor
     """`[B, N, 1, R]`."""
@@ -31,7 +31,7 @@ class Angles(NamedTuple):
 
     @classmethod
     def of(cls, cos: Tensor, sin: Tensor, rotation: Rotation) -> Angles:
-        """Take `[B, N, R]` cosines and sines, of which both halves are alike."""
+        """Create angles from cosines and sines `[B, N, R]` whose halves are equal."""
         sin = sin[..., None, : sin.shape[-1] // 2].contiguous()
         cos = cos[..., None, :]
         if rotation == "interleaved":
@@ -40,22 +40,22 @@ class Angles(NamedTuple):
 
 
 class View:
-    """How to see a part of a contiguous tensor, known from one tensor of its shape; one operator."""
+    """A view of a contiguous tensor, defined on one tensor and applied to others of that shape in one operator."""
 
     def __init__(self, part: Tensor) -> None:
-        """Take the part of any tensor of the shape."""
+        """Record shape, strides and offset of a view."""
         self.layout = part.shape, part.stride(), part.storage_offset()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See the same part of another."""
+        """Return the same view of another tensor."""
         return x.as_strided(*self.layout)
 
 
 class Views:
-    """The parts of `[T, (H + 2 G) D]` that a layer's operators take."""
+    """The views of `[T, (H + 2 G) D]` that a layer's operators take."""
 
     def __init__(self, qkv: Tensor, buffers: Buffers) -> None:
-        """Take any `[B, N, H + 2 G, D]` tensor, and buffers of which the first H + G heads are like."""
+        """Create views from any tensor `[B, N, H + 2 G, D]` and the buffers of its first H + G heads."""
         heads, rotary = buffers.qk.shape[2], buffers.turned.shape[-1]
         qk, turned = qkv[:, :, :heads], qkv[:, :, :heads, :rotary]
         first, second = halves(turned, buffers.rotation)
@@ -65,10 +65,10 @@ class Views:
 
 
 class Buffers:
-    """What a layer writes and nobody reads after it, with the views that its operators take."""
+    """A layer's temporary buffers, with the views that its operators take."""
 
     def __init__(self, layer: LayerWeights, like: Tensor, rotary: int) -> None:
-        """Make room for a pass of hidden states like `[B, N, E]`, of whose heads R dimensions turn."""
+        """Allocate buffers for hidden states like `[B, N, E]`; `rotary` (R) dimensions of a head are rotated."""
         batch, nodes, width = like.shape
         heads, kv_heads, size = layer.heads, layer.kv_heads, layer.head_dim
         self.nodes, self.rotation = nodes, layer.rotation
@@ -89,7 +89,7 @@ class Buffers:
 
 
 def halves(x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-    """Split `[..., R]` into the dimensions that turn together."""
+    """Split `[..., R]` into the two parts that are rotated together."""
     if rotation == "interleaved":
         return x[..., ::2], x[..., 1::2]
     half = x.shape[-1] // 2
@@ -98,10 +98,10 @@ def halves(x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
 
 
 class LayerPass(Protocol):
-    """Where a pass keeps a layer's keys and values, and how its nodes attend."""
+    """The pass interface that a layer needs: its KV cache and attention."""
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write `[B, N, G, D]` keys and values behind those of a layer, and return all that it has."""
+        """Write keys and values `[B, N, G, D]` of a layer after its cached ones, and return all of them."""
         ...
 
     def attend_rows(
@@ -114,29 +114,29 @@ class LayerPass(Protocol):
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attend with `[B, G, N H / G, D]` queries over what `append` returned; returns the same shape."""
+        """Attend with queries `[B, G, N H / G, D]` over the result of `append`; returns the queries' shape."""
         ...
 
 
 class CpuNorm:
-    """An RMSNorm in few operators; statistics are float32, as the library's are."""
+    """An RMSNorm in few operators, with float32 statistics as in transformers."""
 
     def __init__(self, weights: NormWeights) -> None:
-        """Take the weight `[E]`, or `[H, D]` for heads that each have their own."""
+        """Create a norm from a weight `[E]`, or `[H, D]` with one weight per head."""
         weight = weights.weight.detach()
         self.weight = 1 + weight.float() if weights.offset else weight
         self.offset, self.share = weights.offset, 1 / weight.shape[-1]
         self.eps, self.size = torch.tensor(weights.eps), torch.tensor(float(weight.shape[-1]))
 
     def __call__(self, x: Tensor, out: Tensor, wide: Tensor | None = None) -> Tensor:
-        """Normalise the last dimension of `x` into `out`, which may be `x`; `wide` is room for `x` in float32."""
+        """Normalise the last dimension of `x` into `out`, which may be `x`; `wide` is a float32 buffer like `x`."""
         if x.dtype == torch.float32:
             squares = torch.mul(x, x, out=None if out is x else out)
             factor = self._factor(squares)
             return torch.mul(x, factor, out=out).mul_(self.weight)
         wide = x.float() if wide is None else wide.copy_(x)
         if x.dtype.itemsize == 2:
-            # One operator less, and a rounding more that 16 bits do not see.
+            # One operator less; its additional rounding does not show in 16 bits.
             root = torch.linalg.vector_norm(wide, 2, -1, True)
             factor = torch.addcmul(self.eps, root, root, value=self.share).rsqrt_()
         else:
@@ -151,16 +151,16 @@ class CpuNorm:
 
 
 class CpuDecoderLayer:
-    """One layer; its weights are the model's own, but for products that are prepacked."""
+    """One decoder layer; it shares the model's weights, except for prepacked products."""
 
     def __init__(
         self, layer: LayerWeights, new_product: Callable[[LinearWeights], Product]
     ) -> None:
-        """Prepare a layer.
+        """Create a layer.
 
         Args:
-            layer: float weights on the CPU.
-            new_product: makes each of the products.
+            layer: floating-point weights on the CPU.
+            new_product: creates each matrix product from its weights.
         """
         self.layer = layer
         self.qkv, self.output = new_product(layer.qkv), new_product(layer.output)
@@ -175,12 +175,12 @@ class CpuDecoderLayer:
 
     @property
     def prepacked(self) -> int:
-        """How many of the products have copies of their weights."""
+        """Number of products with prepacked copies of their weights."""
         products = (self.qkv, self.output, self.gate, self.up, self.down)
         return sum(isinstance(product, PrepackedProduct) for product in products)
 
     def _head_norms(self) -> tuple[CpuNorm | None, CpuNorm | None, CpuNorm | None]:
-        """Make norms of queries and keys, one for both where they are of single heads."""
+        """Create the norms of queries and keys; per-head norms are combined into one."""
         layer = self.layer
         q, k = layer.q_norm, layer.k_norm
         if q is None or k is None:
@@ -198,13 +198,13 @@ class CpuDecoderLayer:
 
         Args:
             hidden: `[T, E]`, contiguous, row by row; T = B N.
-            at: which layer of the model it is.
-            angles: of the pass; None where the layer does not rotate.
-            buffers: for passes of this shape.
+            at: index of the layer in the model.
+            angles: of the pass; None for a layer without rotary embedding.
+            buffers: buffers for passes of this shape.
             now: the pass.
 
         Returns:
-            `[T, E]`, new.
+            A new tensor `[T, E]`.
         """
         layer = self.layer
         read = (
@@ -251,7 +251,7 @@ class CpuDecoderLayer:
                 x.copy_(norm(whole, torch.empty_like(whole)).view(x.shape))
 
     def _rotate(self, qkv: Tensor, angles: Angles | None, buffers: Buffers) -> None:
-        """Rotate queries and keys into the buffer."""
+        """Write rotated queries and keys into the buffer."""
         views = buffers.views
         if angles is None:
             buffers.qk.copy_(views.of_qk(qkv))
@@ -263,7 +263,7 @@ class CpuDecoderLayer:
         buffers.second.addcmul_(views.of_first(qkv), angles.sin)
 
     def _add(self, hidden: Tensor, x: Tensor, product: Product, norm: CpuNorm | None) -> Tensor:
-        """Add a product to the residual stream, with what the layer puts between."""
+        """Add a product to the residual stream, after the layer's norm and scale."""
         scale = self.layer.residual_scale
         if norm is None and scale is None:
             return product.plus(x, hidden)
@@ -276,7 +276,7 @@ class CpuDecoderLayer:
 def attend_rows(
     rows: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, softcap: float | None
 ) -> Tensor:
-    """Attend with `[B, G, R, D]` queries over `[B, G, S, D]` keys and values, under a `[B, 1, R, S]` bias or none."""
+    """Attend with queries `[B, G, R, D]` over keys and values `[B, G, S, D]`, with an optional bias `[B, 1, R, S]`."""
     if softcap is None:
         return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=scale)
     scores = softcap * torch.tanh(rows @ k.mT * scale / softcap)

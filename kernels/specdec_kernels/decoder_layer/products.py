@@ -1,7 +1,7 @@
-"""Matrix products of a CPU: as PyTorch has them, or with weights in oneDNN's own layout, made once.
+"""Matrix products on a CPU: PyTorch's, or with weights prepacked in oneDNN's layout.
 
-A plain `F.linear` in bfloat16 reorders its weight at every call. The operators for the layout are private to torch, so a
-probe decides whether they are used. They also apply what follows a product without another pass over it.
+A plain `F.linear` in bfloat16 reorders its weight at every call. The operators for prepacked weights are private to torch,
+so a probe decides whether they are used. They also fuse the operation that follows a product.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from .reference import activate, linear
 from .weights import Activation, LinearWeights
 
-# Rows that the layout is made for: the width of a typical tree.
+# Number of rows that the layout is optimised for: the width of a typical tree.
 ROWS = 16
 DTYPES = (torch.float32, torch.bfloat16)
 POINTWISE: dict[Activation, tuple[str, str]] = {
@@ -24,7 +24,7 @@ POINTWISE: dict[Activation, tuple[str, str]] = {
 
 
 class Product(Protocol):
-    """A product with fixed weights, `[T, in]` to `[T, out]`, and what may follow it."""
+    """A matrix product with fixed weights, `[T, in]` to `[T, out]`, with fused variants."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply, and add the bias."""
@@ -44,10 +44,10 @@ class Product(Protocol):
 
 
 class PlainProduct:
-    """Weights as they are, shared with whoever owns them."""
+    """A product with unmodified weights, shared with the model."""
 
     def __init__(self, weights: LinearWeights) -> None:
-        """Take `[out, in]` weights."""
+        """Create a product from weights `[out, in]`."""
         self.weights = LinearWeights(*(tuple(x.detach() for x in part) for part in weights))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ class PlainProduct:
 
 
 class PrepackedProduct:
-    """A copy of the weights in oneDNN's layout."""
+    """A product with a copy of the weights in oneDNN's layout."""
 
     def __init__(self, weights: LinearWeights) -> None:
-        """Prepack `[out, in]` weights, float32 or bfloat16, on a CPU."""
+        """Prepack weights `[out, in]`, float32 or bfloat16, on a CPU."""
         parts, biases = ([x.detach() for x in part] for part in weights)
         weight = parts[0] if len(parts) == 1 else torch.cat(parts)
         self.bias = torch.cat(biases) if biases else None
@@ -102,7 +102,7 @@ class PrepackedProduct:
 @cache
 @torch.inference_mode()
 def can_prepack(dtype: torch.dtype) -> bool:
-    """Try the operators on a small product: are they there, and do they agree with PyTorch's?"""
+    """Return whether torch has the operators for `dtype` and they agree with `F.linear` on a small product."""
     if dtype not in DTYPES:
         return False
     generator = torch.Generator().manual_seed(0)

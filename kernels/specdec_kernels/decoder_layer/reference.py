@@ -1,4 +1,4 @@
-"""A decoder layer in plain PyTorch, in the library's order of roundings."""
+"""A decoder layer in plain PyTorch, with transformers' order of roundings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .weights import Activation, LayerWeights, LinearWeights, NormWeights, Rotation
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Takes queries `[B, N, H, D]`, keys and values `[B, N, G, D]`; returns what the nodes attend to, `[B, N, H, D]`."""
+"""Attention function: takes queries `[B, N, H, D]`, keys and values `[B, N, G, D]`; returns `[B, N, H, D]`."""
 
 
 def decoder_layer_reference(
@@ -22,9 +22,9 @@ def decoder_layer_reference(
     Args:
         hidden: `[B, N, E]`.
         layer: its weights.
-        cos: `[B, N, R]`, of the model's own rotary embedding, R <= D; the dimensions behind R stay as they are.
+        cos: `[B, N, R]`, cosines of the model's rotary embedding, R <= D; dimensions from R on are not rotated.
         sin: like `cos`.
-        attend: writes keys and values to where it finds them, and attends.
+        attend: stores keys and values, and attends.
 
     Returns:
         `[B, N, E]`.
@@ -46,14 +46,14 @@ def decoder_layer_reference(
 
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
-    """Multiply `[..., in]` with one matrix, or with several side by side."""
+    """Multiply `[..., in]` with one matrix, or with several whose outputs are concatenated."""
     biases = weights.biases or (None,) * len(weights.weights)
     parts = [F.linear(x, w, b) for w, b in zip(weights.weights, biases, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def norm(x: Tensor, weights: NormWeights | None) -> Tensor:
-    """Divide `[..., E]` by its root mean square and multiply; statistics are float32, as the library's are."""
+    """Apply RMSNorm to `[..., E]`, with float32 statistics as in transformers."""
     if weights is None:
         return x
     wide = x.float()
@@ -64,14 +64,14 @@ def norm(x: Tensor, weights: NormWeights | None) -> Tensor:
 
 
 def head_norm(x: Tensor, weights: NormWeights | None, head_dim: int) -> Tensor:
-    """Normalise `[..., H D]`, each head by itself or all at once, as the weight's size says."""
+    """Normalise `[..., H D]` per head, or all heads together if the weight has their size."""
     if weights is None or len(weights.weight) != head_dim:
         return norm(x, weights)
     return norm(x.unflatten(-1, (-1, head_dim)), weights).flatten(-2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate the first R dimensions of `[B, N, H, D]` by angles `[B, N, 1, R]`."""
+    """Apply rotary embedding with angles `[B, N, 1, R]` to the first R dimensions of `[B, N, H, D]`."""
     size = cos.shape[-1]
     turned, kept = x[..., :size], x[..., size:]
     if rotation == "half":
@@ -85,7 +85,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """Apply the gate's nonlinearity."""
+    """Apply the gate's activation function."""
     if activation == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")

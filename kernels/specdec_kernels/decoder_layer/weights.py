@@ -1,4 +1,4 @@
-"""One decoder layer as data: what it multiplies with, and the few ways in which families differ.
+"""One decoder layer as data: weights, and settings in which model families differ.
 
 x ─┬─► [norm] ─► q k v ─► [norms] ─► rotation ─► attention ─► o ─► [norm] ─┬─► + ─► x'
 └───────────────────────────────────────────────────────────────────────┘
@@ -20,33 +20,33 @@ class NormWeights(NamedTuple):
     """An RMSNorm over the last dimension of its weight."""
 
     weight: Tensor
-    """`[E]`; of heads `[D]`, the same for each, or all of them at once."""
+    """`[E]`; for queries and keys `[D]`, the same for each head, or `[H D]` for all heads together."""
     eps: float
     """Added to mean squares."""
     offset: bool = False
-    """Whether the factor is 1 + weight, multiplied before rounding (Gemma), or weight, after it (Llama)."""
+    """True: multiply by 1 + weight before rounding (Gemma). False: multiply by weight after it (Llama)."""
 
 
 class LinearWeights(NamedTuple):
-    """A linear layer, or several that read the same input, one after the other."""
+    """A linear layer, or several with the same input, whose outputs are concatenated."""
 
     weights: tuple[Tensor, ...]
     """Each `[out, in]`."""
     biases: tuple[Tensor, ...] = ()
-    """Each `[out]`; none or as many as weights."""
+    """Each `[out]`; empty, or as many as weights."""
 
 
 class LayerWeights(NamedTuple):
-    """A decoder layer with gated feed-forward part; norms that a family lacks are None."""
+    """A decoder layer with a gated feed-forward part; norms that a family lacks are None."""
 
     heads: int
-    """H, of queries."""
+    """H, query heads."""
     kv_heads: int
-    """G, a divisor of H."""
+    """G, key and value heads; a divisor of H."""
     head_dim: int
     """D."""
     qkv: LinearWeights
-    """`[(H + 2 G) D, E]` in all, as one or as three."""
+    """`[(H + 2 G) D, E]` in total, as one matrix or three."""
     output: LinearWeights
     """`[E, H D]`."""
     gate: LinearWeights
@@ -57,24 +57,24 @@ class LayerWeights(NamedTuple):
     """`[E, I]`."""
     activation: Activation
     scale: float
-    """Of attention scores."""
+    """Factor of attention scores."""
     input_norm: NormWeights | None = None
-    """Before attention."""
+    """Norm before attention."""
     attention_norm: NormWeights | None = None
-    """Of what attention adds (Gemma 2, OLMo 2)."""
+    """Norm of the attention's output (Gemma 2, OLMo 2)."""
     mlp_norm: NormWeights | None = None
-    """Before the feed-forward part."""
+    """Norm before the feed-forward part."""
     output_norm: NormWeights | None = None
-    """Of what the feed-forward part adds."""
+    """Norm of the feed-forward part's output."""
     q_norm: NormWeights | None = None
-    """Of queries, per head (Qwen 3) or of all at once (OLMo 2)."""
+    """Norm of queries, per head (Qwen 3) or of all heads together (OLMo 2)."""
     k_norm: NormWeights | None = None
-    """Of keys."""
+    """Norm of keys."""
     rotation: Rotation | None = "half"
-    """Which dimensions of a head turn together; None where a layer does not rotate (SmolLM 3)."""
+    """Which dimensions of a head are rotated together; None for a layer without rotary embedding (SmolLM 3)."""
     softcap: float | None = None
-    """Of attention scores (Gemma 2)."""
+    """Soft-cap of attention scores (Gemma 2)."""
     window: int | None = None
     """Sliding window in positions."""
     residual_scale: float | None = None
-    """Factor on what both parts add (Granite)."""
+    """Factor of both parts' outputs (Granite)."""

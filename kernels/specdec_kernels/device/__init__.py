@@ -1,1 +1,1 @@
-"""Functions in registers, and a linear layer, that kernels of several ops are built of; needs Triton."""
+"""Triton device functions, and a linear layer, shared by the kernels of several ops."""

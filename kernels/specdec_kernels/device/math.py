@@ -1,4 +1,4 @@
-"""Functions of tensors in registers that more than one kernel needs and Triton lacks."""
+"""Mathematical device functions that Triton lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def tanh(x):
-    """Compute tanh of float32 numbers to their accuracy; the quotient cancels near zero, the series does not."""
+    """Compute tanh of float32 numbers to full accuracy; near zero, where the quotient cancels, by a series."""
     s = x * x
     series = 62 / 2835 + s * (-1382 / 155925)
     series = 1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * series)))

@@ -1,9 +1,9 @@
-"""A float32 number and an index in one int64, so that one integer maximum finds the best and breaks ties.
+"""Keys: a float32 number and an index in one int64, so that an integer maximum finds the best and breaks ties.
 
-    bits 63..32    the number's bits in an order that integers share: negative ones have their lower bits flipped
+    bits 63..32    the number's bits in integer order: negative numbers have their lower bits flipped
     bits 31..0     2^32 - 1 - index, so that the lowest index wins among equal numbers
 
-Zeros of both signs are one number; NaN, whatever its sign, ranks above all numbers, as for `torch.topk`.
+Both zeros are equal; NaN of either sign ranks above all numbers, as in `torch.topk`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Below every number, negative infinity included, and below its key.
+# Below the upper bits of every number, negative infinity included.
 NO_NUMBER = tl.constexpr(-(2**31))
 NO_KEY = tl.constexpr(-(2**63))
 
@@ -23,7 +23,7 @@ def _flip(bits):
 
 @triton.jit
 def sortable(number):
-    """Turn float32 numbers into int32, the upper bits of their keys."""
+    """Turn float32 numbers into int32 with the same order: the upper bits of their keys."""
     bits = tl.where(number == 0, 0.0, number).to(tl.int32, bitcast=True)
     return tl.where(number != number, 0x7FFFFFFF, _flip(bits))
 
@@ -42,11 +42,11 @@ def make_key(number, index):
 
 @triton.jit
 def key_number(key):
-    """Read the number."""
+    """Return a key's number."""
     return _flip((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def key_index(key):
-    """Read the index, as int64."""
+    """Return a key's index, as int64."""
     return 0xFFFFFFFF - (key & 0xFFFFFFFF)

@@ -1,13 +1,13 @@
-"""A linear layer for a few rows, with all that follows it in a draft step: bias, SiLU, residual.
+"""A linear layer for few rows, fused with bias, SiLU and residual.
 
     out[r, f] = residual[r, f] + silu(sum_k weight[f, k] x[r, k] + bias[f])
 
                  weight [BLOCK_F, BLOCK_K]  @  x [BLOCK_K, BLOCK_R]      over K, each weight read once
                             └── acc [BLOCK_F, BLOCK_R], float32 ──┘
-    grid (row blocks, F tiles): the row blocks that read one weight tile run side by side, and share it in L2
+    grid (row blocks, F tiles): row blocks with the same weight tile run next to each other, and share it in L2
 
-The weight is the left operand: it fills the 64 rows of a Hopper product, where a few rows of x would leave them empty.
-Sums, SiLU and residual stay in float32 and are rounded once.
+The weight is the left operand, as it fills the 64 rows of a Hopper product, which few rows of x would not. Sums, SiLU and
+residual are computed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..gpu import Gpu, gpu_of
 
 
 class Tiles(NamedTuple):
-    """How a product of weights and a few rows is cut."""
+    """Tile sizes of a product of weights and few rows."""
 
     features: int
     rows: int
@@ -33,18 +33,18 @@ class Tiles(NamedTuple):
 
 
 def choose_tiles(rows: int, features: int, depth: int, dtype: torch.dtype, gpu: Gpu) -> Tiles:
-    """Choose tiles for `[features, depth]` weights and a number of rows."""
+    """Choose tiles for weights `[features, depth]` and a number of rows."""
     block_r = min(64, max(16, triton.next_power_of_2(rows)))
     row_blocks = -(-rows // block_r)
-    # A weight must stream through most processors at once (two thirds: not tuned on a GPU). 64 rows of it are one
-    # Hopper product, 16 the least one; float32 has no tensor cores, and holds its operands in registers.
+    # A weight must stream through most processors at once (two thirds: not tuned on a GPU). 64 of its rows are one
+    # Hopper product, 16 the smallest; float32 has no tensor cores, and its operands are in registers.
     sizes = (32, 16) if dtype == torch.float32 else (64, 32, 16)
     filled = (size for size in sizes if -(-features // size) * row_blocks >= gpu.processors * 2 / 3)
     block_f = next(filled, 16)
     # 128 numbers of 16 bits are two cache lines of a row; SmolLM2's 576 is no multiple of them, but of 64.
     block_k = 32 if dtype == torch.float32 else 128 if depth % 128 == 0 else 64
-    # Two programs per processor, so that one streams while the other begins or ends; 8 tiles in flight are nearly all
-    # of SmolLM2's 9. AMD's compiler keeps one tile in registers and one in shared memory.
+    # Two programs per processor, so that one loads while the other starts or ends; 8 tiles in flight are nearly all of
+    # SmolLM2's 9. AMD's compiler keeps one tile in registers and one in shared memory.
     tile_bytes = (block_f + block_r) * block_k * dtype.itemsize
     deepest = 2 if gpu.arch.startswith("gfx") else 8
     stages = min(deepest, max(2, gpu.shared_bytes // 2 // tile_bytes))
@@ -62,9 +62,9 @@ def add_product(
     norm_ptr=None,
     inverse=None,
 ):
-    """Add `weight [BLOCK_F, depth] @ x [depth, BLOCK_R]`; both are given as pointers to their rows.
+    """Add `weight [BLOCK_F, depth] @ x [depth, BLOCK_R]` to `acc`; both are given as pointers to their rows.
 
-    With a norm's weight and the rows' `inverse_rms`, x is normed on its way, rounded where `rms_norm` rounds.
+    With a norm's weight and the rows' `inverse_rms`, x is normalised first, with the roundings of `rms_norm`.
     """
     o_k = tl.arange(0, BLOCK_K)
     for first in range(0, depth, BLOCK_K):
@@ -89,7 +89,7 @@ def inverse_rms(x_rows, depth, eps, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr
     """Return 1 / sqrt(mean square + eps) of rows `[depth]`, given as pointers."""
     o_k = tl.arange(0, BLOCK_K)
     squares = tl.zeros([BLOCK_K, BLOCK_R], tl.float32)
-    # Short loads without a product: not pipelined unless told so.
+    # Triton does not pipeline loads without a product unless `num_stages` is given.
     for first in tl.range(0, depth, BLOCK_K, num_stages=4):
         x_tile = x_rows[None, :] + (first + o_k)[:, None]
         x = tl.load(x_tile, mask=(first + o_k < depth)[:, None], other=0.0).to(tl.float32)
@@ -136,14 +136,14 @@ def _skinny_linear_kernel(
         m_r = m_r & (tl.load(stopped_ptr + o_r, mask=m_r, other=1) == 0)
         if tl.max(m_r.to(tl.int32), 0) == 0:
             return
-    # Rows beyond the end read the last one again: the loop needs no masks for them.
+    # Rows beyond the end read the last row again, so the loop needs no masks.
     i_r = tl.minimum(o_r, rows - 1).to(tl.int64)
     i_f = tl.minimum(o_f, features - 1).to(tl.int64)
     acc = tl.zeros([BLOCK_F, BLOCK_R], tl.float32)
     x_rows = x_ptr + i_r * stride_x
     acc = add_product(acc, w_ptr + i_f * stride_w, x_rows, depth, BLOCK_K, WHOLE)
 
-    # Bounds as masks from here on: clamped offsets would not count as consecutive, and load one by one.
+    # From here on, bounds are masks: clamped offsets would not be consecutive, and load one by one.
     m_fr = m_f[:, None] & m_r[None, :]
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)[:, None]
@@ -176,17 +176,17 @@ def launch_skinny_linear(
     context: Tensor | None = None,
     stopped: Tensor | None = None,
 ) -> Tensor:
-    """Multiply, and do what follows; the last dimension of every tensor is contiguous, all have one dtype.
+    """Compute `residual + silu(x @ weight.T + bias)`; all tensors have one dtype and a contiguous last dimension.
 
     Args:
         x: `[R, K]`.
         weight: `[F, K]`.
         bias: `[F]`, or None.
-        part: `[B, F]`, added before SiLU to the R / B rows of each batch row; None for nothing.
-        silu: whether SiLU comes before the residual.
+        part: `[B, F]`, added before SiLU to the R / B rows of each batch row; None for none.
+        silu: whether SiLU is applied, before the residual.
         residual: `[R, F]`, or `[R, F - C]` with a context; None for none.
         context: `[B, C]`, the first C columns of the residual of each batch row; None for none.
-        stopped: `[R]` bool or int64, rows that are not computed and stay unwritten; None for none.
+        stopped: `[R]` bool or int64, rows that are neither computed nor written; None for none.
 
     Returns:
         `[R, F]`, contiguous.

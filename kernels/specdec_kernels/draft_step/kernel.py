@@ -1,12 +1,13 @@
-"""One step of the recurrent draft model: gather, cell and residual blocks, in 1 + n launches.
+"""One step of the recurrent draft model (gather, cell and residual blocks) in 1 + n launches.
 
     cell     tokens ─► embedding rows ──► W_w e ─┐
              parents ─► rows of the states ► W_u s ┴► + b, SiLU ─► states [R, E]            R = B * W
     block    states [R, E] ─► W_s s + (W_h h + b, once per round), SiLU, + [h, s] ─► features [R, X]
     block    features ─► W x + b, SiLU, + x ─► features
 
-Beams are picked by pointer, so no state is copied. The context half of the first block is the same for all beams and
-steps of a round: only its state half is read here. Tiles are those of `skinny_linear`, with two weights for the cell.
+Beams are gathered by pointer, so no state is copied. The context half of the first block is the same for all beams and
+steps of a round, so only its state half is computed here. Tiles are those of `skinny_linear`, with two weights for the
+cell.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ def _recurrent_cell_kernel(
 ):
     o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
-    # Rows beyond the end read the last one again: the loops need no masks for them.
+    # Rows beyond the end read the last row again, so the loops need no masks.
     i_r, i_f = tl.minimum(o_r, rows - 1), tl.minimum(o_f, size - 1)
     batch = (i_r // width).to(tl.int64)
-    # Ids and parents that are out of range are moved into it: nothing else is ever read.
+    # Ids and parents are clamped to their range, so nothing else is read.
     token = tl.load(tokens_ptr + i_r)
     token = tl.minimum(tl.maximum(token, 0), vocabulary - 1)
     parent = tl.load(parents_ptr + i_r)
@@ -70,7 +71,9 @@ def _recurrent_cell_kernel(
         acc = tl.zeros([BLOCK_F, BLOCK_R], tl.float32)
         w_rows = input_ptr + i_f.to(tl.int64) * stride_input
         acc = add_product(acc, w_rows, embedded, size, BLOCK_K, WHOLE)
-        if embed_scale is not None:  # the product is linear: scaled here, rows need no rounding
+        if (
+            embed_scale is not None
+        ):  # the product is linear, so scaling its result avoids rounding the rows
             acc *= tl.full([1, 1], embed_scale, tl.float32)
         w_rows = recurrent_ptr + i_f.to(tl.int64) * stride_recurrent
         acc = add_product(acc, w_rows, state, size, BLOCK_K, WHOLE)
@@ -79,7 +82,7 @@ def _recurrent_cell_kernel(
         )
     else:
         acc = tl.load(embedded[None, :] + o_f[:, None], mask=m_fr, other=0.0).to(tl.float32)
-        if embed_scale is not None:  # rounded as the embedding layer's result would be
+        if embed_scale is not None:  # rounded as the embedding layer's result
             acc = (acc * tl.full([1, 1], embed_scale, tl.float32)).to(dtype).to(tl.float32)
         acc += tl.load(state[None, :] + o_f[:, None], mask=m_fr, other=0.0).to(tl.float32)
 
@@ -107,13 +110,13 @@ def launch_draft_step(
     biases: Sequence[Tensor],
     embed_scale: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run one step; arguments and results as in `draft_step`."""
+    """Launch the kernels; arguments and results as in `draft_step`."""
     (batch, width), size = tokens.shape, states.shape[2]
     rows = batch * width
     tiles = choose_tiles(rows, size, size, states.dtype, gpu_of(states.device))
     new = torch.empty((batch, width, size), dtype=states.dtype, device=states.device)
     features = None
-    if context_part is None:  # no layer makes the features: the cell writes them
+    if context_part is None:  # without layers, the cell writes the features
         features = torch.empty((rows, 2 * size), dtype=states.dtype, device=states.device)
     _recurrent_cell_kernel[(-(-rows // tiles.rows), -(-size // tiles.features))](
         tokens.contiguous(),

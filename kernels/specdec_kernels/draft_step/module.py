@@ -1,4 +1,4 @@
-"""The recurrent draft model without its head, as a module that trains and drafts."""
+"""The recurrent draft model without its head, as a module for training and drafting."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .reference import draft_features, gather_inputs, recurrent_state
 class RecurrentDraftStep(nn.Module):
     """ReDrafter's recurrent cell and residual blocks (ReDrafter section 3.1).
 
-    The first layer after `[context, state]` is kept as its two halves, `context_in` and `state_in`: the first is
-    needed once per round. `draft` runs a whole step in few launches; `forward` is for training.
+    The first layer after `[context, state]` is stored as two halves, `context_in` and `state_in`; the first is computed
+    once per round. `draft` runs a whole step in few launches; `forward` is for training.
     """
 
     def __init__(
@@ -25,13 +25,13 @@ class RecurrentDraftStep(nn.Module):
         residual_blocks: int = 2,
         rnn: bool = True,
     ) -> None:
-        """Make a model with random weights.
+        """Create a model with random weights.
 
         Args:
-            hidden_size: E, of the target.
-            exit_dim: X, width of the residual blocks; None for 2E, anything else adds a projection.
-            residual_blocks: n.
-            rnn: whether the state is recurrent; otherwise it is a running sum of embeddings.
+            hidden_size: E, the target's hidden size.
+            exit_dim: X, width of the residual blocks; None for 2E, another width adds a projection.
+            residual_blocks: n, number of residual blocks.
+            rnn: whether the state is recurrent; False for a running sum of embeddings.
 
         Raises:
             ValueError: if a size is out of range.
@@ -54,17 +54,17 @@ class RecurrentDraftStep(nn.Module):
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(following))
 
     def context_part(self, context: Tensor) -> Tensor | None:
-        """Compute what the target's hidden states `[..., E]` add to the first layer, once per round."""
+        """Compute the first layer's part `[..., X]` from the target's hidden states `[..., E]`, once per round."""
         return None if self.context_in is None else self.context_in(context)
 
     def forward(
         self, embedded: Tensor, state: Tensor, context: Tensor, context_part: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Read one token per row.
+        """Run one step on one token per row.
 
         Args:
             embedded: `[..., E]`, the tokens' embeddings.
-            state: `[..., E]`, the states of the beams they continue; zeros at the start.
+            state: `[..., E]`, the states before the tokens; zeros at the start.
             context: `[..., E]` or broadcastable, the target's hidden states.
             context_part: `[..., X]`, the result of `context_part`.
 
@@ -89,9 +89,9 @@ class RecurrentDraftStep(nn.Module):
         embed_scale: float | None = None,
         impl: Impl = "auto",
     ) -> tuple[Tensor, Tensor]:
-        """Read one token per beam, the tokens' embeddings and the beams' states picked by index.
+        """Run one step on one token per beam, with embeddings and states gathered by index.
 
-        Where no kernel runs, the module's own layers do, which may be packed.
+        Without a kernel, the module's own layers run, which may be prepacked.
 
         Args:
             tokens: `[B, W]` int64; this and the others as in `draft_step`.
@@ -100,8 +100,8 @@ class RecurrentDraftStep(nn.Module):
             context: `[B, E]`.
             context_part: `[B, X]`, the result of `context_part`.
             embedding: `[V, E]`.
-            embed_scale: factor on embeddings, or None.
-            impl: "triton", "reference", or "auto" for what suits the device.
+            embed_scale: factor of embeddings, or None.
+            impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
 
         Returns:
             The new states `[B, W, E]` and the features `[B, W, X]` for the head.
@@ -119,7 +119,7 @@ class RecurrentDraftStep(nn.Module):
         return self(embedded, states, context[:, None], part)  # type: ignore[no-any-return]
 
     def step_weights(self) -> DraftStepWeights:
-        """Name the weights as `draft_step` takes them."""
+        """Return the weights in the form that `draft_step` takes."""
         cell, state_in = self.recurrent_state, self.state_in
         blocks = [block for block in self.blocks if isinstance(block, nn.Linear)]
         return DraftStepWeights(
@@ -132,9 +132,9 @@ class RecurrentDraftStep(nn.Module):
         )
 
     def initial_state(self, like: Tensor) -> Tensor:
-        """Return the state before any token."""
+        """Return the state before the first token: zeros."""
         return torch.zeros_like(like)
 
     def extra_repr(self) -> str:
-        """Show the sizes."""
+        """Return the sizes for `repr`."""
         return f"hidden_size={self.hidden_size}, exit_dim={self.exit_dim}"

@@ -1,4 +1,4 @@
-"""The public function and the op behind it."""
+"""The public function `draft_step` and its registered op."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .reference import draft_step_reference
 
 
 class DraftStepWeights(NamedTuple):
-    """The weights that a step reads; `RecurrentDraftStep.step_weights` makes it."""
+    """The weights of a draft step; returned by `RecurrentDraftStep.step_weights`."""
 
     recurrent_input: Tensor | None
-    """`[E, E]`, W_w; None where the state is a running sum of embeddings."""
+    """`[E, E]`, W_w; None if the state is a running sum of embeddings."""
     recurrent_state: Tensor | None
     """`[E, E]`, W_u."""
     recurrent_bias: Tensor | None
@@ -24,7 +24,7 @@ class DraftStepWeights(NamedTuple):
     state_in: Tensor | None
     """`[X, E]`, the state's half of the first layer: a residual block if X is 2E, a projection otherwise."""
     blocks: Sequence[Tensor]
-    """`[X, X]` each, the residual blocks behind it."""
+    """`[X, X]` each, the residual blocks after it."""
     biases: Sequence[Tensor]
     """`[X]` each."""
 
@@ -41,19 +41,18 @@ def draft_step(
     embed_scale: float | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Read one token per beam (ReDrafter section 3.1).
+    """Run one step of the recurrent draft model on one token per beam (ReDrafter section 3.1).
 
     Args:
-        tokens: `[B, W]` int64, the beams' last tokens.
-        parents: `[B, W]` int64, which beam of the step before each one continues. Ids and parents out of range are
-            moved into it, and nothing else is read.
-        states: `[B, Wp, E]`, of the step before; zeros at the start.
+        tokens: `[B, W]` int64, the beams' last tokens; ids out of range are clamped.
+        parents: `[B, W]` int64, index of the previous step's beam that each one continues; clamped likewise.
+        states: `[B, Wp, E]`, states of the previous step; zeros at the start.
         context: `[B, E]`, the target's hidden states.
-        context_part: `[B, X]`, what they add to the first layer, its bias included; None without a first layer.
-        embedding: `[V, E]`, the target's.
-        weights: of the model.
-        embed_scale: factor on embeddings (Gemma, Granite); None for none.
-        impl: "triton", "reference", or "auto" for what suits the device.
+        context_part: `[B, X]`, the context's part of the first layer, bias included; None without a first layer.
+        embedding: `[V, E]`, the target's embedding.
+        weights: the model's weights.
+        embed_scale: factor of embeddings (Gemma, Granite); None for none.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
 
     Returns:
         The new states `[B, W, E]` and the features `[B, W, X]` for the head; X is 2E without a first layer.
@@ -78,7 +77,7 @@ def check_draft_step(
     weights: DraftStepWeights,
     impl: Impl,
 ) -> bool:
-    """Check the arguments of `draft_step`, and decide between kernel and reference; errors as there."""
+    """Check the arguments of `draft_step`; return whether the kernel runs. Errors as there."""
     _check_shapes(tokens, parents, states, context, context_part, embedding, weights)
     *tensors, blocks, biases = weights
     named = {

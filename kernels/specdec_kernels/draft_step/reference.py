@@ -37,15 +37,15 @@ def draft_features(
     *,
     projected: bool,
 ) -> Tensor:
-    """Turn context `[..., E]` and state `[..., E]` into what the head reads.
+    """Turn context `[..., E]` and state `[..., E]` into the head's input.
 
     Args:
         context: the target's hidden state h.
-        context_part: `[..., X]`, what h adds to the first layer, its bias included; None without a first layer.
+        context_part: `[..., X]`, h's part of the first layer, bias included; None without a first layer.
         state: s.
-        state_in: what s adds to it.
+        state_in: s's part of the first layer.
         blocks: the residual blocks that follow.
-        projected: whether the first layer is a projection `2E -> X` or the first residual block.
+        projected: True if the first layer is a projection `2E -> X`, False if it is the first residual block.
 
     Returns:
         `[..., X]`.
@@ -66,9 +66,9 @@ def draft_features(
 def gather_inputs(
     tokens: Tensor, parents: Tensor, states: Tensor, embedding: Tensor, embed_scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Look up the embeddings `[B, W, E]` of `tokens [B, W]` and the states `[B, W, E]` that they continue.
+    """Gather the embeddings `[B, W, E]` of `tokens [B, W]` and the states `[B, W, E]` that they continue.
 
-    Ids and parents out of range are moved into it.
+    Ids and parents out of range are clamped.
     """
     embedded = F.embedding(tokens.clamp(0, len(embedding) - 1), embedding)
     if embed_scale is not None:
@@ -92,7 +92,7 @@ def draft_step_reference(
     biases: Sequence[Tensor],
     embed_scale: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run one step; arguments and results as in `draft_step`, the weights one by one."""
+    """Reference implementation; arguments and results as in `draft_step`, with the weights one by one."""
     embedded, states = gather_inputs(tokens, parents, states, embedding, embed_scale)
     states = recurrent_state(
         embedded,

@@ -1,9 +1,9 @@
-"""Kangaroo's step in few operators, for a CPU: where the head is small, what passes between products costs most.
+"""Kangaroo's step in few operators for CPUs, where with a small head the work between products costs most.
 
     norm 6 · q k v 3 · angles 4 · rotation 3 · cache 4 · attention 4 · o and residual 2 · norm 6 · head 1 · choice 13
 
-For one row in float32, all of them, with prepacked layers; `tolist` adds two per tensor that the host looks at. What only
-a step needs is written into buffers that all steps of a batch size share, and slots are known to the host.
+These are all operators for one row in float32 with prepacked layers; `tolist` adds two per tensor that the host reads.
+Intermediate results go into buffers that all steps of one batch size share, and the host knows the cache slots.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from .module import EarlyExitAdapter
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Batch sizes and threads for which buffers are kept.
+# Most combinations of batch size and thread for which buffers are kept.
 KEPT = 8
 
 
 class StepBuffers:
-    """What a step of B rows writes and nobody reads after it, with the views that its operators take."""
+    """Temporary buffers of a step with B rows, with the views that its operators take."""
 
     def __init__(self, adapter: EarlyExitAdapter, like: Tensor) -> None:
-        """Make room for hidden states like `[B, E]`."""
+        """Allocate buffers for hidden states like `[B, E]`."""
         batch, heads, kv_heads, size = len(like), adapter.heads, adapter.kv_heads, adapter.head_dim
         self.normed = torch.empty_like(like)
         self.wide = None if like.dtype == torch.float32 else self.normed.float()
@@ -45,7 +45,7 @@ class StepBuffers:
         # Query heads of a group are rows of one product: [B, G, H / G, D].
         self.rows = self.turned[:, :heads].unflatten(1, (kv_heads, -1))
         self.k, self.v = self.turned[:, heads:, None], v[:, :, None]  # [B, G, 1, D]
-        # With the first half negative its sines come out as minus those of the second, and cosines alike.
+        # Negating the first half negates its sines and leaves its cosines unchanged.
         exponents = torch.arange(0, size, 2).float() / size
         self.periods = adapter.rope_theta**exponents
         self.periods = torch.cat([-self.periods, self.periods])
@@ -59,24 +59,24 @@ class StepBuffers:
 
 
 class CpuSteps:
-    """The buffers of one adapter; threads have their own, and copies begin without any."""
+    """The buffers of one adapter; each thread has its own, and a copy of the adapter has none at first."""
 
     def __init__(self) -> None:
-        """Begin without buffers."""
+        """Create the collection without buffers."""
         self._kept: dict[tuple[object, ...], StepBuffers] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {"_kept": {}}
 
     def buffers(self, adapter: EarlyExitAdapter, hidden: Tensor) -> StepBuffers:
-        """Return those of a batch of `[B, E]`, and of the norms' weights as they are now."""
+        """Return the buffers for hidden states `[B, E]`, with the norms' current weights."""
         at = adapter.input_norm.weight.data_ptr(), adapter.output_norm.weight.data_ptr()
         key = threading.get_ident(), len(hidden), hidden.dtype, *at
         found = self._kept.get(key)
         if found is None:
             if len(self._kept) >= KEPT:
                 self._kept.clear()
-            # Written in steps with and without inference mode.
+            # Plain tensors, as steps write them with and without inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 like = torch.empty(hidden.shape, dtype=hidden.dtype)
                 found = self._kept[key] = StepBuffers(adapter, like)
@@ -84,7 +84,7 @@ class CpuSteps:
 
 
 def runs_here(hidden: Tensor, *others: Tensor) -> bool:
-    """Tell whether a step may run in few operators: on a CPU, in one dtype, without a graph or gradients."""
+    """Return whether a step can run in few operators: on a CPU, in one dtype, without graph capture or gradients."""
     alike = all(x.dtype == hidden.dtype for x in others)
     return (
         alike and hidden.dtype in DTYPES and host_may_look(hidden) and not torch.is_grad_enabled()
@@ -108,7 +108,7 @@ def early_exit_step_on_cpu(
     appends: Tensor | None,
     eta: float,
 ) -> None:
-    """Draft one token per row that has not stopped; arguments as in `EarlyExitAdapter.step`, and its buffers."""
+    """Draft one token per row that has not stopped; arguments as in `EarlyExitAdapter.step`, plus its buffers."""
     batch = len(hidden)
     runs = torch.logical_not(stopped)
     there = None if cache_rows is None else cache_rows >= 0
@@ -135,7 +135,7 @@ def early_exit_step_on_cpu(
     x = adapter.o_proj(attended.reshape(batch, -1)).add_(hidden)
     y = buffers.output_norm(x, buffers.normed, buffers.wide)
 
-    # The layer's own dtype is what logits are rounded to.
+    # The product is in the layer's dtype already, so logits need no further rounding.
     logits = finish_logits(head.linear(y), head.weights._replace(round_to=None))
     ids, sure = _choose(logits)
     if head.id_map is not None:
@@ -143,14 +143,14 @@ def early_exit_step_on_cpu(
     torch.where(runs, ids, tokens, out=tokens)
     torch.where(runs, sure, confidence, out=confidence)
     positions.add_(runs)
-    unsure = torch.ge(confidence, eta).logical_not_()  # NaN is no confidence
+    unsure = torch.ge(confidence, eta).logical_not_()  # True for NaN too
     if there is not None:
         unsure.logical_and_(there)
     stopped.logical_or_(unsure)
 
 
 def _rotate(buffers: StepBuffers, positions: Tensor) -> None:
-    """Turn queries and keys by angles in float32, as `rotation` and `rotate` do."""
+    """Apply rotary embedding to queries and keys with float32 angles, as `rotation` and `rotate` do."""
     torch.div(positions[:, None, None], buffers.periods, out=buffers.angles)
     torch.cos(buffers.angles, out=buffers.cos)
     torch.sin(buffers.angles, out=buffers.sin)
@@ -168,7 +168,7 @@ def _append(
     cache_rows: Tensor | None,
     appends: Tensor | None,
 ) -> list[int]:
-    """Write keys and values of rows that run or are to be appended; returns each row's last visible slot."""
+    """Write keys and values of running rows and of `appends`; return each row's last visible slot."""
     lens, halted = prefix_lens.tolist(), stopped.tolist()
     rows = list(range(len(lens))) if cache_rows is None else cache_rows.tolist()
     also = [False] * len(lens) if appends is None else appends.tolist()
@@ -189,9 +189,9 @@ def _append(
 
 
 def _choose(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Take from `[B, V]` logits tokens `[B]` and their probabilities `[B]` in float32."""
+    """Return the best tokens `[B]` of logits `[B, V]` and their probabilities `[B]` in float32."""
     wide = logits if logits.dtype == torch.float32 else logits.float()
-    best, ids = wide.max(-1, keepdim=True)  # the first of equals
-    # Where all are -inf, softmax gives NaN, and no token has a probability.
+    best, ids = wide.max(-1, keepdim=True)  # the lowest id among equals
+    # If all logits are -inf, softmax gives NaN; the probability is 0.
     sure = wide.softmax(-1).gather(-1, ids).masked_fill_(best == -torch.inf, 0)
     return ids[:, 0], sure[:, 0]

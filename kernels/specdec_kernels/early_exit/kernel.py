@@ -1,12 +1,12 @@
-"""The first and the last launch of a step: norm, queries, keys and values; choice and stop rule.
+"""The first launch of a step (norm, queries, keys, values) and the last (choice and stop rule).
 
     _adapter_qkv_kernel    grid (row blocks, heads * chunks): BLOCK_P pairs (i, i + D/2) of one head per program
         weight rows 0, D/2, 1, D/2 + 1, …  @  rms_norm(hidden)  ─► acc [2 * BLOCK_P, BLOCK_R] ─► pairs, rotated
         q ─► [B, H, D]        k, v ─► slot P of their cache row
     _exit_kernel           grid (B): the tiles' best keys, maxima and sums ─► token, confidence, position, stop
 
-In that order of rows both halves of a pair are neighbours, so that one product makes them and a split parts them. The
-row's norm is computed again in every program: a row is a few KB, and lies in L2.
+In this order of rows both halves of a pair are neighbours, so one product computes them and a split separates them. Every
+program computes the row's norm again, as a row is a few KB and in L2.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ..tree_attention.loops import cache_row
 
 @triton.jit
 def _cos_sin(angle):
-    """Cosine and sine of float32 angles of any size, as exact as float32 is.
+    """Compute cosine and sine of float32 angles of any size, to float32 accuracy.
 
-    The library's own would put the rare large angles through local memory.
+    The functions of Triton's math library would use local memory for the rare large angles.
     """
     wide = angle.to(tl.float64)
     quarter = tl.floor(wide * 0.6366197723675814 + 0.5)  # 2 / pi
@@ -44,7 +44,7 @@ def _cos_sin(angle):
 
 @triton.jit
 def _rotation(positions, pair, D: tl.constexpr, LOG2_THETA: tl.constexpr):
-    """Angles in float32 as `rotation` has them: position / theta ** (2 i / D)."""
+    """Compute float32 angles as `rotation` does: position / theta ** (2 i / D)."""
     exponent = (2 * pair).to(tl.float32)
     exponent = tl.div_rn(exponent, tl.zeros_like(exponent) + D)
     frequency = tl.exp2(exponent.to(tl.float64) * LOG2_THETA).to(tl.float32)
@@ -103,17 +103,17 @@ def _adapter_qkv_kernel(
     chunks: tl.constexpr = (D // 2 + BLOCK_P - 1) // BLOCK_P
     head, chunk = tl.program_id(1) // chunks, tl.program_id(1) % chunks
     m_r = o_r < rows
-    # Rows beyond the end read the last one again: the loops need no masks for them.
+    # Rows beyond the end read the last row again, so the loops need no masks.
     i_r = tl.minimum(o_r, rows - 1).to(tl.int64)
     prefix = tl.load(prefix_ptr + i_r)
     stopped = tl.load(stopped_ptr + i_r).to(tl.int32) != 0
     row = cache_row(cache_rows_ptr, i_r)
-    if tl.program_id(1) == 0:  # the tree that attention reads: one node, its own ancestor
+    if tl.program_id(1) == 0:  # the tree for attention: one node, its own ancestor
         inside = tl.minimum(tl.maximum(prefix, 0), slots - 1)
         tl.store(tree_ptr + i_r, tl.where(stopped, 0, inside), mask=m_r)
         tl.store(tree_ptr + stride_tree + i_r, 1, mask=m_r)
         tl.store(tree_ptr + 2 * stride_tree + i_r, 0, mask=m_r)
-        idle = stopped | (row < 0)  # for the launches behind attention
+        idle = stopped | (row < 0)  # for the launches after attention
         tl.store(tree_ptr + 3 * stride_tree + i_r, idle.to(tl.int64), mask=m_r)
     written = stopped == 0
     if appends_ptr is not None:
@@ -126,7 +126,7 @@ def _adapter_qkv_kernel(
     o_j = tl.arange(0, 2 * BLOCK_P)
     pair = tl.minimum(chunk * BLOCK_P + o_j // 2, D // 2 - 1)
     feature = (o_j % 2) * (D // 2) + pair
-    # Selected, not branched for: see `_store_pairs`.
+    # Selected instead of branched: see `_store_pairs`.
     w_ptr = tl.where(head < H + G, k_weight_ptr, v_weight_ptr)
     w_ptr = tl.where(head < H, q_weight_ptr, w_ptr)
     w_head = head - tl.where(head < H, 0, tl.where(head < H + G, H, H + G))
@@ -161,7 +161,7 @@ def _adapter_qkv_kernel(
             _store_pairs(out, first, second, o_p, m_pr, D)
 
 
-# Tokens and confidences may be columns, which lie anywhere.
+# Tokens and confidences may be columns of larger tensors, with any alignment.
 @triton.jit(
     do_not_specialize=["stride_tokens", "stride_confidence", "tiles"],
     do_not_specialize_on_alignment=["tokens_ptr", "confidence_ptr"],
@@ -195,7 +195,7 @@ def _exit_kernel(
     if id_map_ptr is not None:
         token = tl.load(id_map_ptr + token)
     highest = tl.max(maxima, 0)
-    # Where all logits are -inf, -inf - -inf would be NaN: their sum is 0, and no token has a probability.
+    # If all logits are -inf, -inf - -inf would be NaN; with this base their sum is 0.
     base = tl.where(highest == float("-inf"), 0.0, highest)
     total = tl.sum(tl.where(m_t, sums * tl.exp(maxima - base), 0.0), 0)
     confidence = tl.where(total == 0, 0.0, 1 / total)
@@ -203,7 +203,7 @@ def _exit_kernel(
     tl.store(confidence_ptr + row * stride_confidence, confidence)
     tl.store(positions_ptr + row, tl.load(positions_ptr + row) + 1)
     sure = confidence >= tl.full([], eta, tl.float32)
-    tl.store(stopped_ptr + row, sure == 0)  # NaN is no confidence
+    tl.store(stopped_ptr + row, sure == 0)  # True for NaN too
 
 
 def launch_adapter_qkv(
@@ -222,21 +222,21 @@ def launch_adapter_qkv(
     rope_theta: float,
     norm_eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Make queries, append keys and values; arguments as in `early_exit_step`.
+    """Compute queries, and append keys and values; arguments as in `early_exit_step`.
 
     Returns:
-        `q [B, H, D]`, unwritten for idle rows: those that have stopped, and padding; `tree [4, B]` int64: the prefixes
-        as attention shall see them, the ancestors and the depths of trees of one node, and whether a row is idle.
+        `q [B, H, D]`, unwritten for idle rows (stopped or padding); `tree [4, B]` int64: prefix lengths for attention,
+        ancestors and depths of one-node trees, and whether a row is idle.
     """
     (batch, size), (_, kv_heads, slots, head_dim) = hidden.shape, k_cache.shape
     heads = len(q_weight) // head_dim
     features = (heads + 2 * kv_heads) * head_dim
     tiles = choose_tiles(batch, features, size, hidden.dtype, gpu_of(hidden.device))
-    # No more pairs than a head has; 8 are the least that a product takes.
+    # At most as many pairs as a head has, and at least 8, the smallest product.
     block_p = max(8, min(tiles.features // 2, triton.next_power_of_2(head_dim // 2)))
     chunks = -(-(head_dim // 2) // block_p)
     q = torch.empty((batch, heads, head_dim), dtype=hidden.dtype, device=hidden.device)
-    # Rows of whole 16 bytes: what is aligned for some batches only would be compiled twice.
+    # Rows of a multiple of 16 bytes: alignment that depends on the batch size would compile the kernel twice.
     tree = torch.empty((4, batch + batch % 2), dtype=torch.int64, device=hidden.device)[:, :batch]
     _adapter_qkv_kernel[(-(-batch // tiles.rows), (heads + 2 * kv_heads) * chunks)](
         hidden,
@@ -286,7 +286,7 @@ def launch_exit(
     confidence: Tensor,
     eta: float,
 ) -> None:
-    """Choose from what `launch_head_tiles` left; arguments as there, from launch 1 and in `early_exit_step`."""
+    """Choose tokens from the results of `launch_head_tiles` and `launch_adapter_qkv`; others as in `early_exit_step`."""
     rows, tiles = maxima.shape
     _exit_kernel[(rows,)](
         keys[..., 0].contiguous(),

@@ -1,4 +1,4 @@
-"""Kangaroo's adapter as a module that trains over whole texts and drafts token by token."""
+"""Kangaroo's adapter as a module, for training on whole texts and drafting token by token."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class _RMSNorm(nn.RMSNorm):
 class EarlyExitAdapter(nn.Module):
     """One attention block between the target's exit layer and its head (Kangaroo section 3.2).
 
-    `step` drafts one token per row, head and stop rule included. Its parts, for callers with a cache of their own:
-    `project`, then the cache takes keys and values, `tree_attention`, then `finish`. Where nothing follows a token yet, in prompts and
-    behind the last token of a draft, `project_kv` is all that is needed.
+    `step` drafts one token per row, head and stop rule included. Callers with a cache of their own use its parts:
+    `project`, writing keys and values to the cache, `tree_attention`, `finish`. `project_kv` suffices for tokens whose
+    next token is not drafted: prompts, and the last token of a draft.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class EarlyExitAdapter(nn.Module):
         rms_norm_eps: float = 1e-6,
         rope_theta: float = 10000.0,
     ) -> None:
-        """Make an adapter with random weights.
+        """Create an adapter with random weights.
 
         Args:
-            hidden_size: E, of the target.
+            hidden_size: E, the target's hidden size.
             heads: H, query heads.
-            kv_heads: G, key and value heads, a divisor of H.
+            kv_heads: G, key and value heads; a divisor of H.
             head_dim: D, even.
             rms_norm_eps: added to mean squares.
             rope_theta: base of the rotary frequencies.
@@ -79,29 +79,29 @@ class EarlyExitAdapter(nn.Module):
         self._cpu_steps = CpuSteps()
 
     def project(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute queries, keys and values of some tokens.
+        """Compute queries, keys and values of tokens.
 
         Args:
-            hidden: `[B, N, E]`, after the exit layer.
-            positions: `[B, N]` int64 or broadcastable, absolute.
+            hidden: `[B, N, E]`, hidden states after the exit layer.
+            positions: `[B, N]` int64 or broadcastable, absolute positions.
 
         Returns:
-            Queries `[B, N, H, D]` as `tree_attention` takes them, keys and values `[B, G, N, D]` as caches hold them.
+            Queries `[B, N, H, D]` as `tree_attention` takes them; keys and values `[B, G, N, D]` as caches store them.
         """
         normed, angles = self.input_norm(hidden), self._rotation(hidden, positions)
         q = rearrange(self.q_proj(normed), "b n (h d) -> b n h d", d=self.head_dim)
         return rotate(q, *angles), *self._keys_values(normed, angles)
 
     def project_kv(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute keys and values alone; arguments and results as in `project`."""
+        """Compute keys and values only; arguments and results as in `project`."""
         return self._keys_values(self.input_norm(hidden), self._rotation(hidden, positions))
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """Compute what the head reads.
+        """Compute the head's input.
 
         Args:
-            hidden: `[B, N, E]`, after the exit layer.
-            attended: `[B, N, H, D]`, what attention gave.
+            hidden: `[B, N, E]`, hidden states after the exit layer.
+            attended: `[B, N, H, D]`, the result of attention.
 
         Returns:
             `[B, N, E]`.
@@ -127,24 +127,24 @@ class EarlyExitAdapter(nn.Module):
         appends: Tensor | None = None,
         impl: Impl = "auto",
     ) -> None:
-        """Draft one token per row that has not stopped, and stop those that are not sure.
+        """Draft one token per row that has not stopped, and stop rows with low confidence.
 
-        Where no kernel runs, the module's own layers do, which may be packed; on a CPU "auto" runs them in few operators.
+        Without a kernel, the module's own layers run, which may be prepacked; on a CPU "auto" runs them in few operators.
 
         Args:
-            hidden: `[B, E]`, after the exit layer; this and the others as in `early_exit_step`.
+            hidden: `[B, E]`, hidden states after the exit layer; this and the others as in `early_exit_step`.
             k_cache: `[rows, G, S, D]`; written.
             v_cache: like `k_cache`; written.
-            head: reads the adapter's output.
+            head: the head after the adapter.
             prefix_lens: `[B]` int64.
             positions: `[B]` int64; written.
             stopped: `[B]` bool; written.
             tokens: `[B]` int64; written.
             confidence: `[B]` float32; written.
-            eta: confidence under which a token is its row's last.
+            eta: confidence below which a token is its row's last.
             cache_rows: `[B]` int64, or None.
             appends: `[B]` bool, or None.
-            impl: "triton", "reference", or "auto" for what suits the device.
+            impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
 
         Raises:
             TypeError: as `early_exit_step` does.
@@ -176,7 +176,7 @@ class EarlyExitAdapter(nn.Module):
         )
 
     def step_weights(self) -> AdapterWeights:
-        """Name the weights as `early_exit_step` takes them."""
+        """Return the weights in the form that `early_exit_step` takes."""
         return AdapterWeights(
             self.input_norm.weight,
             self.q_proj.weight,
@@ -189,18 +189,18 @@ class EarlyExitAdapter(nn.Module):
         )
 
     def forward_sequence(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run over whole texts at positions 0 to T - 1, for training.
+        """Run on whole texts at positions 0 to T - 1, for training.
 
         Args:
-            hidden: `[B, T, E]`, after the exit layer.
-            mask: `[B, T]` bool, false at padding, which lies on the right; None without padding. What padding holds
-                never matters, not even NaN.
+            hidden: `[B, T, E]`, hidden states after the exit layer.
+            mask: `[B, T]` bool, False at padding, which must be on the right; None without padding. Padding may hold
+                any values, also NaN.
 
         Returns:
-            `[B, T, E]` for the head; of no meaning at padding.
+            `[B, T, E]`, the head's input; undefined at padding.
         """
         if mask is not None:
-            # The causal mask keeps padding out of all that is real; zeros keep 0 * NaN out of it as well.
+            # The causal mask hides right padding from real tokens; zeros avoid 0 * NaN.
             hidden = hidden.masked_fill(~mask[..., None], 0)
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         q, k, v = self.project(hidden, positions)
@@ -218,5 +218,5 @@ class EarlyExitAdapter(nn.Module):
         return rotate(k, *angles).transpose(1, 2), v
 
     def extra_repr(self) -> str:
-        """Show the sizes."""
+        """Return the sizes for `repr`."""
         return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}, rope_theta={self.rope_theta}"

@@ -1,4 +1,4 @@
-"""The public function and the op behind it."""
+"""The public function `early_exit_step` and its registered op."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def early_exit_step(
     appends: Tensor | None = None,
     impl: Impl = "auto",
 ) -> None:
-    """Draft one token per row behind the target's exit layer, and stop the rows that are not sure (Kangaroo 3.2).
+    """Draft one token per row after the target's exit layer, and stop rows with low confidence (Kangaroo 3.2).
 
-    Nothing is read by the host: a draft is a fixed number of calls. What a call writes, it writes for rows that had
-    not stopped before it: `k_cache`, `v_cache`, `tokens`, `confidence`, `positions` (one further) and `stopped` (where
-    the confidence is below `eta`). A row that has stopped keeps all of them, and costs next to nothing.
+    The host reads nothing, so a draft is a fixed number of calls. A call writes `k_cache`, `v_cache`, `tokens`,
+    `confidence`, `positions` (increased by 1) and `stopped` (True if the confidence is below `eta`), only for rows that
+    had not stopped before it. Stopped rows cost almost nothing.
 
-    The token that stops a row is verified too, so the next call must still append its key and value: give it, as
-    `appends`, the rows that had not stopped before the call that drafted it.
+    The token that stops a row is verified too, so the next call must append its key and value: pass as `appends` the rows
+    that had not stopped before the call that drafted it.
 
     Args:
-        hidden: `[B, E]`, after the exit layer.
-        k_cache: `[rows, G, S, D]`, D even; slot `prefix_lens[b]` takes the token's key, unless it is beyond S.
+        hidden: `[B, E]`, hidden states after the exit layer.
+        k_cache: `[rows, G, S, D]`, D even; the token's key is written to slot `prefix_lens[b]`, unless that is beyond S.
         v_cache: like `k_cache`.
-        adapter: its weights.
-        head: of the target, or some rows of it.
-        prefix_lens: `[B]` int64, slots before this token's.
-        positions: `[B]` int64, this token's absolute positions; written.
-        stopped: `[B]` bool, rows that draft no more; written. Limits per row are the caller's to set here.
-        tokens: `[B]` int64, perhaps a column; written.
-        confidence: `[B]` float32, perhaps a column: the token's probability; written.
-        eta: confidence under which a token is its row's last.
-        cache_rows: `[B]` int64, distinct; -1 for a row of padding, of which nothing is written; None for the first B in
-            order.
-        appends: `[B]` bool, rows whose key and value are appended even if they have stopped; None for no others.
-        impl: "triton", "reference", or "auto" for what suits the device.
+        adapter: the adapter's weights.
+        head: the target's head, or some rows of it.
+        prefix_lens: `[B]` int64, number of slots before this token's.
+        positions: `[B]` int64, this token's absolute position; written.
+        stopped: `[B]` bool, rows that do not draft; written. Callers may set it for limits per row.
+        tokens: `[B]` int64, may be a column of a larger tensor; written.
+        confidence: `[B]` float32, the token's probability, may be a column; written.
+        eta: confidence below which a token is its row's last.
+        cache_rows: `[B]` int64, distinct cache rows; -1 for a row of padding, which is not written. None for the first B
+            rows in order.
+        appends: `[B]` bool, rows whose key and value are appended even if they have stopped; None for none.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
 
     Raises:
         TypeError: if a dtype does not fit.
@@ -89,18 +89,18 @@ def check_early_exit_step(
     rows: dict[str, Any],
     impl: Impl,
 ) -> bool:
-    """Check the arguments of `early_exit_step`, and decide between kernel and reference.
+    """Check the arguments of `early_exit_step`, and choose between kernel and reference.
 
-    All that a later launch could refuse is checked here: the first one writes the cache.
+    All conditions of later launches are checked here, because the first launch already writes the cache.
 
     Args:
         hidden: `[B, E]`; this and the next four as in `early_exit_step`.
         k_cache: `[rows, G, S, D]`.
         v_cache: like `k_cache`.
-        adapter: its weights.
-        head: the head's.
-        rows: by name the arguments that have an entry per row.
-        impl: which implementation is asked for.
+        adapter: the adapter's weights.
+        head: the head's weights.
+        rows: the arguments with one entry per row, by name.
+        impl: the requested implementation.
 
     Returns:
         Whether the kernels run.

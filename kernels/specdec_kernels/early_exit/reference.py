@@ -2,7 +2,7 @@
 
     h = hidden state after the target's exit layer
     x = h + O Attn(RMSNorm(h))        one residual, no feed-forward part
-    y = RMSNorm(x)                    what the target's head reads
+    y = RMSNorm(x)                    the input of the target's head
 
 Attention is causal and rotary at absolute positions.
 """
@@ -27,7 +27,7 @@ Choose = Callable[[Tensor], SureToken]
 
 
 class AdapterWeights(NamedTuple):
-    """The adapter as `early_exit_step` reads it; `EarlyExitAdapter.step_weights` makes it."""
+    """The adapter's weights for `early_exit_step`; returned by `EarlyExitAdapter.step_weights`."""
 
     input_norm: Tensor
     """`[E]`."""
@@ -50,8 +50,8 @@ class AdapterWeights(NamedTuple):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Divide `[..., E]` by its root mean square, then multiply by `weight [E]`.
 
-    The statistics are in float32 at least; the weight multiplies in the dtype of `x`, as in the authors' code
-    (torch's own norm multiplies before it rounds).
+    Statistics are in float32 or higher; the weight multiplies in the dtype of `x`, as in the authors' code (torch's
+    RMSNorm multiplies before rounding).
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
@@ -65,9 +65,9 @@ def rotation(
 
     Args:
         positions: `[B, N]` int64, or broadcastable.
-        size: D, of a head.
+        size: D, the head size.
         theta: base of the frequencies.
-        dtype: of the result.
+        dtype: dtype of the result.
     """
     exponents = torch.arange(0, size, 2, device=positions.device).float() / size
     angles = positions[..., None].float() / theta**exponents  # [B, N, D/2]
@@ -76,7 +76,7 @@ def rotation(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[B, N, H, D]` by `[B, N, D]` angles: dimension i turns together with dimension i + D/2."""
+    """Rotate `[B, N, H, D]` by angles `[B, N, D]`: dimension i together with dimension i + D/2."""
     first, second = x.chunk(2, -1)
     return x * cos[..., None, :] + torch.cat([-second, first], -1) * sin[..., None, :]
 
@@ -98,15 +98,15 @@ def early_exit_step_reference(
     appends: Tensor | None,
     eta: float,
 ) -> None:
-    """Draft one token per row that has not stopped; arguments as in `early_exit_step`, and the model as functions.
+    """Reference implementation; arguments as in `early_exit_step`, with the model as functions.
 
     Args:
         hidden: `[B, E]`.
         k_cache: `[rows, G, S, D]`.
         v_cache: like `k_cache`.
-        project: queries `[B, 1, H, D]`, keys and values `[B, G, 1, D]` of `[B, 1, E]` at positions `[B, 1]`.
-        finish: what the head reads `[B, 1, E]`, of `[B, 1, E]` and what attention gave `[B, 1, H, D]`.
-        choose: tokens and confidences of `[B, E]`.
+        project: computes queries `[B, 1, H, D]`, keys and values `[B, G, 1, D]` from `[B, 1, E]` and positions `[B, 1]`.
+        finish: computes the head's input `[B, 1, E]` from `[B, 1, E]` and the result of attention `[B, 1, H, D]`.
+        choose: computes tokens and confidences from `[B, E]`.
         prefix_lens: `[B]` int64; this and the others as in `early_exit_step`.
         positions: `[B]` int64.
         stopped: `[B]` bool.
@@ -127,7 +127,7 @@ def early_exit_step_reference(
     if cache_rows is not None:
         there = cache_rows >= 0
         idle = stopped | ~there
-        # Rows of padding write what the first other row does: the same numbers come to the same places twice.
+        # Rows of padding repeat the first other row: the same numbers are written to the same slots twice.
         like = torch.where(there, rows, there.long().argmax())
         rows, slot, written, key, value = (
             x[like] for x in (cache_rows, slot, written & there, key, value)
@@ -157,7 +157,7 @@ def early_exit_step_reference(
 def functional_parts(
     adapter: AdapterWeights, head: HeadWeights, head_dim: int
 ) -> tuple[Project, Finish, Choose]:
-    """Make of weights what `early_exit_step_reference` calls."""
+    """Create the functions that `early_exit_step_reference` calls from weights."""
     norm_eps = adapter.norm_eps
 
     def project(hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,13 +1,13 @@
 """One token per row through Kangaroo's adapter, its head and its stop rule: five launches, no host read.
 
     1  _adapter_qkv      RMSNorm, q k v, rotation; k and v into slot P of the cache
-    2  tree_attention    one node behind a prefix of P slots (and a merge, where the prefix is split)
+    2  tree_attention    one node after a prefix of P slots (and a merge, if the prefix is split)
     3  _skinny_linear    o_proj, + hidden
-    4  _head_tiles       RMSNorm, head; per tile of the vocabulary its best token and its sum
+    4  _head_tiles       RMSNorm, head; best token and sum of exponentials per tile of the vocabulary
     5  _exit             token, confidence = 1 / sum exp(l - max), position + 1, stop if below eta
 
-Rows that have stopped, and rows of padding, are left out: a program without a running row returns at once, and attention
-is told of an empty prefix.
+Stopped rows and rows of padding are skipped: a program without a running row returns at once, and attention gets an empty
+prefix for them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def launch_early_exit_step(
     round_to: torch.dtype | None,
     eta: float,
 ) -> None:
-    """Run one step; arguments as in `early_exit_step`."""
+    """Launch the kernels of one step; arguments as in `early_exit_step`."""
     q, tree = launch_adapter_qkv(
         hidden, k_cache, v_cache, prefix_lens, cache_rows, positions, stopped, appends,
         input_norm, q_weight, k_weight, v_weight, rope_theta, norm_eps,

@@ -1,13 +1,13 @@
-"""The head as tiles of the vocabulary, each reduced to what a row's choice needs: no logits are written.
+"""The head in tiles of the vocabulary, each reduced to its best tokens and its logsumexp: no logits are written.
 
-    grid (row blocks, tiles): row blocks that read one tile of the weight run side by side, and share it in L2
+    grid (row blocks, tiles): row blocks with the same weight tile run next to each other, and share it in L2
 
                     weight [BLOCK_V, BLOCK_K]   @   hidden [BLOCK_K, BLOCK_R]      over E in steps of BLOCK_K
                               └──── logits [BLOCK_V, BLOCK_R], float32, in registers ────┘
     tile t, row r:  maxima[r, t], sums[r, t] = sum of exp(l - max), keys[r, t, 0..k) in descending order
 
-The weight is the left operand: its 128 rows fill the tensor cores, while few rows of hidden cost little padding.
-Keys lie in memory as [R, k, tiles], so that a merge reads the tiles' first ones in a row.
+The weight is the left operand: its 128 rows fill the tensor cores, and few rows of hidden need little padding. Keys are
+stored as [R, k, tiles], so that a merge reads the first keys of all tiles contiguously.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..device.skinny_linear import add_product, inverse_rms
 from ..gpu import gpu_of
 from .weights import HeadWeights
 
-# Two HGMMA tiles of 64; a merge finds a token's tile by it.
+# Two HGMMA tiles of 64. The merge computes a token's tile from it.
 BLOCK_V = 128
 TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -37,7 +37,7 @@ def _round(x, ROUND_TO: tl.constexpr):
 
 @triton.jit
 def _finish(logits, bias, logit_scale, softcap, DTYPE: tl.constexpr, ROUND_TO: tl.constexpr):
-    """Do what `finish_logits` does, with a rounding wherever a tensor of `ROUND_TO` would hold the result."""
+    """Apply `finish_logits`, with a rounding wherever the reference stores a tensor of dtype `ROUND_TO`."""
     logits += bias
     if ROUND_TO is not None:
         logits = _round(_round(logits, DTYPE), ROUND_TO)
@@ -52,18 +52,18 @@ def _finish(logits, bias, logit_scale, softcap, DTYPE: tl.constexpr, ROUND_TO: t
 
 @triton.jit
 def _store_best(logits, o_r, rows, m_v, tiles, k, keys_ptr, maxima_ptr, sums_ptr):
-    """Store what a row's choice needs of a tile of finished logits `[BLOCK_V, rows]`."""
+    """Store keys, maximum and sum of a tile of finished logits `[BLOCK_V, rows]`."""
     tile = tl.program_id(1)
     o_v = tl.arange(0, logits.shape[0])
     highest = tl.max(logits, 0)
-    # Where all are -inf, so is the maximum, and the sum is 0. A maximum may pass over NaN: a sum never does.
+    # If all are -inf, so is the maximum, and the sum is 0. A maximum may ignore NaN; a sum does not.
     terms = tl.where(logits == float("-inf"), 0.0, tl.exp(logits - highest[None, :]))
     m_r = o_r < rows
     o_r = o_r.to(tl.int64)
     tl.store(maxima_ptr + o_r * tiles + tile, highest, mask=m_r)
     tl.store(sums_ptr + o_r * tiles + tile, tl.sum(terms, 0), mask=m_r)
 
-    # Numbers alone, since keys take twice the registers; among equals the maximum finds the first.
+    # Numbers without indices, as keys take twice the registers; among equals the maximum finds the first.
     left = tl.where(m_v[:, None], sortable(logits), NO_NUMBER)
     for i in range(k):
         best, at = tl.max(left, 0, return_indices=True)
@@ -105,7 +105,7 @@ def _head_tiles_kernel(
             return
     o_v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     m_v = o_v < vocabulary
-    # Rows beyond the end read the last one again: no masks on the way of the data.
+    # Rows beyond the end read the last row again, so loads need no masks.
     x_rows = x_ptr + tl.minimum(o_r, rows - 1).to(tl.int64) * stride_x
     w_rows = w_ptr + tl.minimum(o_v, vocabulary - 1).to(tl.int64) * stride_w
     inverse = None
@@ -123,7 +123,7 @@ def _head_tiles_kernel(
     logits = tl.where(m_v[:, None], logits, float("-inf"))
 
     if BLOCK_R == 128:
-        # Even and odd rows one after the other: the numbers of all 128 and what a maximum keeps beside them would spill.
+        # Even and odd rows one after the other: all 128 rows and the maximum's intermediates would spill registers.
         even, odd = tl.split(tl.reshape(logits, [BLOCK_V, BLOCK_R // 2, 2]))
         o_even = tl.program_id(0) * BLOCK_R + 2 * tl.arange(0, BLOCK_R // 2)
         _store_best(even, o_even, rows, m_v, tiles, k, keys_ptr, maxima_ptr, sums_ptr)
@@ -144,16 +144,15 @@ def launch_head_tiles(
     """Reduce every tile of the vocabulary to its best k tokens and its part of the logsumexp.
 
     Args:
-        hidden: `[R, E]`, R from 1 on, the last dimension contiguous.
-        head: weight and bias in the same dtype, the weight's last dimension contiguous; its id map is left to the merge.
+        hidden: `[R, E]`, R at least 1, the last dimension contiguous.
+        head: weight and bias in the same dtype, the weight's last dimension contiguous; the merge applies its id map.
         k: 1 to 64.
-        norm_weight: `[E]` in the same dtype: rows go through `rms_norm` first; None where they come normed.
+        norm_weight: `[E]` in the same dtype, applied with `rms_norm` first; None if rows are normalised already.
         norm_eps: added to mean squares.
-        stopped: `[R]` bool or int64; blocks of rows that have all stopped are not computed, and their results are left
-            unwritten.
+        stopped: `[R]` bool or int64; blocks of rows that have all stopped are neither computed nor written.
 
     Returns:
-        `keys [R, tiles, k]` int64 (`ordered_keys`; `NO_KEY` where a tile has fewer tokens), `maxima [R, tiles]` and
+        `keys [R, tiles, k]` int64 (`ordered_keys`; `NO_KEY` if a tile has fewer tokens), `maxima [R, tiles]` and
         `sums [R, tiles]` float32.
     """
     rows, width = hidden.shape
@@ -192,15 +191,16 @@ def launch_head_tiles(
 
 def _tiles(hidden: Tensor) -> tuple[int, int, int, int]:
     """Choose BLOCK_R, BLOCK_K, warps and stages."""
-    # 16 is the least that every tensor core takes; 128 read the weights once, as long as these bound the time. Float32 has
-    # no tensor cores, is bound by its products from 40 rows on, and holds operands in registers: not of 128 rows.
+    # 16 rows are the least that every tensor core takes; with 128 the weights are read once while reading them bounds the
+    # time. Float32 has no tensor cores, is bound by its products from 40 rows on, and its operands of 128 rows do not fit
+    # into registers.
     wide = hidden.dtype == torch.float32
     block_rows = min(64 if wide else 128, max(16, triton.next_power_of_2(len(hidden))))
     warps = 8 if block_rows >= 64 else 4
     block_k = 16 if wide else 64  # whole cache lines, or what registers hold
-    # Bytes in flight hide the latency of memory: three programs of 16 rows share a processor of sm_90, each with three
-    # tiles of 16 KB on the way. Four stages of 128 rows and their norm are more than the 99 KB of small GPUs. AMD pipelines
-    # through registers and has 64 KB of shared memory.
+    # Bytes in flight hide memory latency: three programs of 16 rows share a processor of sm_90, each with three tiles of
+    # 16 KB in flight. Four stages of 128 rows and their norm exceed the 99 KB of small GPUs. AMD pipelines through
+    # registers and has 64 KB of shared memory.
     stages = 3 if block_rows == 128 else 4
     if gpu_of(hidden.device).arch.startswith("gfx"):
         stages = 2

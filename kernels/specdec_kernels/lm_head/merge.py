@@ -1,14 +1,14 @@
-"""The merge of all tiles' lists into one choice: of one row, or of all beams of a batch row at once.
+"""Merges the sorted lists of all tiles, for one row or for all beams of a batch row at once.
 
-    lists [W, k, tiles]     descending in every tile of every beam; the best of beam w is the best of its first ones
+    lists [W, k, tiles]     keys, descending in every tile of every beam
 
-    untouched [W]           of each beam the best first one that was not taken yet
-    opened [steps]          what follows the keys that were taken, in their tiles
+    untouched [W]           per beam, the best first key of a tile that has not been taken
+    opened [steps]          the successors of taken keys in their tiles
 
-One program per batch row takes the best of `untouched` and `opened`, `steps` times. After each only two things are
-read anew: the taken key's list, for its successor, and the first ones of its beam. So any number of lists is merged
-with a few registers, without a sort and without memory that is written. Candidates compare by score + number -
-logsumexp, then by beam, then by key: likelier token, lower id.
+One program per batch row takes the best of `untouched` and `opened`, `steps` times. After each step it reads only the
+successor of the taken key and the first keys of its beam. Any number of lists is thus merged with few registers, without
+a sort and without writing intermediate results. Candidates are ordered by score + number - logsumexp, then by beam, then
+by key (more likely token, lower id).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from ..device.ordered_keys import NO_KEY, key_index, key_number, make_key
 from .kernel import BLOCK_V
 
-# What a program reads of all beams at a time: 1024 tiles of one beam, or 16 of 64; four numbers of each kind per lane,
-# since eight spill on some GPUs.
+# Keys that a program reads at a time: 1024 tiles of one beam, or 16 tiles of 64 beams. That is four numbers of each kind
+# per lane; eight spill on some GPUs.
 CHUNK = 1024
 WARPS = 8
 
@@ -49,8 +49,8 @@ def _read_tiles(
         )
         best = tl.maximum(best, tl.max(heads, 1))
         above = tl.maximum(highest, tl.max(maxima, 1))
-        # Nothing but -inf so far: -inf - -inf is NaN, but -inf - 0 keeps sums of 0. It keeps a NaN as well, which a sum
-        # may hold though the maximum passed over it.
+        # If all are -inf so far, -inf - -inf would be NaN; -inf - 0 keeps sums of 0. It also keeps a NaN in a sum that
+        # the maximum ignored.
         base = tl.where(above == float("-inf"), 0.0, above)
         added = tl.sum(sums * tl.exp(maxima - base[:, None]), 1)
         total = total * tl.exp(highest - base) + added
@@ -60,7 +60,7 @@ def _read_tiles(
 
 @triton.jit
 def _sum(key, score, logsumexp, beam):
-    """Key of what a candidate would bring its beam to; where all logits are -inf, so is every log-probability."""
+    """Return the key of a candidate's cumulative score; if all logits are -inf, so is every log-probability."""
     base = tl.where(logsumexp == float("-inf"), 0.0, logsumexp)
     total = score + (key_number(key) - base)
     return tl.where(key == NO_KEY, NO_KEY, make_key(total, beam))
@@ -100,7 +100,7 @@ def _merge_tiles_kernel(
     if logsumexp_ptr is not None:
         tl.store(logsumexp_ptr + row * beams + o_w, logsumexp, mask=o_w < beams)
 
-    # Each candidate's sum is a key too, whose index is its beam: among equals the earliest beam is the best.
+    # A candidate's score is a key whose index is its beam, so that the earliest beam wins among equals.
     sums = _sum(untouched, score, logsumexp, o_w)
     opened = tl.full([BLOCK_S], NO_KEY, tl.int64)
     opened_sums = opened
@@ -117,7 +117,7 @@ def _merge_tiles_kernel(
         beam = key_index(best)
         its_score = tl.sum(tl.where(o_w == beam, score, 0.0))
         its_logsumexp = tl.sum(tl.where(o_w == beam, logsumexp, 0.0))
-        # A beam's keys are taken in descending order: what is below this one was not taken.
+        # A beam's keys are taken in descending order, so all keys below this one are still available.
         lists = keys_ptr + (row * beams + beam) * k * tiles
         entries = tl.load(
             lists + o_k * tiles + key_index(key) // BLOCK_V, mask=o_k < k, other=NO_KEY

@@ -1,4 +1,4 @@
-"""The head as a module, for drafters and for whoever builds a decoder."""
+"""The language-model head as a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .weights import HeadWeights
 
 
 class LMHeadTopK(nn.Module):
-    """A head that answers with the k most likely tokens; its linear layer may be packed for the CPU."""
+    """A head that returns the k most likely tokens; its linear layer may be prepacked for the CPU."""
 
     id_map: Tensor | None
 
@@ -24,7 +24,7 @@ class LMHeadTopK(nn.Module):
         id_map: Tensor | None = None,
         impl: Impl = "auto",
     ) -> None:
-        """Take a linear layer `E -> V`; options as in `HeadWeights`, logits rounded to the layer's dtype."""
+        """Create a head from a linear layer `E -> V`; options as in `HeadWeights`. Logits are rounded to its dtype."""
         super().__init__()
         self.linear = linear
         self.logit_scale, self.softcap = logit_scale, softcap
@@ -33,16 +33,16 @@ class LMHeadTopK(nn.Module):
 
     @property
     def weights(self) -> HeadWeights:
-        """The head as functions take it; logits are rounded to the layer's dtype."""
+        """The head's weights for `lm_head_topk`; logits are rounded to the layer's dtype."""
         weight, bias = self.linear.weight, self.linear.bias
         return HeadWeights(weight, bias, self.id_map, self.logit_scale, self.softcap, weight.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits `[..., V]`, for training and for references."""
+        """Return logits `[..., V]`, for training and references."""
         return finish_logits(self.linear(hidden), self.weights)
 
     def forward(self, hidden: Tensor, k: int) -> TopTokens:
-        """Take the `k` most likely tokens of `[R, E]` rows; without the kernel, by way of the linear layer's own call.
+        """Return the `k` most likely tokens of rows `[R, E]`; without the kernel, calls the linear layer.
 
         Raises:
             TypeError: as `lm_head_topk` does.
@@ -53,5 +53,5 @@ class LMHeadTopK(nn.Module):
         return top_tokens(self.logits(hidden), k, self.id_map)
 
     def confidence(self, hidden: Tensor) -> SureToken:
-        """Take the most likely token of `[R, E]` rows and its probability."""
+        """Return the most likely token of rows `[R, E]` and its probability."""
         return sure_token(self(hidden, 1))

@@ -1,4 +1,4 @@
-"""The public functions and the op behind them."""
+"""The public functions `lm_head_topk` and `lm_head_confidence`, and their registered op."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def lm_head_topk(
     impl: Impl = "auto",
     **options: Any,
 ) -> TopTokens:
-    """Take the k most likely tokens of each row, with log-probabilities.
+    """Return the k most likely tokens of each row, with log-probabilities.
 
-    NaN ranks above all numbers; where a row has one, or +inf, its log-probabilities are NaN. Of a row of nothing but -inf
-    they are -inf, and so is the logsumexp: no token has a probability.
+    NaN ranks above all numbers; in a row with NaN or +inf all log-probabilities are NaN. In a row with only -inf they and
+    the logsumexp are -inf.
 
     Args:
-        hidden: `[R, E]`.
-        head: the head, or the `[V, E]` weight of one that has nothing else.
+        hidden: `[R, E]`, hidden states.
+        head: the head, or the weight `[V, E]` of a head without other fields.
         k: 1 to 64, and at most V.
-        impl: "triton", "reference", or "auto" for what suits the device.
-        options: deprecated, the head's other fields.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
+        options: deprecated: other fields of the head.
 
     Returns:
-        Ids, log-probabilities, logsumexp.
+        Ids, log-probabilities and logsumexp, as `TopTokens`.
 
     Raises:
         TypeError: if a dtype does not fit.
@@ -57,15 +57,15 @@ def lm_head_topk(
 def lm_head_confidence(
     hidden: Tensor, head: HeadWeights | Tensor, *, impl: Impl = "auto", **options: Any
 ) -> SureToken:
-    """Take the most likely token of each row and its probability (Kangaroo section 3.2).
+    """Return the most likely token of each row and its probability (Kangaroo section 3.2).
 
-    Arguments, and errors, as in `lm_head_topk`.
+    Arguments and errors as in `lm_head_topk`.
     """
     return sure_token(lm_head_topk(hidden, as_head(head, options), 1, impl=impl))
 
 
 def check_topk(hidden: Tensor, head: HeadWeights, k: int, impl: Impl) -> bool:
-    """Check the arguments of `lm_head_topk`, and decide between kernel and reference; errors as there."""
+    """Check the arguments of `lm_head_topk`; return whether the kernel runs. Errors as there."""
     kernel = check_head(hidden, head, impl)
     most = min(MAX_TOKENS, len(head.weight))
     if not 1 <= k <= most:
@@ -79,13 +79,13 @@ def run_topk(hidden: Tensor, head: HeadWeights, k: int) -> TopTokens:
 
 
 def check_head(hidden: Tensor, head: HeadWeights, impl: Impl, *others: Tensor) -> bool:
-    """Check what all functions of a head share, and decide between kernel and reference.
+    """Check the arguments that all functions of a head share, and choose between kernel and reference.
 
     Args:
         hidden: `[R, E]`.
         head: as in `lm_head_topk`.
-        impl: which implementation is asked for.
-        others: further inputs, which must lie on the same device.
+        impl: the requested implementation.
+        others: further inputs, which must be on the same device.
 
     Returns:
         Whether the kernel runs.
@@ -115,7 +115,7 @@ def check_head(hidden: Tensor, head: HeadWeights, impl: Impl, *others: Tensor) -
 
 
 def options_of(head: HeadWeights) -> tuple[Any, ...]:
-    """List what ops of a head take beside its weight, in the order of their schemas."""
+    """Return a head's fields except its weight, in the order of the ops' schemas."""
     return head.bias, head.logit_scale, head.softcap, head.round_to, head.id_map
 
 

@@ -1,4 +1,4 @@
-"""A language-model head whose caller wants a few tokens and their probabilities, not `[R, V]` logits."""
+"""A language-model head that returns the most likely tokens and their probabilities instead of logits `[R, V]`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TopTokens(NamedTuple):
 
 
 class SureToken(NamedTuple):
-    """The most likely token of each row and how sure the head is of it."""
+    """The most likely token of each row and its probability."""
 
     tokens: Tensor
     """`[R]` int64, the lowest id among equals."""
@@ -35,7 +35,7 @@ class SureToken(NamedTuple):
 
 
 def finish_logits(logits: Tensor, head: HeadWeights) -> Tensor:
-    """Do to `[..., V]` products what a model does to them: round, scale, cap."""
+    """Round, scale and soft-cap products `[..., V]` as the model does."""
     if head.round_to is not None:
         logits = logits.to(head.round_to)
     if head.logit_scale is not None:
@@ -46,11 +46,11 @@ def finish_logits(logits: Tensor, head: HeadWeights) -> Tensor:
 
 
 def top_tokens(logits: Tensor, k: int, id_map: Tensor | None) -> TopTokens:
-    """Pick from finished logits `[R, V]`; `id_map [V]` translates ids of a draft vocabulary."""
+    """Return the top tokens of finished logits `[R, V]`; `id_map [V]` translates ids of a draft vocabulary."""
     logits = logits.float()
     best, ids = ordered_topk(logits, k)
-    # The largest logit is known by now, and with it the sum needs one pass. Where all are -inf, so is the sum: from a
-    # finite number on, for -inf - -inf would be NaN.
+    # The largest logit is known, so the sum needs one pass. It is clamped to a finite number, as -inf - -inf would be
+    # NaN; if all logits are -inf, so is the logsumexp.
     lowest = torch.finfo(logits.dtype).min
     highest = best[:, :1].clamp(min=lowest)
     logsumexp = (logits - highest).exp_().sum(-1, keepdim=True).log_() + highest
@@ -60,12 +60,12 @@ def top_tokens(logits: Tensor, k: int, id_map: Tensor | None) -> TopTokens:
 
 
 def sure_token(top: TopTokens) -> SureToken:
-    """Read the first of the top tokens as a choice with a confidence."""
+    """Return the first of the top tokens with its probability."""
     return SureToken(top.ids[:, 0], top.log_probs[:, 0].exp(), top.logsumexp)
 
 
 def lm_head_topk_reference(hidden: Tensor, head: HeadWeights, k: int) -> TopTokens:
-    """Take the top tokens; arguments as in `lm_head_topk`."""
+    """Reference implementation; arguments as in `lm_head_topk`."""
     weight, bias = head.weight, head.bias
     if head.round_to is None:  # products of low-precision inputs, summed and kept in float32
         hidden, weight = hidden.float(), weight.float()

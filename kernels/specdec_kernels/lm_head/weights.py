@@ -1,4 +1,4 @@
-"""How a head travels: its weights, and what it does to its products."""
+"""`HeadWeights`: the weights of a language-model head, and how it finishes its products."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class HeadWeights(NamedTuple):
     bias: Tensor | None = None
     """`[V]`."""
     id_map: Tensor | None = None
-    """`[V]` int64, the target's id of each row. Among equals the first row comes first."""
+    """`[V]` int64, the target's id of each row of the weight. Among equal logits the first row comes first."""
     logit_scale: float | None = None
-    """Factor on the logits (Cohere; 1 / Granite's divisor)."""
+    """Factor of the logits (Cohere; 1 / Granite's divisor)."""
     softcap: float | None = None
     """Logits become `softcap * tanh(logits / softcap)` (Gemma 2)."""
     round_to: torch.dtype | None = None
-    """Dtype that the model rounds its logits to; None for float32 throughout."""
+    """Dtype to which the model rounds its logits; None for float32."""
 
 
 def as_head(head: HeadWeights | Tensor, options: dict[str, Any]) -> HeadWeights:
-    """Return a head; a tensor is the weight of one without options.
+    """Return a head; a tensor becomes the weight of one without other fields.
 
     Args:
-        head: the head, or `[V, E]`.
-        options: fields of a head beside its weight, given apart; deprecated.
+        head: the head, or a weight `[V, E]`.
+        options: deprecated: other fields of the head as separate arguments.
 
     Raises:
-        TypeError: if an option is no field, or a whole head comes with options.
+        TypeError: if an option is not a field, or `HeadWeights` are given together with options.
     """
     if isinstance(head, HeadWeights):
         if options:

@@ -1,13 +1,13 @@
 """Packing, one program per row: the reference's pointer doubling, on names instead of a relation of all pairs.
 
-    entry      0  1  2  3       the proposals, one per place of a [BLOCK_E] tile; parent -1 is the root, -2 none
+    entry      0  1  2  3       the proposals, one per element of a [BLOCK_E] tile; parent -1 is the root, -2 none
     token      b  c  b  d
     parent    -1  0 -1  2       name after 2^r steps: the first entry with the same tokens on its 2^r steps up
-    name       0  1  0  3       a node is an entry that is its own name, in the slot that a running sum gives
+    name       0  1  0  3       a node is an entry that is its own name; a running sum gives its slot
     slot       1  2  -  3       slot 0 is the root's
 
-Names and ranks come from comparing all pairs, BLOCK_E x BLOCK_J at a time. What one entry reads of another goes through
-`tl.gather`, so the compiler places every barrier, and no memory is written before it is final.
+Names and ranks are computed by comparing all pairs, BLOCK_E x BLOCK_J at a time. Entries read each other with
+`tl.gather`, so the compiler places every barrier, and no intermediate results are written to memory.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ..ancestors import WORD
 
-# BLOCK_E: BLOCK_J and warps. A warp has 16 entries (all four schedulers of a processor work from 64 on) until there are
-# as many warps as every GPU takes. A lane holds 16 comparisons at a time, then 32: with 32 before, and with 16 at 1024,
-# some compilations spill.
+# BLOCK_E: (BLOCK_J, warps). A warp has 16 entries (from 64 entries on all four schedulers of a processor work), up to the
+# number of warps that every GPU supports. A lane holds 16 comparisons at a time, then 32; with 32 earlier, or with 16 at
+# 1024, some compilations spill.
 TILES = {64: (32, 4), 128: (32, 8), 256: (32, 16), 512: (32, 16), 1024: (16, 16)}
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 NONE = tl.constexpr(-2)
-# They change from round to round, and no address is aligned by them: one compilation serves all.
+# Not specialised, as they change from round to round and do not affect alignment: one compilation serves all values.
 VARYING = [
     "count", "width", "capacity", "max_depth", "rounds", "stride_root", "stride_token",
     "stride_parent", "stride_score", "stride_source", "stride_valid", "stride_limit",
@@ -34,13 +34,13 @@ VARYING = [
 
 @triton.jit
 def _at(values, index, other):
-    """Read `values[index]`, and `other` where the index is negative."""
+    """Return `values[index]`, or `other` if the index is negative."""
     return tl.where(index >= 0, tl.gather(values, tl.maximum(index, 0), 0), other)
 
 
 @triton.jit
 def _bit(index, word):
-    """Make the given word of a set that holds one index; shifts, so that index -1 is in no word."""
+    """Return the given word of a set with one index; by shifts, so that index -1 is in no word."""
     return tl.where(index >> 6 == word, 1, 0).to(tl.int64) << (index & 63).to(tl.int64)
 
 
@@ -52,13 +52,13 @@ def _first_equal(keys, count, BLOCK_E: tl.constexpr, BLOCK_J: tl.constexpr):
         o_j = start + tl.arange(0, BLOCK_J)
         equal = tl.gather(keys, o_j, 0)[:, None] == keys[None, :]
         first = tl.minimum(first, tl.where(equal, o_j[:, None], BLOCK_E))
-    # Itself where nothing was compared; Triton 3.7 for AMD fails on a loop that carries what `min` returns as it is.
+    # An entry without comparisons names itself. Triton 3.7 for AMD fails on a loop that carries the result of `min`.
     return tl.minimum(tl.min(first, 0), tl.arange(0, BLOCK_E))
 
 
 @triton.jit
 def _best_named(name, scores, count, BLOCK_E: tl.constexpr, BLOCK_J: tl.constexpr):
-    """Find for each entry the best score of those that it names."""
+    """Find for each entry the best score of the entries with its name."""
     o_e = tl.arange(0, BLOCK_E)
     best = tl.full([BLOCK_J, BLOCK_E], float("-inf"), tl.float32)
     for start in range(0, count, BLOCK_J):
@@ -70,7 +70,7 @@ def _best_named(name, scores, count, BLOCK_E: tl.constexpr, BLOCK_J: tl.constexp
 
 @triton.jit
 def _count_before(rank, count, BLOCK_E: tl.constexpr, BLOCK_J: tl.constexpr):
-    """Count for each entry those of higher rank, and the earlier ones among equals."""
+    """Count for each entry the entries of higher rank, and the earlier ones of equal rank."""
     o_e = tl.arange(0, BLOCK_E)
     before = tl.zeros([BLOCK_J, BLOCK_E], tl.int32)
     for start in range(0, count, BLOCK_J):
@@ -127,12 +127,12 @@ def _pack_tree_kernel(
     if valid_ptr is not None:
         valid &= tl.load(valid_ptr + row * stride_valid + o_e, mask=m_e, other=0) != 0
 
-    # One sweep up the paths: do they end at the root, how long are they, which are equal?
+    # One sweep up the paths finds whether they end at the root, their lengths, and equal paths.
     parents = tl.where(valid, parents, NONE).to(tl.int32)
     up, depth = parents, tl.full([BLOCK_E], 1, tl.int32)
     name = _first_equal(tokens, count, BLOCK_E, BLOCK_J)
     for _ in range(rounds):
-        # Names end at BLOCK_E - 1: the next is the root's, the one behind it that of no parent at all.
+        # Names end at BLOCK_E - 1; BLOCK_E is the root's, BLOCK_E + 1 that of no parent.
         above = _at(name, up, BLOCK_E - 1 - up)
         name = _first_equal(name * (2 * BLOCK_E) + above, count, BLOCK_E, BLOCK_J)
         depth += _at(depth, up, 0)
@@ -148,7 +148,7 @@ def _pack_tree_kernel(
 
     kept = node
     if CUT:
-        # No node outranks its parent, and ties go to the earlier entry: so ancestors are always kept.
+        # No node outranks its parent, and ties go to the earlier entry, so ancestors are always kept.
         rank, up = tl.where(node, tl.maximum(best, LOWEST), float("-inf")), parents
         for _ in range(rounds):
             rank = tl.minimum(rank, _at(rank, up, float("inf")))
@@ -171,7 +171,7 @@ def _pack_tree_kernel(
     tl.store(out_sizes_ptr + row, size.to(tl.int64))
     tl.store(out_dropped_ptr + row, (1 + tl.sum(node.to(tl.int32)) - size).to(tl.int64))
 
-    # The root, and the padding behind the last node. It is read here alone: held from the start, it would spill.
+    # The root, and padding after the last node. The root is read only here, as keeping it from the start would spill.
     root = tl.load(roots_ptr + row * stride_root)
     o_n = tl.arange(0, BLOCK_N)
     m_n = ((o_n == 0) | (o_n >= size)) & (o_n < width)
@@ -204,7 +204,7 @@ def launch_pack_tree(
     max_depth: int,
     width: int,
 ) -> tuple[Tensor, ...]:
-    """Pack; arguments and results as in `pack_tree`, with N = `width`."""
+    """Launch the kernel; arguments and results as in `pack_tree`, with N = `width`."""
     batch, count = tokens.shape
     words = -(-width // WORD)
     block = max(64, triton.next_power_of_2(count))
@@ -238,7 +238,7 @@ def launch_pack_tree(
         width,
         capacity,
         max_depth,
-        min(max_depth, count).bit_length(),  # 2^rounds steps lead beyond any path that is valid
+        min(max_depth, count).bit_length(),  # 2^rounds steps exceed every valid path
         *(0 if x is None else x.stride(0) for x in (roots, *per_entry, row_depth)),
         CUT=count + 1 > capacity,
         WORDS=words,

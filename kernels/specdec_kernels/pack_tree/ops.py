@@ -1,4 +1,4 @@
-"""The public functions and the op behind them."""
+"""The public functions `pack_tree` and `pack_beams`, and their registered op."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..checks import MAX_NODES, check_integers, check_shape
 from ..dispatch import Impl, chooses_kernel, register
 from .reference import PackedTree, pack_tree_reference
 
-# What one program of the kernel holds.
+# Most proposals per row that one program of the kernel holds.
 MAX_PROPOSALS = 1024
 
 
@@ -34,22 +34,22 @@ def pack_tree(
     descending order the best path comes first and contiguous.
 
     Args:
-        roots: `[B]` int64, the guaranteed token of each row.
+        roots: `[B]` int64, the certain token of each row.
         tokens: `[B, K]` int64, one per proposal; K may be 0.
-        parents: `[B, K]` int64, the earlier proposal that each one continues, -1 for the root. A proposal that
-            continues no earlier one is invalid.
-        scores: `[B, K]` float, cumulative draft log-probabilities. A score above its parent's counts as its parent's,
-            NaN as -inf.
-        capacity: most nodes per tree, root included. Over it, the nodes of lowest score go, later ones first among
-            equals; a node never stays without its ancestors.
-        max_depth: deepest node that can occur; deeper proposals are dropped.
-        source: `[B, K]` int64 labels; None for the proposal's own index.
-        valid: `[B, K]` bool; None for all. What continues an invalid proposal is invalid too.
-        row_depth: `[B]` int64, a tighter depth per row; None for `max_depth` everywhere.
-        width: N of the result, at least `min(capacity, K + 1)`. None for just that in the kernel, which never makes
-            the host wait, and for the widest row, which is read from the device, in the reference.
-        impl: "triton", "reference", or "auto" for what suits the device. The kernel takes at most 1024 proposals
-            and makes at most 256 nodes.
+        parents: `[B, K]` int64, index of the earlier proposal that each one continues, -1 for the root. Any other parent
+            makes a proposal invalid.
+        scores: `[B, K]` float, cumulative draft log-probabilities. A score above its parent's is lowered to it; NaN
+            counts as -inf.
+        capacity: most nodes per tree, root included. Excess nodes are dropped, those of lowest score first, and later
+            ones first among equals; a kept node's ancestors are kept too.
+        max_depth: largest depth of a node; deeper proposals are dropped.
+        source: `[B, K]` int64 labels; None for the proposal's index.
+        valid: `[B, K]` bool; None for all. Proposals that continue an invalid one are invalid too.
+        row_depth: `[B]` int64, a smaller depth limit per row; None for `max_depth`.
+        width: N of the result, at least `min(capacity, K + 1)`. None is exactly that in the kernel, which never blocks
+            the host; in the reference it is the widest row, which the host reads.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere). The kernel takes at most 1024
+            proposals and 256 nodes.
 
     Returns:
         The tree, the node of every proposal, and the number of nodes dropped for capacity.
@@ -114,7 +114,7 @@ def pack_tree(
 
 
 def beam_parents(beams: Tensor) -> Tensor:
-    """Write beams as proposals: each token continues the one before it in its own beam.
+    """Return the parents that describe beams as proposals: each token continues the one before it in its beam.
 
     Args:
         beams: `[B, W, L]`, the L drafted tokens of each beam, without the root.
@@ -134,17 +134,17 @@ def pack_beams(
     capacity: int | None = None,
     impl: Impl = "auto",
 ) -> tuple[PackedTree, Tensor]:
-    """Pack final beams that all start with their row's guaranteed token (ReDrafter section 4.2.2).
+    """Pack final beams that start with their row's certain token (ReDrafter section 4.2.2).
 
     Args:
-        beams: `[B, W, C]` int64; column 0 holds the same token in every beam of a row.
-        scores: `[B, W, C-1]` cumulative draft log-probabilities; None for all equal.
-        capacity: most nodes per tree; None for as many as there can be.
+        beams: `[B, W, C]` int64; column 0 has the same token in every beam of a row.
+        scores: `[B, W, C-1]` cumulative draft log-probabilities; None for equal scores.
+        capacity: most nodes per tree; None for no limit.
         impl: as in `pack_tree`.
 
     Returns:
-        The tree, and the unpacker `[B, W, C]` int64: `tree.tokens` gathered by it are the beams (-1 where the
-        capacity cut a beam off).
+        The tree, and the unpacker `[B, W, C]` int64: gathering `tree.tokens` by it gives the beams; -1 where the
+        capacity cut a beam off.
 
     Raises:
         ValueError: if `beams` or `scores` has the wrong shape, or as in `pack_tree`.

@@ -1,13 +1,12 @@
-"""Packing: proposals of any kind become one tree in which every shared prefix stands once (ReDrafter section 4.2.2).
+"""Packing: merges proposals of any kind into one tree that stores every shared prefix once (ReDrafter section 4.2.2).
 
 A proposal is a token and a pointer to the proposal it continues:
 
     tokens   [ b  c  b  d ]        root a ─ b ─ c        two beams, "b c" and "b d", share b:
     parents  [-1  0 -1  2 ]               └ d            four proposals, three nodes
 
-Beams, the nodes of a beam search with its parent pointers, chains, static trees and unions of them are all written
-this way. Two proposals are one node exactly when the tokens on their paths are equal, which pointer doubling decides
-in log2(depth) steps without looking at one token after another.
+Beams, beam searches with parent pointers, chains, static trees and unions of them all have this form. Two proposals are
+one node exactly if the tokens on their paths are equal; pointer doubling decides that in log2(depth) steps.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ class PackedTree(NamedTuple):
     ancestors: Tensor
     """`[B, N, ceil(N / 64)]` int64 bit sets, self included."""
     sizes: Tensor
-    """`[B]` int64, true number of nodes."""
+    """`[B]` int64, number of nodes without padding."""
     scores: Tensor
-    """`[B, N]` float32; best score of the proposals merged into a node; 0 for the root, -inf for padding."""
+    """`[B, N]` float32, best score of the proposals merged into a node; 0 for the root, -inf for padding."""
     source: Tensor
     """`[B, N]` int64; label of the first proposal of a node; -1 for the root and for padding."""
     node_of: Tensor
-    """`[B, K]` int64; the node that holds a proposal, -1 where it was invalid, too deep or over capacity."""
+    """`[B, K]` int64, the node of each proposal; -1 if it was invalid, too deep or over capacity."""
     dropped: Tensor
-    """`[B]` int64; distinct nodes lost to the capacity."""
+    """`[B]` int64, number of distinct nodes dropped for capacity."""
 
 
 def pack_tree_reference(
@@ -57,13 +56,13 @@ def pack_tree_reference(
     row_depth: Tensor | None,
     width: int | None,
 ) -> PackedTree:
-    """Pack proposals; arguments as in `pack_tree`, all present."""
+    """Reference implementation; arguments as in `pack_tree`, all given."""
     batch, count = tokens.shape
     device = tokens.device
     doublings = max_depth.bit_length()
 
-    # The root joins as entry 0, its own parent, so that every path ends there. What is invalid is its own parent
-    # too, so no path through it does.
+    # The root is entry 0 and its own parent, so that every path ends there. Invalid entries are their own parents too,
+    # so paths through them do not.
     entry = torch.arange(count + 1, device=device)
     valid = valid & (parents >= -1) & (parents < entry[:-1])
     tokens = torch.cat([roots[:, None], tokens], 1)  # [B, K+1]
@@ -71,7 +70,7 @@ def pack_tree_reference(
     scores = F.pad(scores.float().nan_to_num(-torch.inf, torch.inf, -torch.inf), (1, 0))
     parents = F.pad(torch.where(valid, parents + 1, entry[1:]), (1, 0))
 
-    # One sweep up the paths: do they end at the root, how long are they, which are equal?
+    # One sweep up the paths finds whether they end at the root, their lengths, and equal paths.
     up, step = parents, entry.clamp(max=1)  # the root is no step away from itself
     depth = step.expand(batch, -1)
     same = (tokens[:, :, None] == tokens[:, None]) & (step[:, None] == step)  # [B, K+1, K+1]
@@ -81,9 +80,9 @@ def pack_tree_reference(
         depth = depth + depth.gather(1, up)
         up = up.gather(1, up)
     limit = max_depth if row_depth is None else row_depth.clamp(0, max_depth)[:, None]
-    valid = (up == 0) & (depth <= limit)  # a path that has not ended by now is too deep
+    valid = (up == 0) & (depth <= limit)  # a path that has not reached the root is too deep
 
-    # A node is the first of its equal proposals and takes the best of their scores.
+    # A node is the first of its equal proposals, with the best of their scores.
     same = same & valid[:, :, None] & valid[:, None]
     first = torch.where(same, entry, count).amin(2)  # [B, K+1]
     node = valid & (first == entry)
@@ -92,8 +91,8 @@ def pack_tree_reference(
 
     kept = node
     if count + 1 > capacity:
-        # No node outranks its parent, and ties go to the earlier entry: so ancestors are always kept.
-        lowest = torch.finfo(torch.float32).min  # above what is no node at all
+        # No node outranks its parent, and ties go to the earlier entry, so ancestors are always kept.
+        lowest = torch.finfo(torch.float32).min  # above entries that are not nodes
         rank_by, up = torch.where(node, scores.clamp(min=lowest), -torch.inf), parents
         rank_by[:, 0] = torch.inf
         for _ in range(doublings):

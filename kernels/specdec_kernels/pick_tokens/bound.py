@@ -1,12 +1,12 @@
-"""Where top-k and top-p cut a row: one program per row finds the rank of the least token that is kept.
+"""Bounds of top-k and top-p: one program per row finds the rank of the least token that is kept.
 
-    rank    the score's bits in an order that integers share (63..32), then the id (31..0): all ranks of a row differ
+    rank    the score's bits in integer order (63..32), then the id (31..0): all ranks of a row differ
     weight  1 per token for top-k, exp(score - highest) for top-p
 
-Removed are the lowest ranks as long as their weights together are at most a limit: V - k, or (1 - p) of the mass that
-top-k left. The first rank beyond is found by bisection. Each pass reads the row, adds up the weights of all ranks up to
-the middle, and moves one end to the next rank that a token has, so that gaps between scores cost nothing. Sums run in
-one order, and adding in a fixed order is monotone in float32: the middle's sum never misleads.
+The lowest ranks are removed as long as the sum of their weights is at most a limit: V - k, or (1 - p) of the mass that
+top-k kept. The first rank beyond is found by bisection. Each pass reads the row, sums the weights of all ranks up to the
+middle, and moves one end to the next rank that a token has, so gaps between scores cost nothing. Sums have a fixed order,
+in which float32 addition is monotone, so the bisection is exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..device.ordered_keys import NO_KEY, key_number, make_key
 
-# Eight tokens per thread are enough bytes on the way to hide the latency of L2, where the row is after the first pass.
+# Eight tokens per thread are enough bytes in flight to hide the latency of L2, where the row is after the first pass.
 BLOCK_V = 4096
 WARPS = 16
 ABOVE_ALL = tl.constexpr(2**63 - 1)
@@ -26,7 +26,7 @@ ABOVE_ALL = tl.constexpr(2**63 - 1)
 
 @triton.jit
 def read_scores(row_ptr, o_v, m_v, temperature):
-    """Read logits, -inf beyond the end, and divide them."""
+    """Read logits (-inf beyond the end) and divide them by the temperature."""
     scores = tl.load(row_ptr + o_v, mask=m_v, other=float("-inf")).to(tl.float32)
     if temperature is not None:
         scores = tl.div_rn(scores, tl.full([1], temperature, tl.float32))
@@ -35,7 +35,7 @@ def read_scores(row_ptr, o_v, m_v, temperature):
 
 @triton.jit
 def rank(scores, ids):
-    """Order tokens as a stable ascending sort does."""
+    """Return ranks with the order of a stable ascending sort."""
     return make_key(scores, 0xFFFFFFFF - ids.to(tl.int64))
 
 
@@ -43,7 +43,7 @@ def rank(scores, ids):
 def _weigh(
     row_ptr, vocabulary, temperature, floor, middle, highest, COUNT: tl.constexpr, BLOCK_V: tl.constexpr
 ):  # fmt: skip
-    """Return the weight from `floor` to `middle`, the largest rank in there, and the smallest above it."""
+    """Return the weight of ranks from `floor` to `middle`, the largest rank among them, and the smallest above."""
     weight = tl.zeros([BLOCK_V], tl.float32)
     below, above = tl.full([BLOCK_V], NO_KEY, tl.int64), tl.full([BLOCK_V], ABOVE_ALL, tl.int64)
     for first in range(0, vocabulary, BLOCK_V):
@@ -65,7 +65,7 @@ def _weigh(
 def _first_beyond(
     row_ptr, vocabulary, temperature, floor, top, limit, highest, COUNT: tl.constexpr, BLOCK_V: tl.constexpr
 ):  # fmt: skip
-    """Find the least rank whose weight, with all from `floor` up to it, is above `limit`; `top` if there is none."""
+    """Find the least rank up to which the weights from `floor` on exceed `limit`; `top` if there is none."""
     low, high = floor, top
     while low < high:
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, which does not overflow
@@ -99,7 +99,7 @@ def _bounds_kernel(
         least = _first_beyond(
             row_ptr, vocabulary, temperature, floor, top, limit, highest, True, BLOCK_V
         )
-        floor = least & -0x100000000  # with all that equal it, whatever their ids
+        floor = least & -0x100000000  # includes equal scores with any id
     if removed_mass is not None:
         mass, _, _ = _weigh(
             row_ptr, vocabulary, temperature, floor, everything, highest, False, BLOCK_V

@@ -1,10 +1,10 @@
-"""Picking as two launches: the best of each tile of the vocabulary by score plus noise, then the best of all tiles.
+"""Picking in two launches: the best token of each tile by score plus noise, then the best of all tiles.
 
     grid (rows, tiles)    keys[r, t] = max over the tile of (number, 2^32 - 1 - id), one int64 (`ordered_keys`)
     grid (rows)           id of max over t of keys[r, t]
 
-A thread holds four neighbours, whose noise is one Philox block: no word is computed in vain. Tokens below a row's
-bound (`bound.py`) are out before the noise, and a tile of nothing else has none.
+A thread holds four neighbouring tokens, whose noise is one Philox block, so every word is used. Tokens below a row's bound
+(`bound.py`) are removed before the noise is computed; a tile with no other tokens skips it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def launch_pick_tokens(
     top_k: int | None,
     top_p: float | None,
 ) -> Tensor:
-    """Pick; arguments and results as in `pick_tokens`, but for the seed, which is signed."""
+    """Launch the kernels; arguments and results as in `pick_tokens`, except that the seed is signed."""
     rows, vocabulary = logits.shape
     tiles = -(-vocabulary // BLOCK_V)
     divisor = None if temperature == 1 else temperature

@@ -1,11 +1,10 @@
-"""Noise that is a function of a key: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+"""Counter-based noise: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
     key      the seed, as two words of 32 bits
     counter  (id >> 2, position, stream, 0)
     word     id & 3
 
-A token's noise is the same in whatever order, batch or subset it is asked for, and whichever implementation computes
-it.
+A token's noise does not depend on the order, batch or subset in which it is computed, nor on the implementation.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 WORDS = 4
 LOW = 0xFFFFFFFF
-# Below 1, whose noise would be -infinity, and what float32 can hold.
+# Largest argument: below 1, whose noise would be -infinity, and representable in float32.
 MOST = 1 - 2**-24
 
 
 def gumbel_noise(seed: int, streams: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
-    """Compute the noise of chosen tokens; the arguments broadcast against each other.
+    """Compute the noise of given tokens; the arguments broadcast against each other.
 
     Args:
         seed: 0 to 2^64 - 1.
-        streams: int64, 0 to 2^32 - 1: which text of a batch; of larger or negative ones the lower 32 bits count.
-        positions: int64, 0 to 2^32 - 1: absolute, padding not counted; likewise.
-        ids: int64, 0 to 2^32 - 1: in the target's vocabulary.
+        streams: int64, 0 to 2^32 - 1, one per text; of other values the lower 32 bits are used.
+        positions: int64, 0 to 2^32 - 1, absolute positions without padding; of other values the lower 32 bits.
+        ids: int64, 0 to 2^32 - 1, ids in the target's vocabulary.
 
     Returns:
         Gumbel-distributed noise, float32.
@@ -48,7 +47,7 @@ def gumbel_noise(seed: int, streams: Tensor, positions: Tensor, ids: Tensor) -> 
 
 
 def vocabulary_noise(seed: int, streams: Tensor, positions: Tensor, size: int) -> Tensor:
-    """Compute the noise of all tokens of a vocabulary, at a quarter of what `gumbel_noise` does for each.
+    """Compute the noise of all tokens of a vocabulary, with a quarter of `gumbel_noise`'s work per token.
 
     Args:
         seed: as in `gumbel_noise`.
@@ -78,8 +77,8 @@ def check_seed(seed: int) -> None:
 
 
 def gumbel(bits: Tensor) -> Tensor:
-    """Turn words of 32 bits into noise; the half keeps it finite at bits of 0, where it is highest: 33 log 2."""
-    # In place: on a CPU new memory costs as much as a step does.
+    """Turn 32-bit words into Gumbel noise; adding 0.5 keeps it finite for a word of 0, where it is largest (33 log 2)."""
+    # In place, as on a CPU new memory costs as much as a step.
     v = bits.float().add_(0.5).mul_(2**-32).clamp_(max=MOST)
     return v.neg_().log1p_().neg_().log_().neg_()
 
@@ -97,8 +96,8 @@ def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor
     c0, c1, c2, c3 = counters
     k0, k1 = seed & LOW, seed >> 32
     for _ in range(ROUNDS):
-        # c m may overflow, and compilers take it that signed numbers never do; c (m - 2^32) cannot. Their lower halves are
-        # equal, and c more is the upper half.
+        # c m may overflow, which compilers assume never happens for signed numbers; c (m - 2^32) cannot. The lower halves
+        # are equal, and the upper half is larger by c.
         first, second = c0 * (MULTIPLIERS[0] - 2**32), c2 * (MULTIPLIERS[1] - 2**32)
         upper0, upper2 = (first >> 32).add_(c0), (second >> 32).add_(c2)
         c0, c2 = (upper2 ^ c1).bitwise_xor_(k0), (upper0 ^ c3).bitwise_xor_(k1)
@@ -108,6 +107,6 @@ def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor
 
 
 def _words(seed: int, streams: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
-    # Not even blocks go unmasked: Inductor's C++ would take an `arange` times a number for indices, in 32 bits.
+    # `blocks` is masked too: Inductor's C++ would treat an `arange` times a number as 32-bit indices.
     last = torch.zeros_like(blocks)
     return philox(seed, (blocks & LOW, positions & LOW, streams & LOW, last))

@@ -1,4 +1,4 @@
-"""The public function and the op behind it."""
+"""The public function `pick_tokens` and its registered op."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def pick_tokens(
     top_p: float | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Sample one token per row, by noise that is a function of seed, stream, position and token alone.
+    """Sample one token per row, with noise that depends on seed, stream, position and token only.
 
-    What transformers' temperature, top-k and top-p leave, in this order, is picked from by Gumbel-max (Maddison et al.
-    2014, "A* sampling"): the largest of scores plus noise, the lowest id among equals. A row without any token that may be
-    picked gives 0, a row with NaN the first of them.
+    Temperature, top-k and top-p are applied in this order, as in transformers. The token is then picked by Gumbel-max
+    (Maddison et al. 2014, "A* sampling"): the largest score plus noise, the lowest id among equals. A row in which all
+    tokens are -inf gives 0, a row with NaN its first NaN.
 
     Args:
-        logits: `[R, V]` float, or scores that were processed before: what is -inf is never picked.
+        logits: `[R, V]` float, or processed scores; tokens with -inf are never picked.
         seed: 0 to 2^64 - 1.
-        streams: `[R]` int64, 0 to 2^32 - 1: which text each row belongs to.
-        positions: `[R]` int64, 0 to 2^32 - 1: of the token that is picked, padding not counted.
+        streams: `[R]` int64, 0 to 2^32 - 1: the stream of each row's noise.
+        positions: `[R]` int64, 0 to 2^32 - 1: position of the picked token, padding not counted.
         temperature: divisor of the logits, above 0.
-        top_k: how many of the likeliest tokens are kept, and what equals the last of them; None for all.
-        top_p: the likeliest tokens are kept up to this mass, 0 to 1, and one at least; None for all.
-        impl: "triton", "reference", or "auto" for what suits the device.
+        top_k: number of most likely tokens kept, and all tokens equal to the last of them; None for all.
+        top_p: probability mass of the most likely tokens kept, 0 to 1, at least one token; None for all.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
 
     Returns:
         Ids, `[R]` int64.
@@ -61,7 +61,7 @@ def pick_tokens(
         raise ValueError(f"top_k: expected at least 1, got {top_k}")
     if top_p is not None and not 0 <= top_p <= 1:
         raise ValueError(f"top_p: expected 0 to 1, got {top_p}")
-    # What keeps everything is no filter.
+    # A filter that keeps everything is skipped.
     top_k = None if top_k is not None and top_k >= logits.shape[1] else top_k
     top_p = None if top_p == 1 else top_p
     options = (streams, positions, temperature, top_k, top_p)
@@ -69,7 +69,7 @@ def pick_tokens(
         return pick_tokens_reference(logits, seed, *options)
     check_kernel_float(logits=logits)
     check_last_stride(logits=logits)
-    # An op's integers are signed.
+    # Registered ops take signed integers.
     signed = seed - 2**64 if seed >= 2**63 else seed
     return _pick_tokens(logits, signed, *options)  # type: ignore[no-any-return]
 

@@ -1,6 +1,6 @@
-"""Sampling as an argmax: log-probabilities plus keyed Gumbel noise are largest at a token with its probability.
+"""Sampling as an argmax: a token maximises log-probability plus Gumbel noise with exactly its probability.
 
-What is processed and how follows transformers: temperature, then top-k, then top-p.
+Processing follows transformers: temperature, then top-k, then top-p.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from torch import Tensor
 from ..dispatch import host_may_look
 from .noise import gumbel_noise, vocabulary_noise
 
-# Tokens among which most nuclei lie.
+# Number of most likely tokens that contain the nucleus of most rows.
 NEAR = 1024
-# Within this share of the mass to remove, the order of summation might decide; sums in float32 are right to about 1e-6.
+# Within this share of the mass to remove, the order of summation may decide; float32 sums are exact to about 1e-6.
 UNSURE = 1e-5
 
 
@@ -26,7 +26,7 @@ def pick_tokens_reference(
     top_k: int | None,
     top_p: float | None,
 ) -> Tensor:
-    """Pick; arguments as in `pick_tokens`, checked."""
+    """Reference implementation; arguments as in `pick_tokens`, checked."""
     if top_k is not None and top_p is None and host_may_look(logits):
         picked = _pick_of_best(logits, seed, streams, positions, temperature, top_k)
         if picked is not None:
@@ -43,11 +43,11 @@ def pick_tokens_reference(
 def _pick_of_best(
     logits: Tensor, seed: int, streams: Tensor, positions: Tensor, temperature: float, top_k: int
 ) -> Tensor | None:
-    """Pick the same without a pass over what is not kept; None where others equal the last that is kept."""
+    """Return the same picks without a pass over removed tokens; None if others equal the last kept token."""
     if top_k >= logits.shape[1]:
         return None
     scores, ids = _tempered(logits, temperature).topk(top_k + 1)
-    if not bool((scores[:, top_k - 1] > scores[:, top_k]).all()):  # equal, or no numbers
+    if not bool((scores[:, top_k - 1] > scores[:, top_k]).all()):  # equal, or NaN
         return None
     ids, order = ids[:, :top_k].sort()  # so that the lowest id is picked among equals
     scores = scores.gather(1, order)
@@ -56,20 +56,20 @@ def _pick_of_best(
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Divide `[R, V]` logits by the temperature, in float32 unless they are float64."""
+    """Divide logits `[R, V]` by the temperature, in float32 unless they are float64."""
     return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
 
 
 def processed_scores(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
-    """Divide by the temperature, and put -inf where a token may not be picked.
+    """Divide by the temperature, and set removed tokens to -inf.
 
     Args:
         logits: `[R, V]`.
         temperature: above 0.
-        top_k: tokens kept, with all that equal the last of them; None for all.
-        top_p: mass kept, at least; None for all. Among equals at its border the highest ids are kept.
+        top_k: number of tokens kept, and all tokens equal to the last of them; None for all.
+        top_p: least mass kept; None for all. Among equals at its border the highest ids are kept.
 
     Returns:
         `[R, V]` float32, or float64 if the logits are.
@@ -84,7 +84,7 @@ def processed_scores(
 
 
 def _keep_nucleus(scores: Tensor, removed: float) -> Tensor:
-    """Remove the least likely tokens with a mass of at most `removed` together, but never all."""
+    """Remove the least likely tokens with a total mass of at most `removed`, but never all tokens."""
     if host_may_look(scores) and (first := _first_of_nucleus(scores, removed)) is not None:
         return scores.masked_fill(scores < first, -torch.inf)
     ascending, order = scores.sort(dim=-1, stable=True)
@@ -94,13 +94,13 @@ def _keep_nucleus(scores: Tensor, removed: float) -> Tensor:
 
 
 def _first_of_nucleus(scores: Tensor, removed: float) -> Tensor | None:
-    """Find the lowest score kept in each row `[R, 1]` without a sort; None where a sort must decide."""
+    """Find the lowest score kept in each row, `[R, 1]`, without a sort; None if a sort must decide."""
     if scores.shape[1] <= NEAR:
         return None
     probabilities = scores.softmax(-1)
     near, at = probabilities.topk(NEAR)
     below = probabilities.scatter(1, at, 0.0).sum(-1, keepdim=True)
-    mass = below + near.flip(-1).cumsum(-1).flip(-1)  # of each token and all that are less likely
+    mass = below + near.flip(-1).cumsum(-1).flip(-1)  # of each token and all less likely ones
     unsure = (mass - removed).abs() <= UNSURE * removed
     kept = (mass > removed).sum(-1, keepdim=True)
     if bool((unsure.any(-1, keepdim=True) | (kept < 1) | (kept >= NEAR)).any()):

@@ -1,1 +1,1 @@
-"""What tests, benchmarks and tuning of the kernels share; nothing here is needed to run them."""
+"""Utilities for tests, benchmarks and tuning of the kernels; not needed to run them."""

@@ -1,8 +1,7 @@
-"""Tensors that lie on a GPU as far as Python can tell, and are computed on the CPU.
+"""Simulated GPUs: tensors that report a GPU as their device in Python but are computed on the CPU.
 
-Code that chooses by `x.device` then goes the way it goes there: on NVIDIA's kernels run (in Triton's interpreter), on Apple's
-references do, and the host does not look. What no Python code sees stays the CPU's: the numbers, and how torch's C++ takes an
-op apart.
+Code that branches on `x.device` takes the GPU's path: with CUDA, kernels run in Triton's interpreter; with MPS, references
+run; and the host does not read tensors. Not simulated are the numerics, and how torch's C++ decomposes an op.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..dispatch import PLAIN
 from ..gpu import Gpu, pretend
 
-# With an index: without one, torch would ask for the current device of a driver that may not be there.
+# With an index: without one, torch would ask the driver for the current device.
 CUDA, MPS = torch.device("cuda", 0), torch.device("mps", 0)
 
 
 class AbsentGpuTensor(Tensor):
-    """A tensor on the CPU that says it lies on a GPU; ops on it need `absent_gpu`."""
+    """A CPU tensor that reports a GPU as its device; ops on it need `absent_gpu`."""
 
     held: Tensor
-    """What it holds."""
+    """The CPU tensor."""
     place: torch.device
-    """Where it says it lies."""
+    """The reported device."""
 
     @staticmethod
     def __new__(cls, inner: Tensor, place: torch.device) -> AbsentGpuTensor:
-        """Wrap `inner`, whose memory is shared."""
+        """Wrap `inner` and share its memory."""
         return Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -45,31 +44,31 @@ class AbsentGpuTensor(Tensor):
         )
 
     def __init__(self, inner: Tensor, place: torch.device) -> None:
-        """Remember what is wrapped."""
+        """Store the wrapped tensor and the device."""
         self.held, self.place = inner, place
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, *arguments: Any) -> Any:
-        """Raise RuntimeError: outside `absent_gpu` there is nothing that computes."""
+        """Raise RuntimeError, as ops run only within `absent_gpu`."""
         raise RuntimeError(f"{function}: expected to run within absent_gpu, got no mode")
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """The GPU that is not there."""
+        """The simulated GPU."""
         return self.place
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
-        """Whether it is NVIDIA's or AMD's."""
+        """Whether the simulated GPU is NVIDIA's or AMD's."""
         return self.place.type == "cuda"
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({self.held!r}, {self.place})"
 
     def to(self, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
-        """Convert or copy as `Tensor.to`; C++ would take a copy to the CPU for none."""
+        """Convert or copy as `Tensor.to`; C++ would treat a copy to the CPU as unnecessary."""
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type == "cpu":
             held: Tensor = torch.ops.aten._to_copy(
@@ -95,29 +94,29 @@ class AbsentGpuTensor(Tensor):
 
 
 class AbsentEvent:
-    """An event of a GPU that has always done what it was asked for."""
+    """A GPU event that is always complete."""
 
     def record(self, stream: None = None) -> None:
-        """Note nothing: all is done already."""
+        """Do nothing, as all work is complete."""
 
     def query(self) -> bool:
-        """Tell that all is done."""
+        """Return True."""
         return True
 
 
 @contextmanager
 def absent_gpu(place: torch.device, gpu: Gpu | None = None) -> Iterator[None]:
-    """Let a device be there: within, tensors are made on it, moved to it and computed on it.
+    """Simulate a device: within the block, tensors can be created on it, moved to it and computed on it.
 
     Args:
         place: `CUDA` or `MPS`.
-        gpu: which one launchers think they launch on, as in `gpu.pretend`; None where there are none.
+        gpu: the GPU for which launchers choose tiles, as in `gpu.pretend`; None if there are no launchers.
     """
     future, lift = torch.__future__, torch._C._only_lift_cpu_tensors()
     overwrite = future.get_overwrite_module_params_on_conversion()
-    # `torch.tensor(..., device=...)` makes a tensor on the CPU first and copies it where modes see it.
+    # `torch.tensor(..., device=...)` creates a tensor on the CPU first, and copies it where modes see it.
     torch._C._set_only_lift_cpu_tensors(True)
-    # A module that is moved gets new parameters; C++ would find ours fit to be put into the old ones.
+    # Moving a module creates new parameters; C++ would otherwise put the wrapped tensors into the old ones.
     future.set_overwrite_module_params_on_conversion(True)
     PLAIN.add(AbsentGpuTensor)
     try:
@@ -143,7 +142,7 @@ class _Computing(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Compute on the CPU what is asked of the GPU."""
+        """Run an op of the simulated GPU on the CPU."""
         kwargs = kwargs or {}
         if is_composite(function):
             with self:
@@ -166,7 +165,7 @@ class _Computing(TorchDispatchMode):
 
 
 def is_composite(function: Any) -> bool:
-    """Tell whether an op is others put together on every device; where gradients are off, modes see it whole."""
+    """Return whether an op is composed of others on every device; without gradients, modes see it as one op."""
     return function.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
         function.name(), "CompositeImplicitAutograd"
     )

@@ -1,8 +1,8 @@
-"""Every access of a launch, number by number: what it reads and writes, how often, and whether it may.
+"""Records every memory access of a launch: which numbers it reads and writes, how often, and whether they are in bounds.
 
-Kernels run in Triton's interpreter under tilelens. Each pointer that a launch is given carries the operand's index in
-bits that no address uses, through whatever a kernel makes of it. So an access is known to belong to its operand even
-where it hits another one's memory, and one that is outside is noted and left out instead of done.
+Kernels run in Triton's interpreter under tilelens. Each pointer argument carries its operand's index in unused address
+bits, also through pointer arithmetic. An access is therefore assigned to its operand even if it hits another's memory, and
+one that is out of bounds is recorded and skipped.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ ADDRESS = np.uint64((1 << 48) - 1)
 
 @dataclass(slots=True)
 class Operand:
-    """A tensor that a launch is given."""
+    """A tensor argument of a launch."""
 
     name: str
-    """Of the kernel's argument."""
+    """Name of the kernel's argument."""
     address: int
     itemsize: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     footprint: np.ndarray
-    """Which numbers from its first to its last in memory are its own: strides may leave out some."""
+    """Mask of the numbers between its first and last address that belong to it; strides may skip some."""
     reads: np.ndarray
-    """How often each of them was loaded."""
+    """Number of loads of each."""
     writes: np.ndarray
-    """How often each of them was stored."""
+    """Number of stores of each."""
 
     @property
     def size(self) -> int:
@@ -68,29 +68,29 @@ class Operand:
         return int(np.count_nonzero(self.writes)) * self.itemsize
 
     def times_read(self) -> np.ndarray:
-        """Count the loads of each number, in the tensor's own shape."""
+        """Return the number of loads of each number, in the tensor's shape."""
         strides = [self.reads.itemsize * stride for stride in self.strides]
         return np.lib.stride_tricks.as_strided(self.reads, self.shape, strides, writeable=False)
 
 
 @dataclass(slots=True)
 class Launch:
-    """A launch and all that it accessed."""
+    """A launch and its accesses."""
 
     kernel: str
     operands: list[Operand] = field(default_factory=list)
     scalars: dict[str, Any] = field(default_factory=dict)
-    """The other arguments, sizes of tiles among them."""
+    """The other arguments, tile sizes included."""
     outside: list[str] = field(default_factory=list)
-    """Accesses that hit no number of their operand, one line each."""
+    """Out-of-bounds accesses, one line each."""
 
     def operand(self, name: str) -> Operand:
-        """Find an operand by its argument's name."""
+        """Return an operand by its argument's name."""
         return next(operand for operand in self.operands if operand.name == name)
 
 
 def unavailable() -> str | None:
-    """Say why nothing can be recorded here; None where it can."""
+    """Return why accesses cannot be recorded here; None if they can."""
     if find_spec("tilelens") is None:
         return "tilelens is not installed"
     if torch.cuda.is_available():
@@ -116,14 +116,15 @@ def recorded_proofs() -> Iterator[dict[str, list[str]]]:
     """Prove bounds with tilelens' symbolic sanitizer instead of running the block's launches.
 
     Yields:
-        For each kernel what may be outside. A construct that the sanitizer cannot follow raises; results stay unwritten.
+        Per kernel, the possible out-of-bounds accesses. Constructs that the sanitizer cannot follow raise; results are not
+        written.
     """
     proofs: dict[str, list[str]] = {}
 
     def run(kernel: Any, *args: Any, **kwargs: Any) -> None:
         from tilelens.clients.sanitizer import sanitizer
 
-        # It leaves out what it has seen, and takes launches of the same shapes for the same.
+        # It skips launches that it has seen, and treats launches of equal shapes as the same.
         sanitizer._fn_symbolic_cache_set.clear()
         client = sanitizer.SymbolicSanitizer(abort_on_error=False)
         _trace(kernel, client, args, kwargs)
@@ -136,12 +137,12 @@ def recorded_proofs() -> Iterator[dict[str, list[str]]]:
 
 @contextmanager
 def _launches_through(run: Callable[..., None]) -> Iterator[None]:
-    # In this order: tilelens puts back the interpreter's functions as they were when it was imported.
+    # In this order, as tilelens restores the interpreter's functions of the time of its import.
     teach_bfloat16()
     import tilelens.core.frontend.triton  # noqa: F401
     from triton.runtime.interpreter import InterpretedFunction
 
-    # Loops are rewritten when a function is first called, and differently under tilelens.
+    # Functions' loops are rewritten at the first call, and differently under tilelens.
     with (
         patch.dict(InterpretedFunction.rewritten_fn, clear=True),
         patch.object(InterpretedFunction, "run", run),
@@ -159,7 +160,7 @@ def _trace(kernel: Any, client: Any, args: tuple[Any, ...], kwargs: dict[str, An
         interpreter.GridExecutor(kernel.fn, kernel.arg_names, grid, [])(*args, **kwargs)
 
     def patch_once(function: Any) -> None:
-        # Each call of a device function would patch the language anew, and take half the time.
+        # Otherwise each call of a device function would patch the language again, half of the time.
         if function not in patched:
             patched.add(function)
             patch_lang(function)
@@ -169,7 +170,7 @@ def _trace(kernel: Any, client: Any, args: tuple[Any, ...], kwargs: dict[str, An
         patch.object(interpreter, "_patch_lang", patch_once),
     ):
         tilelens.trace(client)(kernel).run(*args, **kwargs)
-    tilelens.clear()  # it keeps every launch with its tensors
+    tilelens.clear()  # it would keep every launch with its tensors
 
 
 def _recorder(launch: Launch) -> Any:
@@ -241,10 +242,10 @@ def _recorder(launch: Launch) -> Any:
             return False
 
         def post_warmup_callback(self, *args: Any) -> None:
-            """Nothing is compiled."""
+            """Do nothing: nothing is compiled."""
 
         def grid_callback(self, grid: tuple[int, ...]) -> None:
-            """Every program runs, whatever the grid."""
+            """Do nothing: every program runs."""
 
         def finalize(self) -> list[Any]:
             return []

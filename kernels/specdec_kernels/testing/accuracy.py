@@ -1,4 +1,4 @@
-"""How far a kernel may be from the truth: at most twice as far as the reference in the same precision."""
+"""Error bounds of kernels: at most twice the error of the reference in the same precision."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ def assert_no_worse(out: Tensor, reference: Tensor, exact: Tensor, *, factor: fl
     Args:
         out: the kernel's result.
         reference: the reference's result, computed from the same inputs in the same dtype.
-        exact: the float64 answer for these inputs.
-        factor: how many times the reference's error is allowed.
+        exact: the float64 result for these inputs.
+        factor: allowed error, as a multiple of the reference's.
 
     Raises:
         AssertionError: if dtype or shape differ, `out` holds NaN, or its largest error or its root mean square error
             is above `factor` times the reference's plus two roundings of the largest value, one in its dtype and one
-            in float32: errors that neither can be blamed for, and all there is where the reference happens to be
-            right to the last bit.
+            in float32. The roundings matter if the reference happens to be exact.
     """
     assert out.dtype == reference.dtype, f"expected {reference.dtype}, got {out.dtype}"
     assert out.shape == reference.shape, f"expected {list(reference.shape)}, got {list(out.shape)}"
@@ -30,7 +29,7 @@ def assert_no_worse(out: Tensor, reference: Tensor, exact: Tensor, *, factor: fl
     infinite = exact.isinf()
     assert torch.equal(out.double()[infinite], exact[infinite]), "infinities differ"
     largest = exact[~infinite].abs().amax().item() if (~infinite).any() else 0.0
-    # Into the result's dtype, and once in float32 on the way there.
+    # One rounding to the result's dtype, and one in float32 before it.
     rounding = (torch.finfo(out.dtype).eps + torch.finfo(torch.float32).eps) / 2 * largest
     ours, theirs = ((x.double() - exact)[~infinite] for x in (out, reference))
     for name, measure in (

@@ -1,7 +1,7 @@
-"""Kernels compiled for GPUs that are not there, and what the compiler says of them.
+"""Ahead-of-time compilation: compiles kernels for absent GPUs and reports registers, spills and instructions.
 
-A launcher runs as it always does, with tensors on the CPU, while a driver that never launches stands in for the
-GPU's. So what is compiled is what that launch would compile: same tiles, same strides, same alignment.
+Launchers run unchanged on CPU tensors, with a driver that never launches in place of the GPU's. The compiled kernels are
+therefore those of a real launch: same tiles, strides and alignment.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Compiled:
     """Shared memory per program."""
     warps: int
     instructions: dict[str, int]
-    """How often the instructions worth counting occur."""
+    """Number of occurrences of selected instructions."""
     dot_rows: int
     """M of its largest product of 16-bit numbers; 0 without one."""
     tf32: bool
-    """Whether anything is multiplied in TF32."""
+    """Whether any product uses TF32."""
 
 
 COUNTED = {
@@ -54,13 +54,13 @@ COUNTED = {
 
 
 class Key(NamedTuple):
-    """What Triton looks a compiled kernel up by."""
+    """The key under which Triton caches a compiled kernel."""
 
     kernel: str
     constants: str
-    """Its constants, such as sizes of tiles and which pointers are None, by name."""
+    """Its constants by name, such as tile sizes and which pointers are None."""
     arguments: str
-    """What it assumes of the other arguments, by name: types, alignment, 1 or multiples of 16."""
+    """The properties of other arguments by name: types, alignment, whether 1 or a multiple of 16."""
     options: str
 
 
@@ -84,12 +84,12 @@ def compile_launches(arch: str, launch: Callable[[], Any]) -> list[Compiled]:
 
 
 def launch_keys(arch: str, launch: Callable[[], Any]) -> Counter[Key]:
-    """Find what Triton would look up for each kernel that `launch` would launch, without compiling any.
+    """Return the cache keys of all kernels that `launch` would launch, without compiling.
 
-    Arguments, and errors, as in `compile_launches`.
+    Arguments and errors as in `compile_launches`.
 
     Returns:
-        How often each key occurs.
+        The number of launches per key.
     """
     keys: Counter[Key] = Counter()
 
@@ -99,7 +99,7 @@ def launch_keys(arch: str, launch: Callable[[], Any]) -> Counter[Key]:
         _, kinds, options = bind(*args, **{"debug": kernel.debug, **kwargs})
         constants, others = [], []
         for parameter, (kind, value) in zip(kernel.params, kinds, strict=True):
-            # What is 1 or None becomes a constant too; None is a choice of the caller's, like a tile's size.
+            # Arguments that are 1 or None become constants too; None is a choice, like a tile size.
             if parameter.is_constexpr or (kind == "constexpr" and value is None):
                 constants.append(f"{parameter.name}={value}")
             else:
@@ -141,7 +141,7 @@ def _launches_through(arch: str, instead: Callable[..., Any]) -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
     class NoDriver:
-        """A GPU's driver as far as compiling asks for it; caches are kept per `get_current_device`."""
+        """The parts of a GPU's driver that compiling uses; caches are kept per `get_current_device`."""
 
         def get_current_device(self) -> str:
             return arch
@@ -171,7 +171,7 @@ def _inspect(kernel: Any, arch: str) -> Compiled:
         registers, spills = found["vgpr_count"], found["vgpr_spill_count"]
     else:
         usage, code = _disassemble(kernel.asm["cubin"])
-        # LOCAL stays 0 even where registers spill; the stack does not.
+        # LOCAL is 0 even if registers spill; STACK is not.
         found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
         registers, spills = found["REG"], found["STACK"]
     return Compiled(
@@ -183,7 +183,7 @@ def _inspect(kernel: Any, arch: str) -> Compiled:
         warps=kernel.metadata.num_warps,
         instructions={name: len(re.findall(pattern, code)) for name, pattern in COUNTED.items()},
         dot_rows=max(map(int, re.findall(r"tt\.dot .* : tensor<(\d+)x\d+xb?f16>", ir)), default=0),
-        # A product of 16-bit numbers carries the word too, without a meaning.
+        # Products of 16-bit numbers contain the word too, without effect.
         tf32=re.search(r"tt\.dot .*tf32.* : tensor<\d+x\d+xf32>", ir) is not None
         or "TF32" in code
         or "_xf32" in code,

@@ -1,6 +1,6 @@
-"""What some code asks of a GPU: launches of our kernels, ATen ops that launch others, and waits of the host.
+"""Counts what code asks of a GPU: kernel launches, ATen ops that launch kernels, and waits of the host.
 
-Works on a GPU, and within `absent_gpu` where there is none.
+Works on a GPU, and within `absent_gpu` without one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .._ops import NAMESPACE
 from .absent_gpu import is_composite
 from .poison import filled_empty
 
-# What these return, or how much of it, is known to the host only when the device is done; `isin` sorts out what it has
-# twice once it looks for ten.
+# Ops whose result, or its size, the host knows only when the device is done; `isin` removes duplicates if it looks for
+# ten or more.
 READS = {
     "_local_scalar_dense", "_unique2", "bincount", "equal", "isin", "masked_select", "nonzero", "unique_consecutive",
     "unique_dim",
 }  # fmt: skip
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 COPIES = {"_to_copy", "copy_"}
-# Neither computes nor, by its schema, returns a view.
+# Ops that launch nothing, though their schema does not mark them as views.
 LAUNCHES_NOTHING = {
     "_unsafe_view", "detach_", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty", "new_empty_strided",
 }  # fmt: skip
@@ -37,21 +37,21 @@ LAUNCHES_NOTHING = {
 
 @dataclass(slots=True)
 class Counts:
-    """How often, by name."""
+    """Numbers of calls, by name."""
 
     ops: Counter[str] = field(default_factory=Counter)
-    """Our registered ops."""
+    """Registered ops of this package."""
     kernels: Counter[str] = field(default_factory=Counter)
-    """Launches of our kernels."""
+    """Launches of this package's kernels."""
     aten: Counter[str] = field(default_factory=Counter)
-    """ATen ops that launch at least one kernel of torch's."""
+    """ATen ops that launch at least one kernel of torch."""
     reads: Counter[str] = field(default_factory=Counter)
-    """What makes the host wait for the device to know a value."""
+    """Reads of values for which the host waits for the device."""
     uploads: Counter[str] = field(default_factory=Counter)
-    """Copies from the host, after each of which torch waits for the stream as well."""
+    """Copies from the host, after each of which torch also waits for the stream."""
 
     def __iadd__(self, other: Counts) -> Counts:
-        """Add what another one counted."""
+        """Add other counts."""
         for each in fields(self):
             getattr(self, each.name).update(getattr(other, each.name))
         return self
@@ -59,11 +59,11 @@ class Counts:
 
 @contextmanager
 def counted_calls(*, dry: bool = False) -> Iterator[Calls]:
-    """Count what is called within.
+    """Count calls within a `with` block.
 
     Args:
-        dry: count our launches without running them; what they would have written is zero, so text means nothing.
-            Quick, and the same counts where the host reads nothing that decides what is launched.
+        dry: count kernel launches without running them; their results are zeros, so generated text is meaningless.
+            Fast, and the counts are equal if no value that the host reads decides what is launched.
     """
     from triton import knobs
     from triton.runtime.interpreter import InterpretedFunction
@@ -83,10 +83,10 @@ def counted_calls(*, dry: bool = False) -> Iterator[Calls]:
 
 
 class Calls(TorchDispatchMode):
-    """Counts into `counts`, which may be replaced at any time."""
+    """Counts calls into `counts`, which may be replaced at any time."""
 
     def __init__(self) -> None:
-        """Begin at nothing."""
+        """Create empty counts."""
         super().__init__()
         self.counts = Counts()
 

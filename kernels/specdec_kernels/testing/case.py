@@ -1,6 +1,6 @@
-"""Launches worth compiling, counting and timing.
+"""Launches for compiling, counting and timing.
 
-Each file of `cases` has `CASES`, of shapes that real models have, and `SMALL` ones that an interpreter runs in moments.
+Each file of `cases` has `CASES`, with shapes of real models, and `SMALL` ones that an interpreter runs quickly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Where inputs live, and whether their values matter."""
+    """Device of the inputs, and whether their values matter."""
 
     device: str = "cpu"
     random: bool = True
-    """False for memory that nobody reads, as when kernels are only compiled."""
+    """False if values are never read, as when kernels are only compiled."""
 
     def floats(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Make normally distributed numbers."""
+        """Create normally distributed numbers."""
         if not self.random:
             return torch.empty(shape, dtype=dtype, device=self.device)
         return torch.randn(shape, dtype=torch.float32, device=self.device).to(dtype)
@@ -35,8 +35,8 @@ class Case:
     """One call of a public function with `impl="triton"`."""
 
     name: str
-    """Shapes and dtype, readable: `llama3-8b-N64-P2048-bfloat16`."""
+    """Shapes and dtype, such as `llama3-8b-N64-P2048-bfloat16`."""
     prepare: Callable[[Inputs], Callable[[], Any]]
-    """Makes the inputs, returns the call."""
+    """Creates the inputs and returns the call."""
     covering: tuple[str, ...] = ()
-    """GPUs it is compiled for in every test run; `make aot` compiles every case for every GPU."""
+    """GPUs for which every test run compiles it; `make aot` compiles every case for every GPU."""

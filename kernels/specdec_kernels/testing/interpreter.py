@@ -1,7 +1,7 @@
-"""bfloat16 for Triton's interpreter, which keeps it as raw 16-bit words and computes nonsense with them.
+"""bfloat16 support for Triton's interpreter, which otherwise treats bfloat16 as raw 16-bit words.
 
-Only for tests: products, arithmetic and casts become what torch computes, rounding to nearest even. Flags that are spread
-over a block stay flags, too: Triton 3.9 refuses masks that are not.
+Only for tests: products, arithmetic and casts give torch's results, rounded to nearest even. Booleans broadcast to a block
+stay booleans, as Triton 3.9 requires of masks.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def teach_bfloat16() -> None:
         return binary(self, left, right, op)
 
     def create_splat(self: Any, block: Any, scalar: Any) -> Any:
-        # What compares numbers keeps their type; as such it would be spread.
+        # A comparison's result has the numbers' type, and would be broadcast with it.
         is_flag = scalar.data.dtype == np.bool_
         return splat(self, block, handle(scalar.data, tl.int1) if is_flag else scalar)
 

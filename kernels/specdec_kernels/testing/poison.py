@@ -1,4 +1,4 @@
-"""Outputs and workspaces that start as NaN, so that what a kernel forgets to write cannot pass, or as something else."""
+"""Fills new outputs and workspaces with NaN or other values, so that tests detect elements that a kernel does not write."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ INTEGER_POISON = -7_777_777
 
 
 def poison(x: Tensor) -> Tensor:
-    """Fill in place with NaN, or with a number that is no index, token or count; bools become true."""
+    """Fill in place with NaN, or with an integer that is no valid index, token or count; bools become True."""
     if x.is_floating_point():
         return x.fill_(torch.nan)
     return x.fill_(True if x.dtype == torch.bool else max(INTEGER_POISON, torch.iinfo(x.dtype).min))
 
 
 def poisoned_empty() -> AbstractContextManager[None]:
-    """Make all that is made empty start as `poison`."""
+    """Fill all tensors that are created empty with `poison`."""
     return filled_empty(poison)
 
 
 @contextmanager
 def filled_empty(fill: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Make `torch.empty`, `empty_like`, `empty_strided` and `Tensor.new_empty` hand out what `fill` has filled in place."""
+    """Make `torch.empty`, `empty_like`, `empty_strided` and `Tensor.new_empty` return tensors filled by `fill`."""
 
     def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *args, **kwargs: fill(make(*args, **kwargs))

@@ -1,4 +1,4 @@
-"""Trees of every kind, for tests and benchmarks of what runs over trees."""
+"""Example trees for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ KINDS = ("chain", "star", "random")
 
 
 def make_parents(kind: str, nodes: int, generator: torch.Generator) -> Tensor:
-    """Draw parent pointers `[N]` int64, parents before children, -1 for the root.
+    """Create parent pointers `[N]` int64, parents before children, -1 for the root.
 
     Args:
         kind: "chain" (depth N - 1), "star" (depth 1) or "random" (each node under any earlier one).
         nodes: N.
-        generator: of the random ones.
+        generator: for random trees.
 
     Raises:
-        ValueError: if there is no such kind.
+        ValueError: if the kind is unknown.
     """
     index = torch.arange(nodes)
     if kind == "chain":
@@ -31,7 +31,7 @@ def make_parents(kind: str, nodes: int, generator: torch.Generator) -> Tensor:
 
 
 def depths(parents: Tensor) -> Tensor:
-    """Count the steps from the root, `[..., N]` int64; 0 for padding, whose parent is -1 too."""
+    """Return each node's depth, `[..., N]` int64; 0 for the root and for padding, whose parents are -1."""
     depth = torch.zeros_like(parents)
     for node in range(1, parents.shape[-1]):
         parent = parents[..., node]

@@ -1,12 +1,12 @@
-"""Attention of token trees, each program for some rows of one K/V head and one split of the prefix.
+"""Attention of token trees; a program computes some rows of one K/V head over one split of the prefix.
 
     row r of a batch row's K/V head: node r // GROUP, query head r % GROUP of the group
     slots   shared | own prefix: split 0 | split 1 | ... | last split, tree of N nodes
             ^ shared_prefix.py             full tiles without masks | last tile, tree: masked
 
-So K and V of a prefix are read once for all nodes and heads of BLOCK_M rows. The device cuts a prefix by its length;
-splits beyond it end at once, and the last one that holds anything goes on with the tree. One split writes results,
-several leave partial sums to `merge.py`. Rows of padding read nothing: their results are zeros.
+K and V of a prefix are thus read once for all nodes and heads of BLOCK_M rows. The device splits a prefix by its length;
+empty splits return at once, and the last non-empty split continues with the tree. A single split writes results, several
+write partial sums for `merge.py`. Rows of padding read nothing, and their results are zeros.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def _tree_attention_kernel(
     i_split = tl.program_id(1)
     rows = nodes * GROUP
     tiles = tl.cdiv(rows, BLOCK_M)
-    # Neighbours are tiles of one K/V head: they find its keys and values in the L2 cache.
+    # Neighbouring programs are tiles of one K/V head, so they find its keys and values in L2.
     i_m = tl.program_id(0) % tiles
     i_g = tl.program_id(0) // tiles % (HEADS // GROUP)
     i_b = (tl.program_id(0) // tiles // (HEADS // GROUP)).to(tl.int64)
 
-    # A row of padding has a prefix of -1 slots, where no split ends: it sees neither slots nor nodes, and writes zeros.
+    # A row of padding has a prefix of -1 slots, at which no split ends: it sees no slots and no nodes, and writes zeros.
     row = cache_row(cache_rows_ptr, i_b)
     prefix = tl.where(row < 0, -1, tl.load(prefix_ptr + i_b)).to(tl.int32)
     shared = shared_prefix(shared_rows_ptr, shared_lens_ptr, i_b)
@@ -92,7 +92,7 @@ def _tree_attention_kernel(
     top = tl.full([BLOCK_M], FLOOR, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    # The last split goes on with the tree. Parents precede children: no row sees a node behind this tile's last one.
+    # The last split continues with the tree. Parents precede children, so no row sees nodes after this tile's last one.
     seen = tl.where(stop == prefix, tl.max(node) + 1, 0)
     sets = ancestors_ptr + (tree + node) * tl.cdiv(nodes, 64)
     acc, top, total = attend(
@@ -111,13 +111,13 @@ def _tree_attention_kernel(
 
 
 def launch_tree_attention(*arguments: Any) -> Tensor:
-    """Attend; arguments in the order of the op's schema, result as of `tree_attention`."""
+    """Launch the kernels; arguments in the order of the op's schema, result as of `tree_attention`."""
     out, _ = _launch(*arguments, with_lse=False)
     return out
 
 
 def launch_tree_attention_lse(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Attend; arguments in the order of the op's schema, results as of `tree_attention_lse`."""
+    """Launch the kernels; arguments in the order of the op's schema, results as of `tree_attention_lse`."""
     out, lse = _launch(*arguments, with_lse=True)
     assert lse is not None
     return out, lse
@@ -162,7 +162,7 @@ def _launch(
     if shared_rows is not None and shared_lens is not None:
         shared_rows, shared_lens = shared_rows.contiguous(), shared_lens.contiguous()
         shared_tiles = choose_tiles(batch * nodes * group, size, q.itemsize, gpu, split_policy)
-        # As many programs as there are where all rows share one prefix.
+        # The number of programs if all rows share one prefix.
         most = kv_heads * triton.cdiv(batch * nodes * group, shared_tiles.block_m)
         shared_splits = choose_splits(most, slots, shared_tiles, gpu, split_policy)
 

@@ -1,7 +1,7 @@
-"""Device functions that the attention kernels share: where prefixes are cut, and the loops over tiles of K and V.
+"""Device functions of the attention kernels: splitting of prefixes, and the loops over tiles of K and V.
 
 A tile of queries keeps per row the sum of weighted values `acc`, the largest score so far `top` and the sum of
-weights `total`; scores are in units of log2(e), so that weights are exp2. Loops only ever add to the three.
+weights `total`. Scores are multiplied by log2(e), so that weights are exp2. Loops update these three.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 from ..device.math import tanh
 from . import tiles
 
-# Finite, so that rows which see nothing of a tile never compute inf - inf.
+# Finite, so that rows that see nothing of a tile do not compute inf - inf.
 FLOOR = tl.constexpr(-1e30)
 LOG2_E = tl.constexpr(1.4426950408889634)
 MIN_SPLIT = tl.constexpr(tiles.MIN_SPLIT)
@@ -20,7 +20,7 @@ MIN_SPLIT = tl.constexpr(tiles.MIN_SPLIT)
 
 @triton.jit
 def cache_row(rows_ptr, i_b):
-    """The cache row of a batch row; negative where that is padding."""
+    """Return the cache row of a batch row; negative for padding."""
     if rows_ptr is None:
         return i_b
     else:
@@ -29,7 +29,7 @@ def cache_row(rows_ptr, i_b):
 
 @triton.jit
 def shared_prefix(rows_ptr, lens_ptr, i_b):
-    """How many slots a row reads from another cache row."""
+    """Return the number of slots that a row reads from another cache row."""
     if rows_ptr is None:
         return 0
     else:
@@ -38,19 +38,19 @@ def shared_prefix(rows_ptr, lens_ptr, i_b):
 
 @triton.jit
 def own_prefix(prefix, shared, window):
-    """First slot that a row reads of its own prefix: behind what it shares, within the root's window."""
+    """Return the first slot that a row reads of its own prefix: after shared slots, within the root's window."""
     return tl.maximum(shared, tl.maximum(prefix - window + 1, 0))
 
 
 @triton.jit
 def tokens_per_split(length, splits):
-    """Slots of one split; a multiple of 64 and so of every tile: only the last split ends within one."""
+    """Return the slots per split: a multiple of 64, and so of every tile size; only the last split may be partial."""
     return tl.maximum(MIN_SPLIT, tl.cdiv(tl.cdiv(length, splits), 64) * 64)
 
 
 @triton.jit
 def score_factors(scale, softcap, CAPPED: tl.constexpr):
-    """What products are multiplied with before tanh, and what scores are multiplied with at last."""
+    """Return the factor of products before tanh, and the final factor of scores."""
     scale, softcap = tl.cast(scale, tl.float32), tl.cast(softcap, tl.float32)
     if CAPPED:
         return scale / softcap, softcap * LOG2_E
@@ -101,19 +101,21 @@ def attend(acc, top, total, q, k_ptr, v_ptr, stride_k, stride_v, start, stop, ed
            sets_ptr, depth_ptr, nodes, inner, factor, D: tl.constexpr, BLOCK_N: tl.constexpr,
            BLOCK_D: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
            FIXED: tl.constexpr):  # fmt: skip
-    """Attend to slots start to stop - 1, each row from its edge on; then to as many nodes behind stop, where any are.
+    """Attend to slots start to stop - 1, each row from its edge on, then to `nodes` tree nodes from slot stop on.
 
-    `sets_ptr` points to each row's ancestors, `depth_ptr` to the root's depth; None where there is never a tree.
+    `sets_ptr` points to each row's ancestors, `depth_ptr` to the root's depth; None if there is never a tree.
     """
     full = start + (stop - start) // BLOCK_N * BLOCK_N
     first, free = start, start
     if WINDOWED:
-        # No row sees the tiles before `first`, every row sees those from `free` to `full` whole.
+        # No row sees tiles before `first`; every row sees all of the tiles from `free` to `full`.
         skipped = tl.maximum(tl.min(edges) - start, 0) // BLOCK_N
         first = tl.minimum(start + skipped * BLOCK_N, full)
         cut = tl.cdiv(tl.maximum(tl.max(edges) - first, 0), BLOCK_N)
         free = tl.minimum(first + cut * BLOCK_N, full)
-        if FIXED:  # which tiles are whole depends on the other rows of this tile, and so would the order of sums
+        if (
+            FIXED
+        ):  # unmasked tiles depend on the other rows of the tile, and the order of sums would too
             free = full
     for slot in range(free, full, BLOCK_N):
         acc, top, total = _attend_tile(
@@ -121,8 +123,8 @@ def attend(acc, top, total, q, k_ptr, v_ptr, stride_k, stride_v, start, stop, ed
             inner, factor, D, BLOCK_N, BLOCK_D, CAPPED, False,
         )  # fmt: skip
 
-    # One loop for all that takes a mask: tiles that windows cut, the slots behind the last full tile, and the tree,
-    # whose tiles start at its root. Narrow ones, for masks take registers, and so that 32 bits of ancestors do.
+    # One loop for all masked slots: tiles cut by windows, slots after the last full tile, and the tree, whose tiles start
+    # at its root. Its tiles are narrow, as masks take registers and 32 bits of ancestors then suffice.
     BLOCK_T: tl.constexpr = BLOCK_N if BLOCK_N < 32 else 32
     o_t = tl.arange(0, BLOCK_T)
     cut_tiles = (free - first) // BLOCK_T
@@ -153,7 +155,7 @@ def attend(acc, top, total, q, k_ptr, v_ptr, stride_k, stride_v, start, stop, ed
 @triton.jit
 def store_result(out_ptr, lse_ptr, acc, top, total, o_rows, m_rows, D: tl.constexpr,
                  BLOCK_D: tl.constexpr):  # fmt: skip
-    """Write results in `[rows, D]` and `[rows]`: zeros and -inf where nothing was seen."""
+    """Write results `[rows, D]` and `[rows]`: zeros and -inf for rows that see nothing."""
     o_d = tl.arange(0, BLOCK_D)
     some = tl.where(total == 0, 1.0, total)
     m_rd = m_rows[:, None] & (o_d < D)[None, :]
@@ -167,7 +169,7 @@ def store_result(out_ptr, lse_ptr, acc, top, total, o_rows, m_rows, D: tl.conste
 @triton.jit
 def store_partial(partial_ptr, stats_ptr, acc, top, total, part, o_rows, m_rows, rows,
                   D: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Leave one split's part for merging: acc in `[parts, rows, D]`, top and total in `[parts, 2, rows]`."""
+    """Write one split's partial sums: acc to `[parts, rows, D]`, top and total to `[parts, 2, rows]`."""
     o_d = tl.arange(0, BLOCK_D)
     at = part.to(tl.int64) * rows + o_rows
     m_rd = m_rows[:, None] & (o_d < D)[None, :]

@@ -1,8 +1,8 @@
-"""Merging of splits, one program per query head of a node: in the order of the splits, so always to the same bits.
+"""Merges splits, one program per query head of a node, in the order of splits, so that results are deterministic.
 
-    partial [splits, rows, D], stats [splits, 2, rows]; a row's splits: those it shares, then its own
+    partial [splits, rows, D], stats [splits, 2, rows]; a row's splits: shared ones, then its own
 
-A file of its own: it follows the main kernel and the shared prefixes' alike.
+Used after the main kernel and after the kernel of shared prefixes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .loops import FLOOR, LOG2_E, cache_row, own_prefix, shared_prefix, tokens_per_split
 
-# Splits read at a time: 8 rows of 128 float32 numbers keep 4 KB in flight per program. A constant, so that the order
-# of sums never depends on how many splits there could have been.
+# Splits read at a time: 8 rows of 128 float32 numbers keep 4 KB in flight per program. A constant, so that the order of
+# sums does not depend on the largest possible number of splits.
 BLOCK_S = 8
 
 
@@ -32,12 +32,12 @@ def _merge_splits_kernel(
     prefix = tl.load(prefix_ptr + i_b).to(tl.int32)
     shared = shared_prefix(shared_rows_ptr, shared_lens_ptr, i_b)
     length = prefix - own_prefix(prefix, shared, window)
-    # Splits that hold something; the first of a row's own always does, for it may have the tree.
+    # Non-empty splits; the first of a row's own always counts, as it may contain the tree.
     n_own = tl.maximum(tl.cdiv(length, tokens_per_split(length, splits)), 1)
     n_shared = 0
     if shared_rows_ptr is not None:
         n_shared = tl.cdiv(shared, tokens_per_split(shared, shared_splits))
-    # Of padding there are no parts, and results are zeros.
+    # Padding has no parts, and its results are zeros.
     n_parts = tl.where(cache_row(cache_rows_ptr, i_b) < 0, 0, n_shared + n_own)
 
     o_s, o_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
@@ -77,7 +77,7 @@ def launch_merge(
     window: int,
     shared_splits: int,
 ) -> None:
-    """Merge into `out` `[B, N, H, D]` and `lse` `[B, N, H]`; `trees` in the order of the kernel's arguments."""
+    """Launch the kernel into `out` `[B, N, H, D]` and `lse` `[B, N, H]`; `trees` in the kernel's order of arguments."""
     _, nodes, heads, size = out.shape
     splits, rows, _ = partial.shape
     _merge_splits_kernel[(rows,)](

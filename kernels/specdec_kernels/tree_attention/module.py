@@ -1,4 +1,4 @@
-"""Tree attention as a module without parameters, for models that are built from modules."""
+"""Tree attention as a module without parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .tiles import SplitPolicy
 
 
 class TreeAttention(nn.Module):
-    """Attention of token trees with fixed settings; whole under `torch.compile`."""
+    """Tree attention with fixed settings; compiles without graph breaks."""
 
     def __init__(
         self,
@@ -21,7 +21,7 @@ class TreeAttention(nn.Module):
         split_policy: SplitPolicy = "auto",
         impl: Impl = "auto",
     ) -> None:
-        """Keep the settings; what they mean is said at `tree_attention`."""
+        """Create the module; settings as in `tree_attention`."""
         super().__init__()
         self.scale, self.softcap, self.window = scale, softcap, window
         self.split_policy, self.impl = split_policy, impl
@@ -58,7 +58,7 @@ class TreeAttention(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Show the settings."""
+        """Return the settings for `repr`."""
         return (
             f"scale={self.scale}, softcap={self.softcap}, window={self.window}, "
             f"split_policy={self.split_policy!r}, impl={self.impl!r}"

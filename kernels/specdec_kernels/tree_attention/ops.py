@@ -1,4 +1,4 @@
-"""The public functions and the ops behind them."""
+"""The public functions `tree_attention` and `tree_attention_lse`, and their registered ops."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ def tree_attention(
     split_policy: SplitPolicy = "auto",
     impl: Impl = "auto",
 ) -> Tensor:
-    """Let each node of a token tree attend to the whole prefix, its ancestors and itself.
+    """Compute attention of token trees: each node sees the whole prefix, its ancestors and itself.
 
-    The tree's own keys and values must already lie in the cache, node `j` of row `b` in slot `prefix_lens[b] + j`.
-    Slots behind the tree, and cache rows that nobody names, may hold anything.
+    The tree's keys and values must be in the cache already, node `j` of row `b` in slot `prefix_lens[b] + j`. Slots after
+    the tree, and cache rows that are not used, may hold anything.
 
     Args:
         q: `[B, N, H, D]`, queries of the N nodes.
         k_cache: `[rows, G, S, D]` with `H % G == 0` and `S >= max(prefix_lens) + N`.
         v_cache: like `k_cache`.
-        prefix_lens: `[B]` int64.
-        ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included. Parents precede children: no ancestor's index
-            is larger than the node's own, and the kernel does not look for one behind it.
-        depth: `[B, N]` int64.
+        prefix_lens: `[B]` int64, cached tokens before the tree.
+        ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included. Parents must precede children; the kernel
+            ignores ancestors with an index above the node's.
+        depth: `[B, N]` int64, 0 at the root.
         cache_rows: `[B]` int64, the cache row of each batch row, -1 for a row of padding, whose other arguments may
-            hold anything; None for the first B in order.
-        shared_rows: `[B]` int64, the cache row that a row's prefix begins in, -1 for its own. The kernel reads the
-            shared slots of rows that name the same row and length once for all of them.
-        shared_lens: `[B]` int64, how many slots of the prefix lie there, at most `prefix_lens`; the same slots of
-            the row's own may hold anything. Given with `shared_rows` or not at all.
-        scale: factor on the scores; None for `D ** -0.5`.
+            hold anything; None for the first B rows in order.
+        shared_rows: `[B]` int64, the cache row that holds the beginning of a row's prefix, -1 for its own. The kernel
+            reads shared slots once for all rows with the same row and length.
+        shared_lens: `[B]` int64, number of prefix slots in that row, at most `prefix_lens`; these slots of the row's own
+            may hold anything. Required with `shared_rows`.
+        scale: factor of the scores; None for `D ** -0.5`.
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2); None for none.
         window: sliding window in positions; None for none.
-        mask: the result of `tree_mask` for these very arguments, for callers that run many layers over one tree
-            with the reference; the kernel needs none and does not look at it.
-        split_policy: how the kernel cuts prefixes: "auto" into as few parts as fill the GPU; "fixed" every 256 slots,
-            beyond 8192 into 32 parts, so that a node's result has the same bits whatever other nodes and rows are
-            beside it and however long its cache is.
-        impl: "triton", "reference", or "auto" for what suits the device.
+        mask: the result of `tree_mask` for the same arguments, for callers that run many layers over one tree with the
+            reference; the kernel ignores it.
+        split_policy: how the kernel splits prefixes. "auto": into as few parts as fill the GPU. "fixed": every 256 slots,
+            beyond 8192 into 32 parts, so that a node's result has the same bits whatever the other nodes and rows and
+            the cache's size.
+        impl: "triton", "reference", or "auto" (the kernel on CUDA, the reference elsewhere).
 
     Returns:
         `[B, N, H, D]` in the dtype of `q`; zeros in rows of padding.
@@ -104,9 +104,9 @@ def tree_attention_lse(
     split_policy: SplitPolicy = "auto",
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Attend as `tree_attention` does, and return what merging with attention to other keys takes.
+    """Compute `tree_attention` and its logsumexp, with which results over other keys can be merged.
 
-    Arguments, and errors, as there.
+    Arguments and errors as in `tree_attention`.
 
     Returns:
         `[B, N, H, D]` in the dtype of `q`; `[B, N, H]` float32 (float64 for float64 caches), the natural logarithm of
@@ -196,7 +196,7 @@ def _mask(
     depth: Tensor,
     window: int | None,
 ) -> Tensor:
-    """Check the mask that the reference takes, or make it."""
+    """Check the reference's mask, or compute it."""
     batch, nodes, heads, _ = q.shape
     group, columns = heads // k_cache.shape[1], k_cache.shape[2]
     if mask is not None:

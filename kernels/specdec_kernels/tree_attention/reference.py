@@ -3,7 +3,8 @@
 Slots of one row's cache, for a prefix of P tokens and N nodes:
 
     0 ........................ P-1 | P .............. P+N-1 | stale
-    prefix: every node sees it     | node j: its descendants| nobody sees it
+    prefix: seen by every node     | node j: seen by itself | never seen
+                                   | and its descendants    |
 
 A slot is not a position: node j sits in slot P + j at position P + depth[j].
 """
@@ -28,14 +29,14 @@ def tree_mask(
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Write out which slots each node sees, as a bias to add to attention scores.
+    """Compute the slots that each node sees, as a bias to add to attention scores.
 
     Args:
         prefix_lens: `[B]` int64, committed tokens per row.
         ancestors: `[B, N, ceil(N / 64)]` int64 bit sets, self included.
         depth: `[B, N]` int64, 0 at the root.
         columns: number of slots to cover, at least `max(prefix_lens) + N`.
-        group: query heads per K/V head; each node's row is repeated as often.
+        group: query heads per K/V head; each node's row is repeated that often.
         window: sliding window in positions, or None; a query at position p sees positions above `p - window`.
         dtype: dtype of the bias.
 
@@ -72,11 +73,11 @@ def tree_attention_reference(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """softmax(softcap(scale q k^T) + mask) v, the query heads of one K/V head folded into rows.
+    """Compute softmax(softcap(scale q k^T) + mask) v, with the query heads of a K/V head folded into rows.
 
-    Folding lets every node and every query head of a group share one read of their K/V head. The arithmetic is in
-    the cache's dtype, rounded once to the query's: an fp64 cache gives attention whose result does not depend on
-    the order of its sums (`exact` mode).
+    Folding lets all nodes and query heads of a group share one read of their K/V head. The arithmetic is in the cache's
+    dtype, rounded once to the query's: with a float64 cache, rounded results do not depend on the order of sums (`exact`
+    mode).
 
     Shapes as in `tree_attention`; `mask` is `[B, N * H / G, S]`.
     """
@@ -106,7 +107,7 @@ def tree_lse_reference(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """Logarithm of the sum of exponentials of each query's scores, `[B, N, H]`; at least float32."""
+    """Compute the logsumexp of each query's scores, `[B, N, H]`, in float32 or higher."""
     accumulator = torch.promote_types(k_cache.dtype, torch.float32)
     k = _slots_of_rows(k_cache, len(q), cache_rows, shared_rows, shared_lens).to(accumulator)
     rows = rearrange(q, "b n (g h) d -> b g (n h) d", g=k.shape[1]).to(accumulator)
@@ -131,7 +132,7 @@ def _slots_of_rows(
     shared_rows: Tensor | None,
     shared_lens: Tensor | None,
 ) -> Tensor:
-    """Each batch row's slots `[B, G, S, D]`: the first `shared_lens` from its shared row, the others from its own."""
+    """Return each batch row's slots `[B, G, S, D]`: the first `shared_lens` from its shared row, the rest from its own."""
     own = cache[:batch] if cache_rows is None else cache[cache_rows]
     if shared_rows is None or shared_lens is None:
         return own

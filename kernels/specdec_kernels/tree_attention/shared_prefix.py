@@ -1,10 +1,10 @@
-"""Attention to prefixes that several trees share: one program for some rows of one K/V head, of all trees at once.
+"""Attention to prefixes shared by several trees; a program computes some rows of one K/V head, of all trees at once.
 
     row x of a group's K/V head: member x // (N * GROUP), then node and query head as in `kernel.py`
 
-Rows of the batch that name the same cache row and length are a group, and each of its programs finds out which by
-itself: batch row b of rank j among k members brings tiles j * tiles, j * tiles + 1, ... of the group's
-k * N * GROUP rows; what lies beyond them ends at once. A file of its own: it adds rows of several trees to one tile.
+Batch rows with the same cache row and length form a group, whose members each program determines itself: batch row b of
+rank j among k members computes tiles j * tiles, j * tiles + 1, ... of the group's k * N * GROUP rows; programs beyond
+them return at once. One tile may contain rows of several trees.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK_B = tl.constexpr(32)
 
 @triton.jit
 def _are_members(cache_rows_ptr, rows_ptr, lens_ptr, o_b, row, length, batch):
-    """Which batch rows share this row and length; none that is padding."""
+    """Return which batch rows share this row and length; padding does not."""
     m_b = o_b < batch
     same = tl.load(rows_ptr + o_b, mask=m_b, other=-1) == row
     same = same & (tl.load(lens_ptr + o_b, mask=m_b, other=-1) == length)
@@ -34,7 +34,7 @@ def _are_members(cache_rows_ptr, rows_ptr, lens_ptr, o_b, row, length, batch):
 
 @triton.jit
 def _rank_and_size(cache_rows_ptr, rows_ptr, lens_ptr, i_b, row, length, batch):
-    """How many members of a row's group come before it, and how many there are."""
+    """Return a row's rank in its group, and the group's size."""
     rank, size = 0, 0
     for first in range(0, batch, BLOCK_B):
         o_b = first + tl.arange(0, BLOCK_B)
@@ -46,7 +46,7 @@ def _rank_and_size(cache_rows_ptr, rows_ptr, lens_ptr, i_b, row, length, batch):
 
 @triton.jit
 def _member_rows(cache_rows_ptr, rows_ptr, lens_ptr, member, row, length, batch):
-    """The batch row of each member, by its rank."""
+    """Return the batch row of each member, by rank."""
     seen, found = 0, tl.zeros_like(member)
     for first in range(0, batch, BLOCK_B):
         o_b = first + tl.arange(0, BLOCK_B)
@@ -138,9 +138,9 @@ def launch_shared_prefix(
     strides: tuple[int, ...],
     constants: dict[str, Any],
 ) -> None:
-    """Write the first `splits` of `parts`; arguments as the main kernel's launcher makes them."""
+    """Write the first `splits` of `parts`; arguments from the main kernel's launcher."""
     batch, nodes, heads, _ = q.shape
-    # At least as many programs as any grouping has tiles: a group of k rows has k * tiles of them.
+    # Enough programs for any grouping: a group of k rows has k * tiles tiles.
     tiles = triton.cdiv(nodes * constants["GROUP"], constants["BLOCK_M"])
     kv_heads = heads // constants["GROUP"]
     _shared_prefix_kernel[(kv_heads * batch * tiles, splits)](

@@ -1,7 +1,7 @@
-"""Compiling before the first decode what decodes will launch: a late compilation makes a text wait for seconds.
+"""Warm-up: compiles all kernels of a decode before the first text, as a late compilation delays a text by seconds.
 
-A kernel is compiled anew only where its tiles or the kinds of its arguments differ; lengths, rows, nodes and beams do not
-count by themselves. So there are few ways for a decode to launch each.
+A kernel is compiled again only if its tiles or the kinds of its arguments differ, not for every length or number of rows,
+nodes and beams. A decode therefore launches each kernel in few variants.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ def warmup(
 ) -> int:
     """Compile every kernel that a decode can launch, by launching each once on zeros.
 
-    What was compiled before, also by another process, comes from Triton's cache.
+    Kernels compiled before, also by another process, come from Triton's cache.
 
     Args:
-        shape: the decode's.
+        shape: the decode's sizes and settings.
         device: a CUDA device.
-        progress: called before each launch with how many are done, how many there are and the op's name, and once
-            after the last.
+        progress: called before each launch with the number done, the total and the op's name, and once at the end.
 
     Returns:
         The number of launches.
 
     Raises:
-        ValueError: if kernels do not run on the device, or a size is more than one takes.
+        ValueError: if kernels do not run on the device, or a size exceeds a kernel's limit.
     """
     device = torch.device(device)
     if device.type != "cuda":

@@ -1,7 +1,7 @@
-"""All that a decode can launch: of each op one call for every choice that its launcher makes.
+"""All launches of a decode: one call of each op for every choice that its launcher makes.
 
-Inputs are zeros that take next to no memory: what Triton looks at are dtypes, alignment, and strides as far as 1 or
-multiples of 16. Trees are empty and nothing is accepted, so only results are written.
+Inputs are zeros with almost no memory, as Triton distinguishes only dtypes, alignment, and strides of 1 or multiples of
+16. Trees are empty and nothing is accepted, so only results are written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Size = TypeVar("Size")
 
 
 def reachable(shape: DecodeShape, device: torch.device) -> Iterator[Launch]:
-    """Name all calls of ops that differ in what is compiled; they run the kernels and nothing else."""
+    """Yield all calls of ops that differ in the compiled kernel; they run the kernels only."""
     inputs, gpu = _Inputs(shape.dtype, device), gpu_of(device)
     yield from _attention(shape, inputs, gpu)
     yield from _trees(shape, inputs)
@@ -47,7 +47,7 @@ def reachable(shape: DecodeShape, device: torch.device) -> Iterator[Launch]:
 
 
 class _Inputs:
-    """Zeros, on the device and in the dtype of a decode."""
+    """Creates inputs of zeros on the device and in the dtype of a decode."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
@@ -59,7 +59,7 @@ class _Inputs:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
     def table(self, *shape: int) -> Tensor:
-        """Make what is large, with strides of the kind that it has: a multiple of 16 becomes 0, another number 3."""
+        """Create a large tensor with strides of the same kind: a multiple of 16 becomes 0, another number 3."""
         strides: list[int] = []
         step = 1
         for n in reversed(shape):
@@ -83,7 +83,7 @@ class _Inputs:
 
 
 def _distinct(sizes: Iterable[Size], choice: Callable[[Size], Hashable]) -> Iterable[Size]:
-    """Keep the first of the sizes for which launchers choose alike."""
+    """Yield the first of all sizes for which launchers make the same choice."""
     kept: dict[Hashable, Size] = {}
     for size in sizes:
         kept.setdefault(choice(size), size)
@@ -96,14 +96,14 @@ def _power(n: int) -> int:
 
 
 def _named_rows(shape: DecodeShape) -> tuple[bool, ...]:
-    """Whether cache rows are named: only while some rows of several have left."""
+    """Return whether cache rows may be given: only if rows can end before others."""
     return (False, True) if shape.rows > 1 else (False,)
 
 
 def _attention_choice(
     shape: DecodeShape, heads: Heads, gpu: Gpu, sizes: tuple[int, int, int]
 ) -> Hashable:
-    """Tell apart rows, nodes and slots: by the tiles, and by whether prefixes are cut."""
+    """Return the choice for rows, nodes and slots: the tiles, and whether prefixes are split."""
     from ..tree_attention.tiles import choose_splits, choose_tiles
 
     rows, nodes, slots = sizes
@@ -123,7 +123,7 @@ def _attention(shape: DecodeShape, inputs: _Inputs, gpu: Gpu) -> Iterator[Launch
         return _attention_choice(shape, shape.heads, gpu, (1, nodes, 1)), together
 
     most = min(max(shape.nodes, shape.prompt_chunk), shape.slots)
-    # Prefixes of few slots are never cut.
+    # Short prefixes are never split.
     sizes = [
         (rows, nodes, slots)
         for nodes, rows in product(range(1, most + 1), range(1, shape.rows + 1))
@@ -142,7 +142,7 @@ def _attend(
     (rows, nodes, slots), heads = sizes, shape.heads
     keys, values = inputs.cache(shape, heads)[0, :, :, :, :slots]
     tree_attention(
-        # As models hand queries over, in `[B, H, N, D]` order.
+        # In the order in which models pass queries, `[B, H, N, D]`.
         inputs.floats(rows, heads.query, nodes, heads.size).transpose(1, 2),
         keys,
         values,
@@ -196,7 +196,7 @@ def _pick(shape: DecodeShape, inputs: _Inputs, draws: Draws) -> None:
 def _layer_choice(
     shape: DecodeShape, gpu: Gpu, rows: int, *layers: tuple[int, int]
 ) -> tuple[Hashable, ...]:
-    """Tell numbers of rows apart by how layers of (features, depth) and heads are cut for them."""
+    """Return the tiles of layers (features, depth) and heads for a number of rows."""
     from ..device.skinny_linear import choose_tiles
 
     return _power(rows), *(choose_tiles(rows, *layer, shape.dtype, gpu) for layer in layers)
@@ -292,7 +292,7 @@ def _exit(
         inputs.floats(rows, shape.hidden_size),
         keys,
         values,
-        # Contiguous, as a step wants them.
+        # Contiguous, as a step requires.
         tree_map_only(Tensor, lambda weight: inputs.floats(*weight.shape), adapter.step_weights()),
         inputs.head(draft.head),
         prefix_lens=inputs.ids(rows),

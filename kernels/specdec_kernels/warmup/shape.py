@@ -1,4 +1,4 @@
-"""What decides which kernels a decode launches: sizes and settings, no tensors."""
+"""The sizes and settings that determine which kernels a decode launches."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
-    """A head that a drafter reads; options as in `lm_head_topk`."""
+    """A drafter's head; options as in `HeadWeights`."""
 
     width: int
-    """E of what it reads."""
+    """E, width of its input."""
     vocabulary: int
-    """V, the target's or fewer."""
+    """V, at most the target's."""
     bias: bool = False
     mapped: bool = False
-    """Whether its ids are translated: those of a draft vocabulary."""
+    """Whether it has an id map, for a draft vocabulary."""
     logit_scale: float | None = None
     softcap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BeamDraftShape:
-    """A recurrent drafter, as `RecurrentDraftStep` takes it."""
+    """A recurrent drafter; fields as in `RecurrentDraftStep`."""
 
     head: HeadShape
     exit_dim: int | None
@@ -47,14 +47,14 @@ class BeamDraftShape:
     rnn: bool = True
     embed_scale: float | None = None
     candidates: int | None = None
-    """How many of a beam's likeliest tokens are ranked anew; None where the head's order counts."""
+    """Number of a beam's most likely tokens that are ranked again; None if the head's order is used."""
     coupled: bool = False
-    """Whether they are ranked by `coupled_log_probs`."""
+    """Whether `coupled_log_probs` ranks them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitDraftShape:
-    """A drafter behind an exit layer, as `EarlyExitAdapter` takes it."""
+    """A drafter after an exit layer; fields as in `EarlyExitAdapter`."""
 
     head: HeadShape
     heads: Heads
@@ -63,21 +63,21 @@ class ExitDraftShape:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How tokens are drawn, as `pick_tokens` takes it."""
+    """Sampling settings, as in `pick_tokens`."""
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     dtype: torch.dtype | None = None
-    """Of the logits; None for the target's."""
+    """Dtype of the logits; None for the target's."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeShape:
-    """A decode: the target, how large a batch, a tree and a cache may be, and what drafts."""
+    """A decode: the target, the limits of batch, tree and cache, and the drafter."""
 
     dtype: torch.dtype
-    """Of weights and cache."""
+    """Dtype of weights and cache."""
     layers: int
     hidden_size: int
     """E."""
@@ -89,11 +89,11 @@ class DecodeShape:
     nodes: int
     """Most nodes of a tree, 1 to 256."""
     slots: int
-    """S, of a row of the cache."""
+    """S, slots per cache row."""
     prompt_chunk: int = 256
     """Most tokens of a prompt that are read in one pass, 1 to 256."""
     windows: tuple[int | None, ...] = (None,)
-    """Sliding windows of the layers, each once; None where there is none."""
+    """The layers' sliding windows, each once; None for full attention."""
     softcap: float | None = None
     """Cap on attention scores."""
     copies: bool = False
@@ -101,6 +101,6 @@ class DecodeShape:
     proposals: int = 0
     """Most proposals of a row in a round, 0 to 1024."""
     draws: Draws | None = None
-    """None for the likeliest tokens."""
+    """Sampling settings; None for greedy."""
     beams: BeamDraftShape | None = None
     early_exit: ExitDraftShape | None = None

@@ -1,1 +1,1 @@
-"""What single drafters, or several, are built of."""
+"""Building blocks of drafters."""

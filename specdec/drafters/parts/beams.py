@@ -1,4 +1,4 @@
-"""What searches with beams have in common."""
+"""Functions shared by drafters with beam search."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from specdec_kernels import Beams
 
 
 def hopeless(scores: Tensor, least: float) -> bool:
-    """Tell whether beams of log-probabilities `[B, W]` hold less than this probability, on average over rows."""
+    """Return whether beams with log-probabilities `[B, W]` have less total probability than `least`, averaged over rows."""
     return least > 0 and bool(scores.exp().sum() < least * len(scores))
 
 
 def trace_back(steps: list[Beams]) -> tuple[Tensor, Tensor]:
-    """Follow the final beams back to the root.
+    """Trace the final beams back to the root.
 
     Args:
-        steps: of one beam search, L of them.
+        steps: the L steps of one beam search.
 
     Returns:
         Tokens `[B, W, L]` int64 and cumulative scores `[B, W, L]` float32, best beam first.
@@ -35,16 +35,16 @@ def trace_back(steps: list[Beams]) -> tuple[Tensor, Tensor]:
 def keep_best(
     tokens: Tensor, parents: Tensor, scores: Tensor, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the best proposals of a search in their order; the parents of all that are kept are kept.
+    """Keep the best proposals of a search, in order; a kept proposal's parents are kept too.
 
     Args:
         tokens: `[B, K]` int64.
-        parents: `[B, K]` int64, of each the earlier proposal that it continues; -1 for the root.
-        scores: `[B, K]` float32, cumulative log-probabilities, so that no child is better than its parent.
-        most: how many stay.
+        parents: `[B, K]` int64, index of the earlier proposal that each continues; -1 for the root.
+        scores: `[B, K]` float32, cumulative log-probabilities; no child scores above its parent.
+        most: number of proposals to keep.
 
     Returns:
-        The same, `[B, most]`, or as they are where there are no more.
+        Tokens, parents and scores, `[B, most]`; unchanged if K <= most.
     """
     if tokens.shape[1] <= most:
         return tokens, parents, scores

@@ -1,6 +1,6 @@
-"""What is known of each method from text that it has drafted: measured once by `specdec calibrate`, frozen while decoding.
+"""Calibrations: how well a method's scores predict acceptance, measured by `specdec calibrate` and constant while decoding.
 
-The methods' own figures lie in `calibrations.json`. A checkpoint may bring a file of its own, `calibration.json`.
+The methods' figures are in `calibrations.json`. A checkpoint may have its own file, `calibration.json`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ FILE = Path(__file__).parents[1] / "calibrations.json"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How good a method is, and how far its scores can be believed."""
+    """A method's measured speed and accuracy."""
 
     rate: float
-    """Tokens that it writes in the time of a plain step, at least 1."""
+    """Speed-up: tokens in the time of one plain step, at least 1."""
     share: float
-    """Share of the probability it claims that comes true, above 0."""
+    """Measured acceptance relative to the probability that the scores claim, above 0."""
     step_gain: float = 1.0
-    """Tokens that one more step of the draft adds, as a share of the probability that the draft holds so far; above 0."""
+    """Tokens that one more draft step adds, relative to the probability of the draft so far; above 0."""
     tables: Mapping[str, Any] = field(default_factory=dict)
-    """What its scores are made of, by name: as each drafter says."""
+    """Tables from which a method computes its scores, by name."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range."""
@@ -41,20 +41,20 @@ class Calibration:
 
 @cache
 def calibrations() -> dict[str, Calibration]:
-    """Return the figures that are shipped, by method."""
+    """Return the shipped calibrations, by method."""
     return {method: Calibration(**figures) for method, figures in read_json(FILE).items()}
 
 
 def calibration_of(method: str) -> Calibration:
-    """Return the figures that are shipped with a method."""
+    """Return a method's shipped calibration."""
     return calibrations()[method]
 
 
 def calibration_in(folder: Path, method: str) -> Calibration | None:
-    """Return a checkpoint's own figures, or its method's where it brings none; None where there are none at all.
+    """Return a checkpoint's calibration, else its method's, else None.
 
     Raises:
-        ValueError: if its file is no calibration.
+        ValueError: if the checkpoint's file is not a calibration.
     """
     path = folder / CALIBRATION
     if not path.exists():
@@ -67,7 +67,7 @@ def calibration_in(folder: Path, method: str) -> Calibration | None:
 
 
 def together(calibrations: Sequence[Calibration | None]) -> Calibration | None:
-    """Return the figures of a union, None where those of a part are missing: what each adds to plain decoding, added up."""
+    """Return a union's calibration: the sum of what each part adds to plain decoding; None if a part has none."""
     known = [each for each in calibrations if each is not None]
     if len(known) < len(calibrations):
         return None

@@ -1,7 +1,7 @@
-"""What followed in several places, as one tree: continuations that begin alike share nodes, whose weights add up.
+"""Merges continuations of several occurrences into one tree; equal beginnings share nodes, whose weights add up.
 
-All at once on the host, in numpy: sorted by their tokens, continuations with a common beginning lie side by side, and
-a node is a run of them.
+Runs on the host in numpy: after sorting by tokens, continuations with a common beginning are adjacent, and a node is a
+run of them.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ class Trie(NamedTuple):
     def of(cls, continuations: Ints, weights: Floats, spread: float = 0.0) -> Trie:
         """Merge continuations.
 
-        What follows a node is likely by the weight of the continuations that go that way, as a share of all that leave
-        the node and of a rest, for what none of them says: `n ** spread`, where n of them leave it.
+        The probability of a child is the weight of the continuations through it, divided by the weight of all n
+        continuations that leave the node plus `n ** spread` for tokens that none of them has.
 
         Args:
-            continuations: `[H, L]` token ids; -1 where there is none, and from there on.
-            weights: `[H, L]`, odds of each token where it is the only one known and all before it were right.
-            spread: 0 where many continuations are as good as one good one, higher where they may all be wrong.
+            continuations: `[H, L]` token ids; -1 from a continuation's end on.
+            weights: `[H, L]`, odds of each token if it were the only continuation and all tokens before it were right.
+            spread: how the weight of "none of them" grows with n; 0 keeps it constant.
         """
         hits, length = continuations.shape
         if not (continuations[:, :1] >= 0).any():
             return cls.empty()
-        # As bytes, rows of big-endian numbers sort like their tokens.
+        # Rows of big-endian numbers, seen as bytes, sort like their tokens.
         keys = np.ascontiguousarray(continuations + 1, ">u4").view(f"S{4 * length}")[:, 0]
         order = keys.argsort(kind="stable")
         rows, weights = continuations[order], weights[order]
         there = rows >= 0
-        begins = there.copy()  # [H, L], where a node is met for the first time
+        begins = there.copy()  # [H, L], True where a node occurs for the first time
         begins[1:] &= np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
         number = begins.ravel().cumsum().reshape(hits, length) - 1
-        # A row passes through the node that began last in its column.
+        # A row passes through the last node that began in its column.
         node = np.maximum.accumulate(np.where(begins, number, -1), axis=0)
         at, column = begins.nonzero()
         count = len(at)
         parents = np.where(column > 0, node[at, column - 1], -1)
         taken = np.bincount(node[there], weights[there], count)
-        # The last entry is the root's, which is every first node's parent, -1.
+        # The last entry is the root's: the parent of first nodes, -1.
         before = node[:, :-1][there[:, 1:]]
         leaving = np.append(
             np.bincount(before, weights[:, 1:][there[:, 1:]], count), weights[there[:, 0], 0].sum()
@@ -75,14 +75,14 @@ class Trie(NamedTuple):
 
     @classmethod
     def empty(cls) -> Trie:
-        """Return a tree of nothing but its root."""
+        """Return a tree without nodes below its root."""
         none = np.empty(0, np.int64)
         return cls(none, none, none, np.empty(0))
 
     def best(self, most: int, lowest: float) -> Trie:
-        """Keep at most `most` nodes of the highest scores, none below `lowest`; ties go to the earlier one.
+        """Keep the `most` nodes with the highest scores, none below `lowest`; ties go to the earlier node.
 
-        No child may outrank its parent.
+        No child's score may exceed its parent's.
         """
         kept = (-self.scores).argsort(kind="stable")[:most]
         kept = np.sort(kept[self.scores[kept] >= lowest])
@@ -93,13 +93,13 @@ class Trie(NamedTuple):
 
 
 def proposals_of(tries: Sequence[Trie], like: Tensor, width: int, spent: float) -> Proposals:
-    """Make proposals of one tree per row, in one upload.
+    """Make proposals from one tree per row, with one copy to the device.
 
     Args:
-        tries: of at most `width` nodes each.
-        like: any tensor on the device that the proposals go to.
-        width: K where the device is not looked at in a round; else K is the widest tree's.
-        spent: what they cost, in milliseconds.
+        tries: one tree per row, of at most `width` nodes.
+        like: any tensor on the proposals' device.
+        width: K on a device that the host does not read during a round; elsewhere K is the widest tree's size.
+        spent: cost of the draft in milliseconds.
     """
     if host_may_look(like):
         width = max(len(trie.tokens) for trie in tries)
@@ -110,7 +110,7 @@ def proposals_of(tries: Sequence[Trie], like: Tensor, width: int, spent: float) 
         packed[:2, row, :count] = trie.tokens, trie.parents
         packed[2, row, :count] = trie.scores.astype(np.float32).view(np.int32)
         packed[3, row, :count] = 1
-    # So little is copied aside at once: the host does not wait for the device.
+    # A copy this small does not block the host.
     uploaded = torch.from_numpy(packed).to(like.device, non_blocking=True)
     tokens, parents = uploaded[:2].long()
     scores, valid = uploaded[2].view(torch.float32), uploaded[3].bool()

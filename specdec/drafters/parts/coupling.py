@@ -1,7 +1,7 @@
-"""Coupled drafting: where the target draws with known noise, the drafter ranks its tokens with the same noise.
+"""Coupled drafting: when the target samples, the drafter ranks its tokens with the target's noise.
 
-The target's token is the best of log p / T + noise. What a drafter knows of it is log q; so the tokens that are
-likely to be drawn *here* are the best of log q / T + noise, however unlikely they are on the whole.
+The target's token maximises log p / T + noise. The drafter approximates log p by log q, so the tokens that the target
+is likely to sample at this position maximise log q / T + noise.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from specdec_kernels.dispatch import Impl
 from ...state import State
 
 CANDIDATES = 32
-"""Tokens that noise may lift: so many of the drafter's likeliest."""
+"""The drafter's most likely tokens, in number, that are ranked with noise."""
 SHARPNESS = 0.85
-"""How far the drafter's ranking is trusted: exp(sharpness * (log q / T + noise)), normalised, is what it gives a token
-of being drawn. Of 0.5 to 2.5, 0.7 and 1 were expected to write fastest on 18 development questions (all but the benchmark's), at T 0.7 and
-1; it decides what is worth verifying, never the text."""
+"""Sharpness of the acceptance estimate: a token's probability of being sampled is exp(sharpness * (log q / T + noise)),
+normalised. Of values from 0.5 to 2.5, 0.7 and 1 had the highest expected speed on 18 development questions (none of the
+benchmark's) at temperatures 0.7 and 1. It decides which nodes are verified, never the text."""
 
 
 def coupled(
     log_probs: Tensor, ids: Tensor, *, state: State, depth: int, impl: Impl = "auto"
 ) -> Tensor:
-    """Turn a drafter's log-probabilities into those of being the token that the target draws.
+    """Turn a drafter's log-probabilities into log-probabilities that the target samples each token.
 
     Args:
-        log_probs: `[B, W, k]` float32, of the k likeliest tokens after each of W beams.
-        ids: `[B, W, k]` int64, these tokens.
-        state: whose rows draw with `state.sampling`.
-        depth: of the nodes that these tokens follow; 0 for the root.
+        log_probs: `[B, W, k]` float32, of the k most likely tokens after each of W beams.
+        ids: `[B, W, k]` int64, the tokens.
+        state: the rows; they sample with `state.sampling`.
+        depth: depth of the nodes that these tokens follow; 0 for the root.
         impl: as in `coupled_log_probs`.
 
     Returns:
-        `[B, W, k]` float32; those of a beam sum to 1.
+        `[B, W, k]` float32; the probabilities of a beam sum to 1.
     """
     sampling = state.sampling
     assert sampling is not None

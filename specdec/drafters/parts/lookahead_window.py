@@ -18,21 +18,21 @@ Ngram = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class LookaheadConfig:
-    """How wide and how deep the window is. The authors use 7/5/7 for models of 7B."""
+    """Settings of Lookahead decoding. The authors use W/N/G = 7/5/7 for models of 7B parameters."""
 
     window: int = 2
-    """Tokens of a level, W, 1 to 128."""
+    """W, tokens per level, 1 to 128."""
     ngram: int = 3
-    """Tokens of an n-gram, N, 3 to 16; one is the key, so N - 1 are proposed."""
+    """N, tokens per n-gram, 3 to 16; the first is the key, so N - 1 are proposed."""
     guesses: int = 3
-    """Most n-grams kept per key and proposed at once, G, 1 to 64."""
+    """G, most n-grams kept and proposed per key, 1 to 64."""
     text_ngrams: bool = True
-    """Whether the n-grams of the text itself, the prompt's first, go into the pool too."""
+    """Whether n-grams of the text, prompt included, are added to the pool too."""
     min_prob: float | None = None
-    """Probability under which a node is not worth verifying, above 0 to 1."""
+    """Least acceptance probability of a proposed node, above 0 to 1; None derives it from the cost table."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a value out of range, or where the window does not fit into a pass."""
+        """Raise ValueError for a value out of range, or if the window does not fit into a pass."""
         check_between(self, 1, 128, "window")
         check_between(self, 3, 16, "ngram")
         check_between(self, 1, 64, "guesses")
@@ -45,12 +45,12 @@ class LookaheadConfig:
 
     @property
     def side_nodes(self) -> int:
-        """Nodes of the widest window, which may be one that is still filling."""
+        """Nodes of the widest window; a window that is still filling may be the widest."""
         return max(sum(level_sizes(self, filled)) for filled in range(1, self.ngram))
 
 
 def level_sizes(config: LookaheadConfig, filled: int) -> list[int]:
-    """Return the sizes of the first `filled` levels, of N - 1; each round that fills one takes a token off the others."""
+    """Return the sizes of the first `filled` of N - 1 levels; each round that fills a level shortens the others by a token."""
     size = config.window + config.ngram - 1 - filled
     return [size - 1, *[size] * (filled - 1)]
 
@@ -59,29 +59,29 @@ class Row:
     """One row's window and pool, on the host."""
 
     def __init__(self, config: LookaheadConfig, prompt: Sequence[int], levels: int = 1) -> None:
-        """Begin with tokens of the prompt in the first levels, the same ones for the same prompt."""
+        """Fill the first levels with tokens of the prompt, drawn deterministically."""
         self.config = config
         draw = random.Random(0)
         self.levels = [draw.choices(prompt, k=count) for count in level_sizes(config, levels)]
-        """Level by level the tokens of the window."""
+        """The tokens of each level of the window."""
         self.pool: dict[int, OrderedDict[Ngram, None]] = {}
-        """By first token the N - 1 others of each n-gram, the least recently written first."""
+        """By first token, the other N - 1 tokens of each n-gram, the oldest first."""
         self._read = 0
 
     @property
     def full(self) -> bool:
-        """Whether the window has all its levels, so that a round completes n-grams."""
+        """Whether all levels are filled, so that a round completes n-grams."""
         return len(self.levels) == self.config.ngram - 1
 
     def read(self, text: Sequence[int]) -> None:
-        """Put the n-grams that end in new tokens of the text into the pool."""
+        """Add the n-grams that end in new tokens of the text to the pool."""
         size = self.config.ngram
         for end in range(max(self._read, size - 1), len(text)):
             self.add(text[end - size + 1], tuple(text[end - size + 2 : end + 1]))
         self._read = len(text)
 
     def add(self, key: int, ngram: Ngram) -> None:
-        """Make an n-gram the latest of its key; the oldest goes where there are too many."""
+        """Add an n-gram as the newest of its key; beyond G the oldest is dropped."""
         known = self.pool.setdefault(key, OrderedDict())
         known[ngram] = None
         known.move_to_end(ngram)
@@ -89,14 +89,14 @@ class Row:
             known.popitem(last=False)
 
     def guesses(self, root: int) -> list[Ngram]:
-        """Return what may follow a token, the latest first."""
+        """Return the n-grams of a token, the newest first."""
         return list(reversed(self.pool.get(root, ())))
 
     def advance(self, root: int, new: list[int]) -> None:
-        """Take the level that the target wrote after the last one, `new`, and move the window on."""
+        """Add the level `new`, which the target generated after the last one, and advance the window."""
         levels = self.levels
         if not self.full:
-            # After the very first level nothing was written before its first token.
+            # The target generated nothing before the first token of the first level.
             levels.append([*new[:1], *new] if len(levels) == 1 else new)
             self.levels = [level[1:] for level in levels]
             return
@@ -107,16 +107,16 @@ class Row:
 
 
 class Windows:
-    """The rows of one text, and what was said that they have not taken yet."""
+    """The windows of all rows, and levels that the target has generated but the rows have not taken yet."""
 
     def __init__(self, rows: dict[int, Row]) -> None:
-        """Begin with nothing heard."""
+        """Create windows with no level pending."""
         self.rows = rows
         self.heard: tuple[dict[int, int], Tensor] | None = None
-        """Rows with their roots, and the level that the target wrote for each, `[B, W]` int64 on the host."""
+        """Rows with their roots, and the pending level of each, `[B, W]` int64 on the host."""
 
     def advance(self) -> None:
-        """Let each row take its new level."""
+        """Give each row its pending level."""
         if self.heard is not None:
             roots, new = self.heard
             for (row, root), level in zip(roots.items(), new.tolist(), strict=True):
@@ -125,17 +125,17 @@ class Windows:
 
 
 def window(sizes: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Lay out a window behind a root.
+    """Compute depths and attention mask of a window after a root.
 
     Args:
-        sizes: of its levels.
-        device: where the results go.
+        sizes: sizes of its levels.
+        device: device of the results.
 
     Returns:
-        Depths `[S]` int64 and what each node sees of the window `[S, S]` bool: of the first level all before it; of a
-        later one the first level's tokens as far as its own column, and that column.
+        Depths `[S]` int64, and the mask `[S, S]` bool. A node of the first level sees the first level up to itself; a
+        node of a later level sees the first level up to its column, and the levels above it in its column.
     """
-    # The root stands in the first level's column 0, all its tokens one further.
+    # The root takes column 0 of the first level; the level's tokens follow it.
     level = torch.cat([torch.full((size,), at) for at, size in enumerate(sizes)])
     column = torch.cat([torch.arange(size) + (at == 0) for at, size in enumerate(sizes)])
     first = (level == 0) & (column <= column[:, None])

@@ -1,7 +1,7 @@
-"""A model that reads a text along with the target, in a cache of its own, to say what it would write next.
+"""`Reader`: a draft model that follows the target's text in a KV cache of its own.
 
-What it has read is certain text alone. The keys and values of a draft lie behind it until the next pass writes over
-them, so a draft is forgotten without being rolled back.
+The cache's prefix holds certain text only. Keys and values of a draft lie behind the prefix and are overwritten by the
+next pass, so no roll-back is needed.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from ...state import State
 
 
 class Reader:
-    """A model and its cache, in which texts have the rows that they have in the target's."""
+    """A draft model and its cache, whose rows are those of the target's cache."""
 
     def __init__(self, model: Target, beside: TreeCache, texts: int) -> None:
-        """Begin with nothing read.
+        """Create a reader with an empty cache.
 
         Args:
-            model: that reads; its vocabulary's ids are the texts'.
+            model: the draft model; it has the target's vocabulary.
             beside: the target's cache.
-            texts: how many.
+            texts: number of texts.
         """
         self.model, self.changes = model, model.changes
         self.cache = model.new_cache(rows=beside.shape[2], capacity=0, tree_capacity=0, texts=texts)
         self.cache.places = beside.places
         self.texts: list[list[int]] = [[] for _ in range(texts)]
-        """What the rows of the cache hold, and perhaps tokens that are not cached."""
+        """The tokens of each cache row, perhaps followed by uncached ones."""
 
     def reads_on(self, state: State) -> bool:
-        """Tell whether what was read may still hold: of as many rows, each with its own, by the model as it is now."""
+        """Return whether the cache can be reused: same number of rows, one text per row, and an unchanged model."""
         apart = self.cache.places is None and state.cache.places is None
         alike = len(self.texts) == len(state.text.host)
         return apart and alike and self.changes == self.model.changes
 
     def start(self, state: State, nodes: int) -> None:
-        """Read prompts from where one of them parts from what its row holds; roots are read with the first draft.
+        """Read prompts, from the first position at which one differs from its row; roots are read with the first draft.
 
         Args:
             state: after prefill.
@@ -49,23 +49,23 @@ class Reader:
         texts, cache = state.text.host, self.cache
         known = zip(self.texts, texts, cache.host_lengths, strict=True)
         shared = min(_shared(old, new, cached) for old, new, cached in known)
-        self.texts = [old[:shared] for old in self.texts]  # what holds if reading is interrupted
+        self.texts = [old[:shared] for old in self.texts]  # still correct if reading is interrupted
         self._make_room(state, nodes)
         cache.set_lengths([shared] * len(texts))
         self._read_prompts(state, state.rows, shared)
 
     def join(self, state: State, rows: Rows) -> None:
-        """Read the prompts of rows that begin in the places of others."""
+        """Read the prompts of rows that start in cache rows of finished ones."""
         self.cache.clear(rows)
         self._read_prompts(state, rows, 0)
 
     def _read_prompts(self, state: State, rows: Rows, known: int) -> None:
-        """Read prompts of which so many tokens are known; roots are left out."""
+        """Read prompts without their roots; `known` tokens are cached already."""
         texts, limit = state.text.host, self.model.position_limit
         fits = [len(texts[row]) <= limit for row in rows.host]
         reading = rows.select([at for at, fit in enumerate(fits) if fit])
         beyond = rows.select([at for at, fit in enumerate(fits) if not fit])
-        # Beyond its positions nothing more is read, and nothing is drafted.
+        # Beyond the model's positions, nothing is read or drafted.
         self.cache.set_lengths([limit] * len(beyond.host), beyond)
         if not reading.host:
             return
@@ -77,21 +77,21 @@ class Reader:
             rows=reading,
         )
         for row in reading.host:
-            self.texts[row] = texts[row]  # grows with the text
+            self.texts[row] = texts[row]  # the same list, which grows
 
     def room(self, state: State) -> int:
-        """Return how deep the drafts of any row may be before the model's positions end."""
+        """Return the largest draft depth of any row within the draft model's positions."""
         return self.model.position_limit - min(state.cache.host_lengths[r] for r in state.rows.host)
 
     def row_room(self, state: State) -> Tensor:
-        """`[B]` int64, the same for each row."""
+        """Return the same for each row, `[B]` int64."""
         return self.model.position_limit - state.lengths
 
     def read(self, state: State) -> Tensor:
-        """Read what the rows have gained, their roots included; returns logits `[B, 1, V]` after the roots."""
+        """Read the rows' new tokens, roots included; returns logits `[B, 1, V]` after the roots."""
         cache, rows, last = self.cache, state.rows, self.model.position_limit - 1
         ends = [min(state.cache.host_lengths[row], last) + 1 for row in rows.host]
-        # Rows that gained less read stale tokens behind their roots; what is read next is written over those.
+        # Rows with fewer new tokens also read stale ones after their roots, which later passes overwrite.
         most = max(end - cache.host_lengths[row] for end, row in zip(ends, rows.host, strict=True))
         begins = cache.lengths[rows.ids]
         step = torch.arange(most, device=begins.device)
@@ -106,7 +106,7 @@ class Reader:
         return self._logits(hidden.take_along_dim(roots[:, None, None], 1))
 
     def after_chain(self, tokens: Tensor, rows: Rows, behind: int) -> Tensor:
-        """Read one more token `[B]` of a chain of which `behind` were read; returns logits `[B, 1, V]`."""
+        """Read the next token `[B]` of a chain, after `behind` earlier ones; returns logits `[B, 1, V]`."""
         layers = len(self.model.parts.layers)
         hidden = self.model.extend(
             self._known(tokens), self.cache, rows, layers=layers, behind=behind
@@ -116,14 +116,14 @@ class Reader:
     def after_tree(
         self, tokens: Tensor, parents: Tensor, depth: Tensor, rows: Rows, wanted: int
     ) -> Tensor:
-        """Read a whole draft behind the text.
+        """Read a whole draft after the text.
 
         Args:
             tokens: `[B, K]` int64.
-            parents: `[B, K]` int64, of each node the one before it; -1 for the root.
-            depth: `[K]` int64, 0 for what follows the root.
+            parents: `[B, K]` int64, index of each node's parent; -1 for the root.
+            depth: `[K]` int64, 0 for nodes that follow the root.
             rows: the B rows.
-            wanted: so many of the last nodes get logits.
+            wanted: number of last nodes that get logits.
 
         Returns:
             Logits `[B, wanted, V]`.
@@ -133,32 +133,32 @@ class Reader:
         return self._logits(hidden[:, -wanted:])
 
     def _run(self, tokens: Tensor, ancestors: Tensor, depth: Tensor, rows: Rows) -> Tensor:
-        """Run all layers on nodes behind what was read; returns `[B, N, E]`."""
+        """Run all layers on nodes after the cached text; returns `[B, N, E]`."""
         now = self.cache.open(ancestors, depth, rows)
-        # Padding, and rows at their end: past the limit they would change everyone's rotations.
+        # Padding and finished rows are clamped: positions past the limit would change all rows' rotations.
         now.positions = now.positions.clamp(max=self.model.position_limit - 1)
         return self.model.run_layers(self.model.embed(self._known(tokens)), self.cache)
 
     def _known(self, tokens: Tensor) -> Tensor:
-        """Replace ids that the model has no embedding for: such as only a target's padded head can write."""
+        """Replace ids without an embedding in the draft model; only a target's padded head can generate them."""
         return tokens.clamp(max=self.model.config.vocab_size - 1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.model.head(hidden).logits
 
     def _make_room(self, state: State, nodes: int) -> None:
-        """Let the cache hold the whole text, as far as the model's positions go, and a pass behind it."""
+        """Enlarge the cache to hold the whole text, within the model's positions, and one pass after it."""
         cache, limit, longest = self.cache, self.model.position_limit, max(state.text.ends)
         capacity = min(longest, limit)
         if cache.capacity and capacity > cache.capacity:
-            capacity = max(capacity, min(2 * cache.capacity, limit))  # a text that goes on
-        # A round adds at most so many tokens.
+            capacity = max(capacity, min(2 * cache.capacity, limit))  # for a text that continues
+        # The most tokens that a round adds.
         margin = state.text.ids.shape[1] - longest
         if capacity > cache.capacity or max(nodes, margin) > cache.tree_capacity:
             cache.grow(capacity, max(nodes, margin))
 
 
 def _shared(known: list[int], text: list[int], cached: int) -> int:
-    """Count the cached tokens that a text begins with; its root, and one token at least before that, are read anew."""
-    most = max(0, min(cached, len(known), len(text) - 2))  # one that waits has no root yet
+    """Count the cached tokens that a text begins with; its root and at least one token before it are read again."""
+    most = max(0, min(cached, len(known), len(text) - 2))  # a waiting text has no root yet
     return next((i for i in range(most) if known[i] != text[i]), most)

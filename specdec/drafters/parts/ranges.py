@@ -1,4 +1,4 @@
-"""Bounds of settings; an error names the setting, what was expected and what came."""
+"""Range checks of settings; errors name the setting, the expected range and the value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def check_between(config: Any, least: int, most: int, *names: str) -> None:
-    """Raise ValueError unless fields lie between two numbers, these included, or are None."""
+    """Raise ValueError unless each named field is None or from `least` to `most`."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not least <= value <= most:
@@ -14,7 +14,7 @@ def check_between(config: Any, least: int, most: int, *names: str) -> None:
 
 
 def check_shares(config: Any, *names: str) -> None:
-    """Raise ValueError unless fields are above 0 and at most 1, or None."""
+    """Raise ValueError unless each named field is None, or above 0 and at most 1."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value <= 1:

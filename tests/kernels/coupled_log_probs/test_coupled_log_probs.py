@@ -1,4 +1,4 @@
-"""The reference: the formula, the noise that the target draws with, what is no number, errors."""
+"""The reference: formula, the target's noise, NaN and infinities, errors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The coupling kernel against the reference: the same bits, and no worse than it on the way from them."""
+"""The coupling kernel against the reference: equal random bits, and no larger error."""
 
 import pytest
 import torch

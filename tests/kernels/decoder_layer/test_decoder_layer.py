@@ -142,7 +142,7 @@ def test_layer_equals_its_reference_in_float64(change, nodes):
 
 @pytest.mark.parametrize("rotation", ["half", "interleaved"])
 @pytest.mark.parametrize("rotary", [2, 4, 6])
-def test_dimensions_behind_a_partial_rotation_stay(rotary, rotation):
+def test_dimensions_beyond_a_partial_rotation_are_unchanged(rotary, rotation):
     found, expected, (theirs, ours) = both(make_layer(rotation=rotation), rotary=rotary)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(ours.k, theirs.k, rtol=1e-10, atol=1e-10)
@@ -160,7 +160,7 @@ def test_layer_equals_its_reference_for_any_shape(batch, nodes, heads, change, s
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_prepacked_products_are_as_good_as_plain_ones(dtype):
+def test_prepacked_products_are_no_less_accurate_than_plain_ones(dtype):
     if not can_prepack(dtype):
         pytest.skip("torch has no such operators here")
     weights = LinearWeights(

@@ -66,7 +66,7 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_few_operators_do_what_the_reference_does(case, dtype):
+def test_cpu_step_equals_the_reference(case, dtype):
     step = case(make_step(dtype=dtype))
     found, expected = run(step, "auto"), run(step, "reference")
     for name in ("positions", "stopped", "tokens"):
@@ -78,7 +78,7 @@ def test_few_operators_do_what_the_reference_does(case, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_few_operators_are_no_less_accurate_than_the_reference(shape, dtype):
+def test_cpu_step_is_no_less_accurate_than_the_reference(shape, dtype):
     step = make_step(shape, batch=16, dtype=dtype)
     keys, values, logits = by_hand(step)
     modules = modules_of(step)
@@ -92,7 +92,7 @@ def test_few_operators_are_no_less_accurate_than_the_reference(shape, dtype):
     assert errors[0] <= 1.06 * errors[1] + 1e-6
 
 
-def test_float32_keys_and_values_have_the_references_bits():
+def test_float32_keys_and_values_equal_the_reference_bit_for_bit():
     step = in_order(make_step(batch=1), prefix=4)
     found, expected = run(step, "auto"), run(step, "reference")
     assert torch.equal(found["v_cache"], expected["v_cache"])
@@ -101,7 +101,7 @@ def test_float32_keys_and_values_have_the_references_bits():
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_rows_without_a_probability_are_as_the_references(value, eta):
+def test_rows_with_only_minus_infinity_logits_equal_the_reference(value, eta):
     step = make_step(batch=2)
     module, head = modules_of(step)
     head.linear.bias = torch.nn.Parameter(torch.full((150,), value), requires_grad=False)
@@ -110,7 +110,7 @@ def test_rows_without_a_probability_are_as_the_references(value, eta):
         torch.testing.assert_close(found[name], expected[name], equal_nan=True)
 
 
-def test_buffers_serve_other_weights_other_batches_and_copies():
+def test_buffers_adapt_to_changed_weights_batch_sizes_and_copies():
     step = make_step()
     module, head = modules_of(step)
     run(step, "auto", (module, head))

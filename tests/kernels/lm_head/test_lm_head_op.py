@@ -151,7 +151,7 @@ def test_module_validates_arguments_like_the_op(impl, kernel_device):
     check_never_silent(lambda impl: LMHeadTopK(linear, impl=impl)(hidden, 2))
 
 
-def test_options_given_apart_still_work_and_warn(kernel_device):
+def test_deprecated_separate_options_work_and_warn(kernel_device):
     hidden, weight = make_head(3, 32, 140, torch.float32, 18, kernel_device)
     expected = lm_head_topk(hidden, HeadWeights(weight, softcap=3.0), 2)
     scores = torch.zeros(1, 3, device=kernel_device)

@@ -1,4 +1,4 @@
-"""How often tokens are picked: as often as their probability says, and never at random. Each check can fail."""
+"""Frequencies of picked tokens equal their probabilities; each check detects bad noise."""
 
 import math
 

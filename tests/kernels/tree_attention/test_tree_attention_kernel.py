@@ -1,4 +1,4 @@
-"""The attention kernels against float64, beside what the reference makes of the same inputs in the same dtype."""
+"""The attention kernels' error against float64, compared with the reference's in the same dtype."""
 
 import dataclasses
 

@@ -74,7 +74,7 @@ def assert_same(drafter, other):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("layout", [Layout.eagle3, Layout.speculators])
-def test_head_goes_to_ours_and_back_to_the_bit(targets, case, layout, tmp_path):
+def test_head_round_trip_is_bit_identical(targets, case, layout, tmp_path):
     target, source = targets[case], GOLDENS / case / "draft"
     imported = import_drafter(source, target)
     imported.write(tmp_path / "own")
@@ -97,7 +97,7 @@ def test_head_goes_to_ours_and_back_to_the_bit(targets, case, layout, tmp_path):
         assert all(torch.equal(theirs[name], original[name]) for name in theirs)
 
 
-def test_head_is_loaded_and_drafts_as_it_was_published(targets, head):
+def test_published_head_loads_and_drafts(targets, head):
     target = targets["gqa_d2t"]
     assert method_in(head) == "eagle3"
     check_drafter_name(str(head))
@@ -114,7 +114,7 @@ def test_head_is_loaded_and_drafts_as_it_was_published(targets, head):
         load_drafter(head, target, beams=3)
 
 
-def test_rows_of_a_head_are_brought_into_the_order_of_ids(targets, head):
+def test_rows_of_a_head_are_sorted_by_id(targets, head):
     before = load_folder(head, targets["gqa_d2t"])
 
     def shuffle(tensors):
@@ -156,7 +156,7 @@ def test_speculators_entries_are_read(targets, tmp_path):
         load_folder(folder, target)
 
 
-def test_stretched_rotations_are_the_librarys(targets, head, tmp_path):
+def test_scaled_rotary_embeddings_equal_transformers(targets, head, tmp_path):
     target = targets["gqa_d2t"]
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
     configure(head, rope_scaling={"rope_type": "llama3", **scaling}, rope_theta=500.0)
@@ -242,7 +242,7 @@ def test_error_names_the_tensor(targets, head, damage, message):
             load(head, targets["gqa_d2t"])
 
 
-def test_truncated_files_and_files_with_code_are_refused(targets, head):
+def test_truncated_files_and_files_with_code_are_rejected(targets, head):
     path = head / "pytorch_model.bin"
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -270,13 +270,13 @@ def test_truncated_files_and_files_with_code_are_refused(targets, head):
         ({"eagle_aux_hidden_state_layer_ids": [1, 2, 9]}, r"layers: expected 1 to 6 of the target's 7 layers, got \[1, 2, 9\]"),
     ],
 )  # fmt: skip
-def test_head_of_another_target_is_refused(targets, head, entries, message):
+def test_head_of_another_target_is_rejected(targets, head, entries, message):
     configure(head, **entries)
     with pytest.raises(ValueError, match=message):
         load_folder(head, targets["gqa_d2t"])
 
 
-def test_head_of_a_smaller_target_wants_its_layers_named(head):
+def test_head_of_a_small_target_requires_the_layers_option(head):
     target = Target(tiny_model("llama"))
     with pytest.raises(ValueError, match="hidden_size: expected the target's 48, got 64"):
         load_folder(head, target)
@@ -285,7 +285,7 @@ def test_head_of_a_smaller_target_wants_its_layers_named(head):
         import_drafter(kangaroo, target, layers=(1,))
 
 
-def test_layouts_hold_three_layers_alone(tmp_path):
+def test_layouts_require_three_layers(tmp_path):
     target = Target(tiny_model("llama"))
     save_drafter(tmp_path / "own", every_drafter.eagle3(target))
     load_drafter_checkpoint(tmp_path / "own", target)

@@ -68,7 +68,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_released_heads_load_convert_and_go_back_to_the_bit(shape, tmp_path):
+def test_released_heads_round_trip_is_bit_identical(shape, tmp_path):
     tensors, target = heads(**SHAPES[shape]), target_of()
     source = released(tmp_path / "theirs", tensors)
     direct = load_drafter(source, target, min_prob=0)
@@ -90,7 +90,7 @@ def test_released_heads_load_convert_and_go_back_to_the_bit(shape, tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_heads_inside_a_model_are_those_of_a_file_of_their_own(shape, tmp_path):
+def test_heads_stored_with_a_model_equal_those_of_a_separate_file(shape, tmp_path):
     tensors, target = heads(**SHAPES[shape]), target_of()
     inside = merged(tmp_path / "merged", tensors)
     apart = released(tmp_path / "apart", tensors)
@@ -144,7 +144,7 @@ def test_error_names_tensors_that_do_not_fit(change, message, tmp_path):
         import_drafter(source, target_of()).write(tmp_path / "b")
 
 
-def test_damaged_and_foreign_files_are_refused(tmp_path):
+def test_damaged_and_foreign_files_are_rejected(tmp_path):
     source = released(tmp_path / "theirs", heads())
     whole = (source / RELEASED).read_bytes()
     (source / RELEASED).write_bytes(whole[: len(whole) // 2])
@@ -159,7 +159,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         load_drafter(source, target_of())
 
 
-def test_heads_of_another_target_are_refused(tmp_path):
+def test_heads_of_another_target_are_rejected(tmp_path):
     source = released(tmp_path / "theirs", heads())
     with pytest.raises(ValueError, match="hidden_size: expected the target's 48, got 32"):
         load_drafter(source, tiny_target())
@@ -190,7 +190,7 @@ def test_export_rejects_what_the_layout_cannot_store(kind, layout, message, tmp_
         export_drafter(tmp_path, Layout(layout))
 
 
-def test_command_shows_and_writes_both_ways(tmp_path, capsys, monkeypatch):
+def test_convert_command_reads_and_writes_heads(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("specdec.cli.loading.load_weights", lambda name, **_: target_of().model)
 
     def convert(*arguments):

@@ -14,17 +14,17 @@ def rounds(guard, gains, plain, rows=1, drafted=True):
     return rested
 
 
-def test_drafting_that_pays_never_rests():
+def test_drafting_that_pays_never_pauses():
     guard = Guard()
     assert not any(rounds(guard, [2, 1, 3] * 50, 1.5))
     assert guard.rests == [] and guard.lost <= MOST
 
 
-def test_lookups_that_find_nothing_and_cost_next_to_nothing_do_not_rest():
+def test_cheap_drafter_without_drafts_does_not_pause():
     assert not any(rounds(Guard(), [1] * 500, 1.015, drafted=False))
 
 
-def test_what_was_gained_before_does_not_pay_for_losses_after():
+def test_earlier_gains_do_not_offset_later_losses():
     guard = Guard()
     rounds(guard, [4] * 100, 1.5)
     assert guard.lost == 0
@@ -42,7 +42,7 @@ def test_drafting_that_never_pays_costs_a_bounded_share(plain, rows):
     assert lost < 0.03 * tokens
 
 
-def test_rests_are_rare_trials_apart_and_say_why():
+def test_trials_during_pauses_are_rare_and_pauses_record_their_reason():
     guard = Guard()
     rested = rounds(guard, [1] * 300, 1.5)
     first = rested.index(True)
@@ -53,7 +53,7 @@ def test_rests_are_rare_trials_apart_and_say_why():
     assert len(guard.rests) > 1
 
 
-def test_a_drafter_that_becomes_good_is_found_again():
+def test_drafting_resumes_when_the_drafter_improves():
     guard = Guard()
     rounds(guard, [1] * 30, 1.5)
     assert guard.resting

@@ -28,7 +28,7 @@ def points_of(line, sizes=SIZES):
     ],
     ids=str,
 )
-def test_exact_times_give_their_line(line):
+def test_exact_times_are_fitted_exactly(line):
     points = points_of(line)
     random.Random(1).shuffle(points)
     found = CostLine.fit(points)
@@ -37,14 +37,14 @@ def test_exact_times_give_their_line(line):
 
 
 @pytest.mark.parametrize("dtype", MEASURED)
-def test_measured_times_are_level_up_to_six_nodes(dtype):
+def test_fit_of_measured_times_is_constant_up_to_six_nodes(dtype):
     points = list(MEASURED[dtype].items())
     line = CostLine.fit(points)
     assert 4 <= line.knee <= 8
     assert line.error(points) / len(points) < 0.06
 
 
-def test_one_wild_time_changes_nothing():
+def test_one_outlier_does_not_change_the_fit():
     line = CostLine(20.0, 4, 0.5)
     points = points_of(line)
     points[5] = (points[5][0], 10 * points[5][1])
@@ -52,7 +52,7 @@ def test_one_wild_time_changes_nothing():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_more_nodes_never_take_less_time(seed):
+def test_fitted_time_never_decreases(seed):
     chance = random.Random(seed)
     points = [(nodes, chance.lognormvariate(3 - seed * nodes / 500, 0.4)) for nodes in SIZES]
     line = CostLine.fit(points)
@@ -62,7 +62,7 @@ def test_more_nodes_never_take_less_time(seed):
     assert line.per_node(1, 300) >= 0
 
 
-def test_no_curve_with_a_knee_at_a_size_leaves_a_smaller_error():
+def test_fit_has_the_least_error_of_all_curves_with_a_knee_at_a_size():
     points = list(MEASURED["float32"].items())
     least = CostLine.fit(points).error(points)
     for knee in SIZES[:-1]:
@@ -84,12 +84,12 @@ def test_two_sizes_are_enough():
 
 
 @pytest.mark.parametrize("points", [[], [(1, 2.0)], [(4, 2.0), (4, 3.0)]], ids=len)
-def test_fewer_sizes_are_refused(points):
-    with pytest.raises(ValueError, match="points: expected two numbers of nodes or more"):
+def test_fewer_than_two_sizes_are_rejected(points):
+    with pytest.raises(ValueError, match="points: expected two or more numbers of nodes"):
         CostLine.fit(points)
 
 
 @pytest.mark.parametrize("point", [(0, 1.0), (2, 0.0), (2, -1.0), (2, math.inf), (2, math.nan)])
-def test_what_is_no_time_is_refused(point):
+def test_invalid_times_are_rejected(point):
     with pytest.raises(ValueError, match="points: expected nodes and ms above 0, got"):
         CostLine.fit([(1, 1.0), point])

@@ -40,7 +40,7 @@ def test_passes_of_all_sizes_are_timed(target):
 
 
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
-def test_drafts_of_every_method_are_timed_and_leave_it_as_it_was(target, make):
+def test_timing_drafts_of_every_method_does_not_change_the_drafter(target, make):
     drafter = make(target)
     written = Session(target, drafter).generate([[5, 6, 7]], max_new_tokens=12).tokens
     for part, cost in zip(
@@ -51,11 +51,11 @@ def test_drafts_of_every_method_are_timed_and_leave_it_as_it_was(target, make):
     assert Session(target, drafter).generate([[5, 6, 7]], max_new_tokens=12).tokens == written
 
 
-def test_what_a_tree_takes_beside_its_pass_is_timed(target):
+def test_overhead_of_a_tree_is_timed(target):
     assert 0 <= measure_tree(target) < 50
 
 
-def test_steps_are_told_from_what_a_draft_costs_anyway(target):
+def test_fixed_and_step_costs_are_separated(target):
     class Stepping(PlainDrafter):
         def draft(self, state, budget):
             now[0] += 5 + 3 * budget.depth
@@ -69,7 +69,7 @@ def test_steps_are_told_from_what_a_draft_costs_anyway(target):
     assert cost == pytest.approx(DraftCost(5.0, 3.0))
 
 
-def test_a_table_is_measured_once_and_kept_on_disk(target, monkeypatch):
+def test_cost_table_is_measured_once_and_kept_on_disk(target, monkeypatch):
     timed = Counter()
 
     def counted(name):
@@ -95,7 +95,7 @@ def test_a_table_is_measured_once_and_kept_on_disk(target, monkeypatch):
     assert kept == union and kept.machine["dtype"] == "float32"
 
 
-def test_threads_and_dtypes_have_tables_of_their_own(target):
+def test_each_thread_count_and_dtype_has_its_own_table(target):
     threads = torch.get_num_threads()
     files = {costs_file(target), costs_file(Target(tiny_model("llama", dtype=torch.float64)))}
     try:
@@ -106,7 +106,7 @@ def test_threads_and_dtypes_have_tables_of_their_own(target):
     assert len(files) == 3
 
 
-def test_a_busy_machines_table_is_not_kept_for_other_days(target, monkeypatch):
+def test_table_measured_on_a_busy_machine_is_not_kept_on_disk(target, monkeypatch):
     monkeypatch.setattr(measure, "STEADY", 0.0)
     costs = costs_of(target, load_drafter("lookup", target))
     assert not costs_file(target).exists()
@@ -115,14 +115,14 @@ def test_a_busy_machines_table_is_not_kept_for_other_days(target, monkeypatch):
     assert not costs_file(target).exists()
 
 
-def test_a_table_that_is_known_is_not_written_again(target):
+def test_known_table_is_not_written_again(target):
     costs_of(target, load_drafter("lookup", target))
     before = costs_file(target).stat().st_mtime_ns
     costs_of(Target(target.model), load_drafter("lookup", target))
     assert costs_file(target).stat().st_mtime_ns == before
 
 
-def test_a_damaged_table_is_measured_anew(target):
+def test_damaged_table_is_measured_again(target):
     costs_of(target, load_drafter("lookup", target))
     costs_file(target).write_text("{")
     assert known_costs(target) is None
@@ -130,7 +130,7 @@ def test_a_damaged_table_is_measured_anew(target):
     assert known_costs(target) is not None
 
 
-def test_a_folder_that_cannot_be_written_to_stops_nothing(target, tmp_path, monkeypatch):
+def test_unwritable_cache_folder_is_ignored(target, tmp_path, monkeypatch):
     (tmp_path / "costs").write_text("in the way")
     assert costs_of(target, load_drafter("lookup", target)).drafts
 
@@ -145,7 +145,7 @@ def test_tuning_replaces_the_table_and_keeps_other_drafters(target):
     assert known_costs(target) == costs == costs_of(target, load_drafter("lookup", target))
 
 
-def test_short_models_are_timed_as_far_as_they_reach(tmp_path, monkeypatch):
+def test_models_with_few_positions_are_timed_within_them(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "cache_folder", lambda: tmp_path)
     model = tiny_model.__wrapped__("llama", dtype=torch.float32)
     model.config.max_position_embeddings = 40
@@ -175,13 +175,13 @@ def test_tables_are_saved_and_read(tmp_path):
         {"passes": [[1, 2.0], [8, float("inf")]], "drafts": {}, "tree": 0, "machine": {}},
     ],
 )  # fmt: skip
-def test_what_is_no_table_is_refused_by_its_name(tmp_path, content):
+def test_error_names_the_file_that_is_not_a_cost_table(tmp_path, content):
     (tmp_path / "costs.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"costs: expected a cost table in .*costs\.json, got"):
         read_costs(tmp_path / "costs.json")
 
 
-def test_a_table_without_the_drafter_is_refused(target):
+def test_table_without_the_drafter_is_rejected(target):
     costs = Costs(((1, 2.5), (8, 3.0)), {"lookup": DraftCost(0.25, 0.0)})
     with pytest.raises(ValueError, match="costs: expected times of suffix, got a table of lookup"):
         Session(target, "lookup+suffix", costs=costs).generate([[1, 2]], max_new_tokens=2)

@@ -42,7 +42,7 @@ def table(passes=FLAT, *drafters):
     return Costs(passes, dict.fromkeys(drafters, DraftCost(0.1, 0.2)))
 
 
-def test_terms_are_the_prices_of_the_table():
+def test_budget_uses_the_prices_of_the_cost_table():
     target = Target(tiny_model("llama"))
     drafter = load_drafter("lookup", target)
     costs = known_costs(target, drafter)
@@ -63,7 +63,7 @@ def test_flat_machines_get_wider_trees_and_lower_thresholds_than_steep_ones():
     assert Session(target, drafter).terms(8).nodes < steep.nodes
 
 
-def test_union_adds_up_what_its_parts_bring_and_prices_each_step_by_its_own_cost():
+def test_union_adds_rates_and_prices_steps_per_drafter():
     target = Target(tiny_model("llama", dtype=torch.float32))
     parts = [redrafter(target, exit_dim=96), lookup(target)]
     union = MixedDrafter(parts)
@@ -79,7 +79,7 @@ def test_union_adds_up_what_its_parts_bring_and_prices_each_step_by_its_own_cost
     assert terms.spent(parts[0], 3) == pytest.approx(0.7)
 
 
-def test_settings_that_are_asked_for_stay():
+def test_given_settings_override_the_cost_table():
     target = Target(tiny_model("llama"))
     drafter = LookupDrafter(LookupConfig(min_prob=0.5))
     assert Session(target, drafter, max_nodes=7).terms(4).nodes == 7
@@ -89,7 +89,7 @@ def test_settings_that_are_asked_for_stay():
     assert Budget(8, 3, torch.zeros(1)).least_score(None, drafter.calibration) == -float("inf")
 
 
-def test_noise_rests_for_most_of_a_text_and_changes_nothing():
+def test_drafting_pauses_with_a_bad_drafter_and_tokens_do_not_change():
     model = tiny_model("llama")
     target, noise = Target(model), Noise()
     costs = known_costs(target, noise)
@@ -111,7 +111,7 @@ def test_noise_rests_for_most_of_a_text_and_changes_nothing():
 
 
 @pytest.mark.parametrize("make", DRAFTERS, ids=lambda make: make.__name__)
-def test_text_is_the_librarys_however_often_drafting_rests(make, monkeypatch):
+def test_tokens_equal_transformers_however_often_drafting_pauses(make, monkeypatch):
     """Drafters are asked again after rounds in which they were not."""
     model = tiny_model("llama")
     target = Target(model)
@@ -144,7 +144,7 @@ def test_same_call_gives_the_same_trees():
     assert trees() == trees()
 
 
-def test_caps_hold_for_a_call_and_for_each_row():
+def test_max_nodes_limits_a_call_and_each_row():
     model = tiny_model("llama")
     target = Target(model)
     drafter = load_drafter("suffix+recycling", target)
@@ -175,7 +175,7 @@ def test_caps_hold_for_a_call_and_for_each_row():
         (257, "max_nodes: expected 1 to 256, got 257"),
     ],
 )
-def test_caps_out_of_range_are_refused(caps, message):
+def test_out_of_range_max_nodes_are_rejected(caps, message):
     target = Target(tiny_model("llama"))
     with pytest.raises(ValueError, match=message):
         Session(target, "lookup").generate(PROMPTS, max_new_tokens=3, max_nodes=caps)
@@ -199,14 +199,14 @@ def test_statistics_add_up_per_text_and_per_drafter():
     assert any(row.accepted for row in rows)
 
 
-def test_drafters_of_one_name_are_counted_apart():
+def test_drafters_with_the_same_name_are_counted_separately():
     target = Target(tiny_model("llama"))
     union = MixedDrafter([lookup(target), lookup(target)])
     rows = Session(target, union).generate(PROMPTS, max_new_tokens=9).statistics.rows
     assert list(rows[0].by_source) == ["LookupDrafter", "LookupDrafter (2)"]
 
 
-def test_generate_drafts_nothing_if_it_is_not_to_speculate():
+def test_generate_without_speculation_drafts_nothing():
     model = tiny_model("llama")
     target = Target(model)
     how = {"max_new_tokens": 20, "eos_token_id": VOCABULARY - 1, "return_dict_in_generate": True}

@@ -1,4 +1,4 @@
-"""Building: at once or in parts the same, whole or as it was, one at a time."""
+"""Building a store: at once or in parts, atomically, by one writer."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ def contents(path):
 
 @pytest.mark.parametrize("shard_tokens", [4, 7, 1000])
 @pytest.mark.parametrize("cut", [1, 3, 5])
-def test_adding_gives_what_building_at_once_gives(tmp_path, shard_tokens, cut):
+def test_adding_equals_building_at_once(tmp_path, shard_tokens, cut):
     made(tmp_path / "whole", shard_tokens=shard_tokens)
     made(tmp_path / "parts", TEXTS[:cut], shard_tokens=shard_tokens)
     made(tmp_path / "parts", TEXTS[cut:], add=True)
@@ -43,19 +43,19 @@ def test_full_shards_keep_their_files(tmp_path):
     assert made(tmp_path / "s", [[4, 5]], add=True).shards[:1] == first
 
 
-def test_a_text_longer_than_a_shard_is_cut(tmp_path):
+def test_text_longer_than_a_shard_is_split(tmp_path):
     manifest = made(tmp_path / "s", [[1, 2, 3, 4, 5]], shard_tokens=2)
     assert [shard.tokens for shard in manifest.shards] == [2, 2, 1]
     assert Datastore.open(tmp_path / "s").longest([3], 8).continuations(5, 2).tolist() == [[4, -1]]
 
 
-def test_equal_texts_all_count(tmp_path):
+def test_repeated_texts_are_all_stored(tmp_path):
     made(tmp_path / "s", [[1, 2]] * 5)
     assert Datastore.open(tmp_path / "s").longest([1], 8).total == 5
 
 
 @pytest.mark.parametrize("texts", [[], [[]], [[], []]])
-def test_nothing_to_store_is_an_error_and_leaves_nothing(tmp_path, texts):
+def test_building_from_no_text_raises_and_leaves_no_files(tmp_path, texts):
     with pytest.raises(ValueError, match="texts: expected at least one token"):
         made(tmp_path / "s", texts)
     assert not (tmp_path / "s").exists()
@@ -69,12 +69,12 @@ def test_error_names_the_number_out_of_range(tmp_path, change):
 
 
 @pytest.mark.parametrize("ids", [[1, 8], [-1]])
-def test_ids_out_of_range_are_an_error(tmp_path, ids):
+def test_out_of_range_ids_are_rejected(tmp_path, ids):
     with pytest.raises(ValueError, match="texts: expected ids from 0 to 7, got"):
         made(tmp_path / "s", [ids])
 
 
-def test_what_is_no_store_is_left_alone(tmp_path):
+def test_other_folders_are_rejected_unchanged(tmp_path):
     (tmp_path / "note").write_text("mine")
     for add, expected in ((False, "a new or an empty folder"), (True, "a store to add to")):
         with pytest.raises(ValueError, match=f"store: expected {expected}"):
@@ -86,7 +86,7 @@ def test_what_is_no_store_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["wiki.train.tokens", "x.order", ".specdec-mine"])
-def test_files_of_others_are_never_deleted(tmp_path, name):
+def test_foreign_files_are_never_deleted(tmp_path, name):
     """A name that only looks like one of a shard's is no left-over."""
     (tmp_path / name).write_text("precious")
     with pytest.raises(ValueError, match="store: expected"):
@@ -98,7 +98,7 @@ def test_files_of_others_are_never_deleted(tmp_path, name):
         assert (folder / name).read_text() == "precious"
 
 
-def test_a_description_of_a_smaller_vocabulary_is_an_error(tmp_path):
+def test_manifest_with_a_smaller_vocabulary_is_rejected(tmp_path):
     made(tmp_path / "s")
     manifest = tmp_path / "s" / "store.json"
     said = json.loads(manifest.read_text())
@@ -107,10 +107,10 @@ def test_a_description_of_a_smaller_vocabulary_is_an_error(tmp_path):
         Datastore.open(tmp_path / "s")
 
 
-def test_a_store_of_another_vocabulary_or_tokenizer_takes_nothing(tmp_path):
+def test_adding_with_another_vocabulary_or_tokenizer_is_rejected(tmp_path):
     made(tmp_path / "s", tokenizer="a" * 64)
     before = contents(tmp_path / "s")
-    with pytest.raises(ValueError, match="store: expected one of 9 ids, got one of 8"):
+    with pytest.raises(ValueError, match="store: expected a vocabulary of 9, got 8"):
         build_datastore(tmp_path / "s", TEXTS, vocabulary_size=9, add=True)
     with pytest.raises(ValueError, match="store: expected ids of the tokenizer bbb"):
         made(tmp_path / "s", tokenizer="b" * 64, add=True)
@@ -118,9 +118,9 @@ def test_a_store_of_another_vocabulary_or_tokenizer_takes_nothing(tmp_path):
     assert made(tmp_path / "s", add=True).tokenizer == "a" * 64
 
 
-def test_a_store_that_is_being_written_is_refused(tmp_path):
+def test_second_writer_is_rejected(tmp_path):
     made(tmp_path / "s")
-    with FileLock(tmp_path / "s" / ".lock"), pytest.raises(ValueError, match="store: expected one that nobody else writes"):  # fmt: skip
+    with FileLock(tmp_path / "s" / ".lock"), pytest.raises(ValueError, match="store: expected one without another writer"):  # fmt: skip
         made(tmp_path / "s", add=True)
     made(tmp_path / "s", add=True)
 
@@ -149,7 +149,7 @@ def test_full_disk_names_the_file_and_keeps_the_store(tmp_path, monkeypatch, fai
     Datastore.open(tmp_path / "s")
 
 
-def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+def test_leftovers_of_a_killed_build_are_deleted(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from specdec.datastore import build\n"
         "build.Manifest.as_json = lambda self: os._exit(9)\n"
@@ -164,7 +164,7 @@ def test_what_a_killed_build_left_is_cleared_away(tmp_path):
     assert len(list(path.iterdir())) == 4
 
 
-def test_a_truncated_or_changed_file_is_an_error_that_names_it(tmp_path):
+def test_error_names_the_truncated_or_changed_file(tmp_path):
     path = tmp_path / "s"
     (shard,) = made(path).shards
     for end in (".tokens", ".order"):
@@ -173,7 +173,10 @@ def test_a_truncated_or_changed_file_is_an_error_that_names_it(tmp_path):
         for changed, said in (
             (whole[:-1], f"expected {len(whole)} bytes in .*{end}, got {len(whole) - 1}"),
             (whole + b"x", f"got {len(whole) + 1}"),
-            (whole[:3] + bytes([whole[3] ^ 1]) + whole[4:], f"{end} as it was written"),
+            (
+                whole[:3] + bytes([whole[3] ^ 1]) + whole[4:],
+                f"{end} unchanged, got another checksum",
+            ),
         ):
             file.write_bytes(changed)
             with pytest.raises(
@@ -195,7 +198,7 @@ def test_a_truncated_or_changed_file_is_an_error_that_names_it(tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_changed_description_is_an_error(tmp_path, change):
+def test_changed_manifest_is_rejected(tmp_path, change):
     path = tmp_path / "s"
     made(path)
     fields = json.loads((path / "store.json").read_text())
@@ -207,7 +210,7 @@ def test_a_changed_description_is_an_error(tmp_path, change):
         Datastore.open(path)
 
 
-def test_a_description_cannot_lead_out_of_the_folder(tmp_path):
+def test_manifest_cannot_refer_to_files_outside_the_folder(tmp_path):
     path = tmp_path / "s"
     (shard,) = made(path).shards
     text = (path / "store.json").read_text().replace(shard.id, f"../{shard.id}")

@@ -1,4 +1,4 @@
-"""The index that grows: against brute force, over texts that share beginnings, with several rows at once."""
+"""The growing index against brute force, with shared beginnings and several rows."""
 
 import random
 
@@ -31,7 +31,7 @@ def brute_force(texts, end, length, matched):
     return sorted(found)
 
 
-def test_places_and_continuations_equal_brute_force_while_texts_grow():
+def test_matches_and_continuations_equal_brute_force_while_texts_grow():
     generator, index = random.Random(0), GrowingIndex()
     rows = [KnownText([generator.randrange(4)], 0) for _ in range(3)]
     for _ in range(60):
@@ -51,19 +51,19 @@ def test_longer_matches_come_first_then_the_latest():
     assert [row[0] for _, row in find(index, text, last, most=3)] == [7, 8, 6]
 
 
-def test_the_end_itself_is_no_place():
+def test_end_of_the_text_does_not_match_itself():
     index = GrowingIndex()
     text = known(index, [1, 2, 3])
     assert find(index, text.text, text.last) == []
 
 
-def test_what_repeats_up_to_the_end_is_taken_to_go_on():
+def test_repetition_that_reaches_the_end_is_continued():
     index = GrowingIndex()
     text = known(index, [5, 1, 2, 1, 2])
     assert find(index, text.text, text.last, length=6)[0] == (2, [1, 2, 1, 2, 1, 2])
 
 
-def test_a_text_that_parts_from_another_shares_its_beginning():
+def test_texts_share_their_common_beginning():
     index = GrowingIndex()
     first = known(index, [1, 2, 3, 4, 5])
     size = index.size
@@ -76,7 +76,7 @@ def test_a_text_that_parts_from_another_shares_its_beginning():
     assert find(index, [2, 3, 9], matched=8)[0][0] == 3  # back over the parting
 
 
-def test_a_rolled_back_text_is_known_as_far_as_it_goes():
+def test_rolled_back_text_is_known_up_to_its_new_end():
     index = GrowingIndex()
     first = known(index, [1, 2, 3, 4])
     second = KnownText([1, 2], 1)
@@ -88,7 +88,7 @@ def test_a_rolled_back_text_is_known_as_far_as_it_goes():
     assert find(index, [2, 6], length=2)[0] == (2, [7])
 
 
-def test_places_in_other_texts_are_told_apart():
+def test_matches_in_other_texts_are_marked():
     index = GrowingIndex()
     first, other, again = (KnownText(text, number) for number, text in enumerate(([1, 2, 3], [7, 2, 4, 2], [1, 2, 3, 5])))  # fmt: skip
     for text in (first, other):

@@ -1,4 +1,4 @@
-"""The look-up against brute force: the longest match, its places, what followed."""
+"""The look-up against brute force: longest match, occurrences and continuations."""
 
 import random
 from collections import Counter
@@ -60,7 +60,7 @@ def test_longest_match_and_continuations_equal_brute_force(tmp_path, vocabulary,
         assert match.total == rows.total()
 
 
-def test_order_is_that_of_reversed_contexts():
+def test_positions_are_sorted_by_reversed_contexts():
     generator = np.random.default_rng(0)
     for vocabulary in (3, 70_000):
         dtype = stored_type(vocabulary)
@@ -79,7 +79,7 @@ def test_matches_and_continuations_stay_within_a_text(tmp_path):
     assert store.longest([1], 8).continuations(9, 4).tolist() == [[2, 3, -1, -1]]
 
 
-def test_places_that_are_read_are_evenly_spaced_and_always_the_same(tmp_path):
+def test_read_occurrences_are_evenly_spaced_and_deterministic(tmp_path):
     store = store_of(tmp_path / "s", [[1, 2 + place % 6] for place in range(100)], shard_tokens=60)
     match = store.longest([1], 4)
     assert match.total == 100
@@ -88,7 +88,7 @@ def test_places_that_are_read_are_evenly_spaced_and_always_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("most", [0, CONTEXT + 1])
-def test_a_match_is_no_longer_than_what_places_are_sorted_by(tmp_path, most):
+def test_match_length_is_limited_to_the_sorted_context(tmp_path, most):
     store = store_of(tmp_path / "s", [[1] * 90])
     assert store.longest([1] * 90, CONTEXT).length == CONTEXT
     with pytest.raises(ValueError, match=f"most: expected 1 to {CONTEXT}, got {most}"):

@@ -1,4 +1,4 @@
-"""What is known of each method's scores."""
+"""Calibrations of methods and unions."""
 
 import json
 
@@ -26,18 +26,18 @@ def test_every_method_that_drafts_is_calibrated():
         ({"step_gain": float("nan")}, "step_gain: expected above 0, got nan"),
     ],
 )
-def test_figures_out_of_range_are_refused(change, message):
+def test_out_of_range_calibrations_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         Calibration(**{"rate": 1.5, "share": 0.5} | change)
 
 
-def test_unions_add_what_each_part_brings_and_know_nothing_if_one_part_does_not():
+def test_calibration_of_a_union_adds_up_its_parts_or_is_none():
     parts = [Calibration(1.5, 0.5), Calibration(1.25, 0.9)]
     assert together(parts).rate == 1.75
     assert together([*parts, None]) is None
 
 
-def test_checkpoints_may_bring_figures_of_their_own(tmp_path):
+def test_checkpoint_calibration_overrides_the_methods(tmp_path):
     target = tiny_target()
     save_drafter(tmp_path, redrafter(target))
     assert load_drafter(tmp_path, target).calibration == calibrations()["redrafter"]
@@ -56,7 +56,7 @@ def tree(parents, scores, path):
     return VerifiedTree(0, [0] * len(parents), parents, logs, [0] * len(parents), [], path)
 
 
-def test_claims_are_counted_against_what_came_true_by_hand():
+def test_claimed_and_accepted_probabilities_equal_hand_computed_values():
     scores = Scores(chain=False)
     #     root, two children of which one is right, one child of each
     scores.add(tree([-1, 0, 0, 1, 2], [1, 0.5, 0.2, 0.25, 0.1], [0, 1, 3]))
@@ -68,7 +68,7 @@ def test_claims_are_counted_against_what_came_true_by_hand():
     assert scores.right == 2
 
 
-def test_chains_are_judged_by_their_last_tokens_own_probability():
+def test_chains_use_their_last_tokens_own_probability():
     scores = Scores(chain=True)
     scores.add(tree([-1, 0, 1, 2], [1, 0.8, 0.4, 0.1], [0, 1, 2]))
     assert scores.claimed == pytest.approx(1.3) and scores.right == 2

@@ -48,7 +48,7 @@ def test_weights_differ_by_depth_and_continuation():
 
 
 @pytest.mark.parametrize("most", [1, 5, 100])
-def test_the_best_nodes_are_kept_with_their_parents(most):
+def test_best_nodes_are_kept_with_their_parents(most):
     trie = Trie.of(random_continuations(7), np.ones((40, 6)))
     kept = trie.best(most, -2.0)
     assert len(kept.tokens) == min(most, int((trie.scores >= -2.0).sum()))
@@ -57,7 +57,7 @@ def test_the_best_nodes_are_kept_with_their_parents(most):
     assert min(kept.scores) >= sorted(scores.values())[-len(kept.tokens)]
 
 
-def test_nothing_makes_an_empty_tree():
+def test_no_continuations_give_an_empty_tree():
     for rows in (np.empty((0, 3), np.int64), np.empty((3, 0), np.int64), np.full((2, 2), -1)):
         assert len(Trie.of(rows, np.ones(rows.shape)).best(9, -5.0).tokens) == 0
 
@@ -73,7 +73,7 @@ def test_rows_become_proposals_padded_to_the_widest():
     assert [x.dtype for x in made[:5]] == [torch.int64, torch.int64, torch.float32, torch.bool, torch.int64]  # fmt: skip
 
 
-def test_on_a_device_proposals_have_their_full_width():
+def test_proposals_have_full_width_on_a_gpu():
     assert proposals_of([Trie.empty()], torch.zeros(1, device="meta"), 15, 0.0).tokens.shape == (
         1,
         15,

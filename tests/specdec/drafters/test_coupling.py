@@ -1,4 +1,4 @@
-"""Coupled drafting knows the noise of the places that it drafts for."""
+"""Coupled drafting uses the noise of the positions that it drafts for."""
 
 from types import SimpleNamespace
 

@@ -65,7 +65,7 @@ def checked(drafter):
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
 @pytest.mark.parametrize("at_once", [None, 2])
-def test_keys_and_values_are_exact_behind_every_text(family, how, at_once, monkeypatch):
+def test_keys_and_values_equal_recomputed_ones_after_every_text(family, how, at_once, monkeypatch):
     monkeypatch.setattr("specdec.model.target.PREFILL_CHUNK", 8)
     model = tiny_model(family)
     target = Target(model)
@@ -84,7 +84,7 @@ def test_keys_and_values_are_exact_behind_every_text(family, how, at_once, monke
     assert len(counted) > 3 * rows
 
 
-def test_keys_and_values_stay_exact_while_drafting_rests(monkeypatch):
+def test_keys_and_values_equal_recomputed_ones_while_drafting_pauses(monkeypatch):
     target = Target(tiny_model("llama"))
     drafter = every_drafter.eagle3(target)
 
@@ -99,7 +99,7 @@ def test_keys_and_values_stay_exact_while_drafting_rests(monkeypatch):
     assert counted
 
 
-def test_keys_and_values_stay_exact_in_copies_and_where_texts_part():
+def test_keys_and_values_equal_recomputed_ones_in_copies_and_after_rollback():
     model = tiny_model("llama")
     target = Target(model)
     drafter = every_drafter.eagle3(target)
@@ -125,7 +125,7 @@ def test_keys_and_values_stay_exact_in_copies_and_where_texts_part():
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
 @pytest.mark.parametrize("rows", [1, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_the_librarys_own(family, rows, how, make):
+def test_tokens_equal_transformers(family, rows, how, make):
     model = tiny_model(family)
     target = Target(model)
     picker = PathPicker(Sampling(SEED, torch.arange(rows))) if how == "sampled" else None
@@ -150,7 +150,7 @@ def test_exact_bfloat16_text_does_not_depend_on_the_draft(rows):
     assert session.generate(PROMPTS[:rows], max_new_tokens=NEW).tokens == plain.tokens
 
 
-def test_layers_in_few_operators_hand_out_the_same_states():
+def test_lean_layers_return_the_same_hidden_states():
     target = load_target(tiny_model.__wrapped__("llama", dtype=torch.float32))
     assert all(target.lean.layers)
     drafter = every_drafter.eagle3(target)
@@ -166,7 +166,7 @@ def test_layers_in_few_operators_hand_out_the_same_states():
     torch.testing.assert_close(kept, true, rtol=1e-3, atol=1e-3)
 
 
-def test_nothing_is_handed_out_where_nobody_listens():
+def test_no_hidden_states_are_stored_without_a_listener():
     target = Target(tiny_model("llama"))
     seen = []
 
@@ -224,12 +224,12 @@ def test_best_proposals_keep_their_parents():
         ({"min_prob": 1.5}, "min_prob: expected 0 to 1, got 1.5"),
     ],
 )
-def test_configuration_out_of_range_is_refused(options, message):
+def test_out_of_range_configuration_is_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         config(**options)
 
 
-def test_layers_are_the_authors_choice_or_named():
+def test_default_layers_are_the_authors():
     assert config(layers=None).layers_of(7) == (2, 3, 4)
     assert config(layers=None).layers_of(8) == (2, 4, 5)
     assert config(layers=None).layers_of(32) == (2, 16, 29)
@@ -253,13 +253,13 @@ def test_layers_are_the_authors_choice_or_named():
         ({}, torch.tensor([3, 2]), "draft_vocabulary: expected ascending ids"),
     ],
 )
-def test_model_that_does_not_fit_the_target_is_refused(options, vocabulary, message):
+def test_model_that_does_not_fit_the_target_is_rejected(options, vocabulary, message):
     target, shape = Target(tiny_model("llama")), config(**options)
     with pytest.raises(ValueError, match=message):
         Eagle3Drafter(target, shape, new_module(shape, VOCABULARY, vocabulary), vocabulary)
 
 
-def test_head_of_another_vocabulary_and_a_second_listener_are_refused():
+def test_head_of_another_vocabulary_and_second_listener_are_rejected():
     target, shape = Target(tiny_model("llama")), config()
     with pytest.raises(ValueError, match=f"output: expected {VOCABULARY} rows"):
         Eagle3Drafter(target, shape, new_module(shape, 50, None))

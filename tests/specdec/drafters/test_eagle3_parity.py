@@ -229,7 +229,7 @@ def test_training_logits_losses_and_accuracies_equal_the_authors(case):
 
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
 @pytest.mark.parametrize("at_once", [None, 2])
-def test_batches_with_accepted_drafts_write_the_librarys_text(how, at_once):
+def test_batch_tokens_with_accepted_drafts_equal_transformers(how, at_once):
     of = golden("gqa_d2t")
     with torch.inference_mode(False):
         model = copy.deepcopy(of.target.model).double()

@@ -41,7 +41,7 @@ def drafter_of(target, kind, ids=None, **settings):
 
 @pytest.mark.parametrize("lean", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_is_the_librarys_own(kind, lean):
+def test_tokens_equal_transformers(kind, lean):
     target = Target(tiny_model("llama"))
     drafter = drafter_of(target, kind, torch.arange(0, VOCABULARY, 3) if lean else None)
     session = Session(target, drafter, max_nodes=8, guard=False)
@@ -62,7 +62,7 @@ def silent(adapter):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "own" not in kind])
-def test_adapters_that_add_nothing_draft_the_same(kind):
+def test_adapters_with_zero_output_draft_the_same(kind):
     target = Target(tiny_model("llama"))
     drafters = [drafter_of(target, each) for each in ("none", kind)]
     rounds = []
@@ -74,7 +74,7 @@ def test_adapters_that_add_nothing_draft_the_same(kind):
     assert rounds[0] == rounds[1]
 
 
-def test_whole_layer_is_the_librarys():
+def test_whole_layer_adapter_equals_transformers_layer():
     """A layer of the target in place of the adapter computes what it does there, but for the last norm."""
     model = tiny_model("llama")
     config = KangarooConfig(
@@ -94,7 +94,7 @@ def test_whole_layer_is_the_librarys():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_checkpoints_come_back_to_the_bit(kind, tmp_path):
+def test_checkpoint_round_trip_is_bit_identical(kind, tmp_path):
     target = Target(tiny_model("llama"))
     ids = torch.arange(1, VOCABULARY, 2)
     drafter = drafter_of(target, kind, ids)
@@ -111,7 +111,7 @@ def test_checkpoints_come_back_to_the_bit(kind, tmp_path):
             export_drafter(tmp_path, Layout.kangaroo)
 
 
-def test_the_papers_adapter_is_what_it_was():
+def test_papers_adapter_is_unchanged():
     config = KangarooConfig(48, 4, 2, 6, exit_layer=1)
     assert type(config.new_adapter()) is EarlyExitAdapter
     assert set(config.new_adapter().state_dict()) == {
@@ -120,7 +120,7 @@ def test_the_papers_adapter_is_what_it_was():
     }
 
 
-def test_adapters_draft_alone():
+def test_adapters_cannot_be_mixed_with_other_drafters():
     with pytest.raises(ValueError, match="expected ones that can share a tree"):
         MixedDrafter([drafter_of(Target(tiny_model("llama")), "none")])
 

@@ -1,4 +1,4 @@
-"""Settings and adapters of Kangaroo that do not fit are named."""
+"""Invalid settings and adapters of Kangaroo are rejected by name."""
 
 import math
 

@@ -21,7 +21,7 @@ def test_levels_fill_one_per_round_until_the_window_is_full():
     assert level_sizes(CONFIG, 3) == [2, 3, 3]
 
 
-def test_full_window_writes_one_ngram_per_column_and_moves_on():
+def test_full_window_yields_one_ngram_per_column_and_advances():
     row = Row(CONFIG, [9])
     row.levels = [[1, 2], [10, 11, 12], [20, 21, 22]]
     row.advance(0, [30, 31, 32])
@@ -74,7 +74,7 @@ def test_first_window_is_the_same_for_the_same_prompt():
         ({"window": 60, "ngram": 8}, "window: expected a window of fewer than 256 nodes"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(change, message):
+def test_error_names_the_out_of_range_setting(change, message):
     with pytest.raises(ValueError, match=message):
         LookaheadConfig(**change)
 
@@ -85,7 +85,7 @@ def test_widest_window_is_counted_while_it_fills_too():
     assert config.side_nodes > sum(level_sizes(config, 15))
 
 
-def test_tree_and_window_share_the_nodes_of_a_pass():
+def test_tree_and_window_share_the_node_limit():
     target = Target(tiny_model("llama"))
     drafter = LookaheadDrafter(LookaheadConfig(window=7, ngram=5, guesses=7))
     Session(target, drafter, max_nodes=256 - drafter.side_nodes)
@@ -108,13 +108,13 @@ def test_sizes_are_given_in_the_name():
         load_drafter("plain:7", target)
 
 
-def test_two_drafters_with_windows_are_no_union():
+def test_union_of_two_drafters_with_side_nodes_is_rejected():
     with pytest.raises(ValueError, match="expected one that asks for side nodes"):
         load_drafter("lookahead+lookahead:7/5/7", Target(tiny_model("llama")))
 
 
 @torch.inference_mode()
-def test_ngrams_of_the_window_are_what_the_target_would_write():
+def test_window_ngrams_equal_the_targets_continuations():
     """A window whose first level is the text itself has the target's own tokens in the next one."""
     target = Target(tiny_model("llama", dtype=torch.float64))
     prompt = [3, 5, 7, 9]

@@ -133,7 +133,7 @@ def test_draft_is_cut_by_nodes_depth_and_price(target):
     assert drafter.draft(state, budget(9, 0, costs=cost)).spent == 0
 
 
-def test_static_tree_is_whole_unless_a_probability_is_asked_for(target):
+def test_static_tree_is_pruned_only_if_min_prob_is_set(target):
     state, prices = Row(target), {"node_price": 0.9}
     static = medusa(target, heads=4, tree="small_13", min_prob=None)
     whole = static.draft(state, budget(20, 10, **prices))
@@ -188,7 +188,7 @@ PROMPTS = [random_prompt(5, 1) * 3, [7], random_prompt(9, 2) * 2]
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("make", [medusa, mixed_medusa], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_the_librarys_own(family, make, rows, how):
+def test_tokens_equal_transformers(family, make, rows, how):
     model = tiny_model(family)
     greedy, picker = how == "greedy", None
     if greedy:
@@ -207,7 +207,7 @@ def test_text_is_the_librarys_own(family, make, rows, how):
 
 
 @pytest.mark.parametrize("make", [medusa, mixed_medusa], ids=lambda make: make.__name__)
-def test_something_is_accepted(target, make):
+def test_some_drafts_are_accepted(target, make):
     session = Session(target, make(target), max_nodes=40, guard=False)
     assert session.generate(PROMPTS, max_new_tokens=40).metrics.tokens_per_round > 1.1
 
@@ -223,7 +223,7 @@ def test_exact_bfloat16_text_does_not_depend_on_the_heads():
 
 
 @torch.inference_mode()
-def test_ranks_are_those_of_the_draw_where_the_target_draws():
+def test_ranks_use_the_targets_noise_when_sampling():
     """A head that knows the target's distribution ranks the token first that will be drawn at its place."""
     target = Target(tiny_model("llama"))
     drafter, state = medusa(target, output="target", blocks=0, heads=3), Row(target)
@@ -272,7 +272,7 @@ def test_error_names_the_field_that_is_out_of_range(shape, message):
         MedusaConfig(48, **shape)
 
 
-def test_heads_of_another_target_are_refused(target):
+def test_heads_of_another_target_are_rejected(target):
     for config, vocabulary, message in (
         (MedusaConfig(47), VOCABULARY, "hidden_size: expected the target's 48, got 47"),
         (MedusaConfig(48), 60, "vocabulary_size: expected the target's 61, got 60"),

@@ -130,7 +130,7 @@ def test_trees_and_acceptance_equal_the_authors(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_text_is_greedy_and_rounds_gain_what_theirs_do(name):
+def test_greedy_text_and_tokens_per_round_equal_the_authors(name):
     case = case_of(name)
     prompt, greedy = case.golden["prompt"], case.golden["greedy"]
     session = Session(case.target, case.drafter, max_nodes=NODES, guard=False)

@@ -1,4 +1,4 @@
-"""A method with a trained drafter is one entry and two files: nothing else has to know it."""
+"""A method is one registry entry and two files; nothing else refers to it."""
 
 import json
 import sys
@@ -114,7 +114,7 @@ def test_every_method_entry_has_its_files_and_attributes(name):
     assert set(METHODS[name].settings) <= set(drafts.CONFIG.__dataclass_fields__)
 
 
-def test_a_method_without_training_takes_its_settings():
+def test_training_free_method_accepts_its_settings():
     target = Target(tiny_model("llama"))
     assert load_drafter("lookup", target, places=2).config.places == 2
     with pytest.raises(ValueError, match="width: expected one of the settings of lookup"):
@@ -123,7 +123,7 @@ def test_a_method_without_training_takes_its_settings():
         load_drafter("plain", target, width=2)
 
 
-def test_names_of_the_last_release_still_work_and_warn():
+def test_deprecated_names_work_and_warn():
     target = Target(tiny_model("llama"))
     with pytest.warns(DeprecationWarning, match="drafter: expected plain, got none"):
         drafter = load_drafter("none", target)

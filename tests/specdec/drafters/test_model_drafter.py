@@ -1,4 +1,4 @@
-"""A second model drafts: with any pair the text is the target's; what does not fit is refused."""
+"""Draft models: tokens equal transformers' for any pair of models; models that do not fit are rejected."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ SHAPES = pytest.mark.parametrize("width", [1, 3], ids=["chain", "beams"])
 
 @SHAPES
 @pytest.mark.parametrize("at", range(len(FAMILIES)), ids=FAMILIES)
-def test_text_equals_transformers_whatever_the_pair(at, width):
+def test_tokens_equal_transformers_for_every_pair_of_models(at, width):
     model = tiny_model(FAMILIES[at])
     target = Target(model)
     rows = at % 4 + 1
@@ -53,7 +53,7 @@ def test_text_equals_transformers_whatever_the_pair(at, width):
 
 
 @SHAPES
-def test_rows_that_end_early_leave_the_others_as_they_are(width):
+def test_rows_that_end_early_do_not_affect_other_rows(width):
     model, small = tiny_model("qwen3", seed=2), Target(tiny_model("llama"))
     target = Target(model)
     prompts = [random_prompt(length, length) for length in (3, 12, 6, 9)]
@@ -69,7 +69,7 @@ def test_rows_that_end_early_leave_the_others_as_they_are(width):
     assert first == [library_greedy(model, p, 1) for p in prompts]
 
 
-def test_unions_write_the_same_text():
+def test_tokens_of_unions_equal_transformers():
     model = tiny_model("llama", seed=4)
     target, cut = Target(model), Target(cut_model(model, 2))
     prompts = [random_prompt(length, 9) * 2 for length in (4, 9)]
@@ -87,7 +87,7 @@ def test_unions_write_the_same_text():
         assert session.generate(prompts, max_new_tokens=NEW, picker=walk).tokens == sampled
 
 
-def test_processors_decide_as_without_a_drafter():
+def test_logits_processors_act_as_without_a_drafter():
     target = Target(tiny_model("llama", seed=3))
     prompts = [random_prompt(length, length) for length in (6, 13)]
 
@@ -100,7 +100,7 @@ def test_processors_decide_as_without_a_drafter():
     assert write(own_model(target)) == write(PlainDrafter())
 
 
-def test_copies_of_a_prompt_are_drafted_for_one_by_one():
+def test_copies_of_a_prompt_are_drafted_separately():
     target = Target(tiny_model("llama", seed=3))
     texts = [
         Session(target, drafter).generate(
@@ -113,7 +113,7 @@ def test_copies_of_a_prompt_are_drafted_for_one_by_one():
     assert len({tuple(text) for text in texts[0]}) == 4
 
 
-def test_exact_bfloat16_text_is_the_same_with_and_without():
+def test_exact_bfloat16_tokens_equal_the_plain_loop():
     target = load_target(tiny_model.__wrapped__("llama-16", 1, torch.bfloat16), exact=True)
     small = load_target(tiny_model.__wrapped__("qwen3-16", 2, torch.bfloat16))
     for prompts in ([random_prompt(9, 1)], [random_prompt(9, 1), random_prompt(4, 2)]):
@@ -127,7 +127,7 @@ def test_exact_bfloat16_text_is_the_same_with_and_without():
 # Names, and what is refused
 
 
-def test_cut_model_loads_from_its_folder(tmp_path):
+def test_draft_model_loads_from_a_folder(tmp_path):
     model = tiny_model("llama", dtype=torch.float32)
     target = load_target(save_with_letters(model, tmp_path / "whole"))
     folder = save_with_letters(cut_model(model, 2), tmp_path / "a+b")
@@ -142,7 +142,7 @@ def test_cut_model_loads_from_its_folder(tmp_path):
         assert written.tokens == [library_greedy(model, prompt, NEW)]
 
 
-def test_another_vocabulary_is_refused_by_name(tmp_path):
+def test_model_with_another_vocabulary_is_rejected(tmp_path):
     model = tiny_model("llama", dtype=torch.float32)
     target = load_target(save_with_letters(model, tmp_path / "whole"))
     other = letters()

@@ -1,4 +1,4 @@
-"""What a second model drafts: a model agrees with itself on everything, and no pass is run for nothing."""
+"""Drafts of a draft model: all accepted if it is the target, and no unnecessary passes."""
 
 from itertools import islice
 
@@ -23,7 +23,7 @@ SHAPES = pytest.mark.parametrize("width", [1, 3], ids=["chain", "beams"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_model_accepts_every_token_of_its_own_chain(family):
+def test_target_accepts_all_drafts_of_itself(family):
     target = Target(tiny_model(family))
     watched = Watched(drafter_of(target, target, length=4))
     prompts = [random_prompt(length, length) for length in (5, 19, 1)]
@@ -35,7 +35,7 @@ def test_model_accepts_every_token_of_its_own_chain(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_of_its_own_beams_are_what_the_target_says(family):
+def test_beam_scores_equal_the_models_log_probabilities(family):
     target = Target(tiny_model(family))
     watched = Watched(drafter_of(target, target, length=3, width=4))
     prompts = [random_prompt(length, length) for length in (5, 19, 1)]
@@ -53,7 +53,7 @@ def test_scores_of_its_own_beams_are_what_the_target_says(family):
     assert deep > 20
 
 
-def test_own_noise_makes_sampled_drafts_right():
+def test_coupled_drafts_of_the_same_model_are_all_accepted():
     target = Target(tiny_model("llama", seed=3))
     prompts = [random_prompt(length, length) for length in (5, 9)]
     session = Session(target, drafter_of(target, target), max_nodes=16)
@@ -63,7 +63,7 @@ def test_own_noise_makes_sampled_drafts_right():
 
 
 @SHAPES
-def test_draft_is_one_pass_per_step_and_stops_where_it_is_hopeless(width):
+def test_draft_takes_one_pass_per_step_and_stops_at_low_probability(width):
     target, passes = Target(tiny_model("llama")), []
     small = Target(tiny_model.__wrapped__("llama", seed=1))
     small.model.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
@@ -81,7 +81,7 @@ def test_draft_is_one_pass_per_step_and_stops_where_it_is_hopeless(width):
 
 
 @SHAPES
-def test_continued_text_gives_the_drafts_of_a_fresh_session(width):
+def test_continued_session_drafts_the_same_as_a_fresh_one(width):
     target, small = Target(tiny_model("llama")), Target(tiny_model("gpt2", seed=1))
     start = [random_prompt(length, 7) for length in (30, 22)]
     parts = [text[:17] + random_prompt(9, 8) for text in start]
@@ -111,7 +111,7 @@ def test_continued_text_gives_the_drafts_of_a_fresh_session(width):
 
 
 @SHAPES
-def test_text_beyond_the_small_models_positions_is_not_drafted_for(width):
+def test_nothing_is_drafted_beyond_the_draft_models_positions(width):
     model = tiny_model("llama")
     target = Target(model)
     small = tiny_model.__wrapped__("gpt2", seed=1)
@@ -135,7 +135,7 @@ def test_text_beyond_the_small_models_positions_is_not_drafted_for(width):
     assert any(proposals.valid.any() for _, proposals, *_ in alone.rounds)
 
 
-def test_sessions_share_a_drafter():
+def test_two_sessions_can_share_a_drafter():
     model = tiny_model("llama")
     target = Target(model)
     drafter = drafter_of(target, Target(cut_model(model, 2)))
@@ -152,7 +152,7 @@ def test_sessions_share_a_drafter():
     assert written == [library_greedy(model, prompt, NEW) for prompt in prompts]
 
 
-def test_changed_weights_of_the_small_model_are_read_anew():
+def test_changed_draft_model_weights_discard_its_cache():
     target = Target(tiny_model("llama"))
     model = tiny_model.__wrapped__("llama")
     drafter = drafter_of(target, load_target(model))

@@ -37,7 +37,7 @@ def test_template_holds_the_likeliest_paths_and_their_parents(nodes):
         assert shape.scores[at].item() == pytest.approx(above + math.log(RIGHT[ranks[at]]))
 
 
-def test_template_ends_where_a_node_is_not_worth_it():
+def test_template_leaves_out_nodes_below_the_least_score():
     kept = template(RIGHT, 2, 99, math.log(RIGHT[1] - 1e-6))
     assert [x.tolist() for x in kept.ranks] == [[0, 1], [0]]  # 0.46, 0.13; 0.46 squared
     assert template(RIGHT, 2, 99, 0.0).ranks == []
@@ -84,7 +84,7 @@ def test_draft_reads_a_tree_of_successors_from_the_table():
     assert paths(proposals, 2) == []  # nothing is known
 
 
-def test_draft_is_no_deeper_than_the_text_can_use():
+def test_draft_depth_is_limited_by_the_budget():
     state = state_of([3])
     drafter = drafter_of(state, ranks=1, length=5, min_prob=1e-9)
     state.memory[drafter][:] = 3
@@ -107,7 +107,7 @@ def test_table_keeps_the_best_ranks_of_the_last_node_with_a_token_and_ignores_pa
     assert table[6].tolist() == [UNKNOWN, UNKNOWN]
 
 
-def test_table_lives_as_long_as_the_session():
+def test_table_is_kept_for_the_whole_session():
     target = Target(tiny_model("llama"))
     drafter = RecyclingDrafter(vocabulary_size=VOCABULARY)
     session = Session(target, drafter)
@@ -128,7 +128,7 @@ def test_table_lives_as_long_as_the_session():
         ({"min_prob": 2}, "min_prob: expected above 0 to 1, got 2"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(change, message):
+def test_error_names_the_out_of_range_setting(change, message):
     with pytest.raises(ValueError, match=message):
         RecyclingConfig(**change)
 
@@ -138,7 +138,7 @@ def test_table_keeps_no_more_ranks_than_there_are_tokens():
     assert RecyclingDrafter(vocabulary_size=3).ranks == 3
 
 
-def test_table_goes_on_with_a_cache_that_is_handed_on():
+def test_table_is_kept_when_a_cache_moves_to_another_session():
     target = Target(tiny_model("llama"))
     drafter = RecyclingDrafter(vocabulary_size=VOCABULARY)
     first = Session(target, drafter)

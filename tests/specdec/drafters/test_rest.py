@@ -41,7 +41,7 @@ def drafted(drafter, text, depth=10, nodes=63):
     return dict(zip(paths, np.exp(trie.scores).tolist(), strict=True))
 
 
-def test_what_followed_the_longest_match_is_proposed_by_its_share(tmp_path):
+def test_continuations_of_the_longest_match_are_scored_by_their_share(tmp_path):
     drafter = drafter_of(tmp_path / "s", [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4], [9, 3, 6]])
     found = drafted(drafter, [8, 2, 3])
     assert set(found) == {(4,), (5,)}
@@ -73,7 +73,7 @@ def test_equal_stores_give_equal_drafts(tmp_path):
         assert drafted(one, text[:9]) == drafted(other, text[:9]) == drafted(one, text[:9])
 
 
-def test_text_is_the_targets_alone_and_in_a_union(tmp_path):
+def test_tokens_equal_transformers_alone_and_in_a_union(tmp_path):
     target = Target(tiny_model("llama", dtype=torch.float32))
     prompts = [random_prompt(8, seed) for seed in range(2)]
     expected = [library_greedy(target.model, prompt, 25) for prompt in prompts]
@@ -84,7 +84,7 @@ def test_text_is_the_targets_alone_and_in_a_union(tmp_path):
         assert len(written.metrics.gains) < 25  # of two rows
 
 
-def test_a_store_of_other_ids_or_another_tokenizer_is_refused(tmp_path):
+def test_store_of_another_vocabulary_or_tokenizer_is_rejected(tmp_path):
     ours, others = Words("abc"), Words("acb")
     target = Target(tiny_model("llama"), ours)
     path = tmp_path / "s"
@@ -105,7 +105,7 @@ def test_a_store_of_other_ids_or_another_tokenizer_is_refused(tmp_path):
         new_drafter(target, str(tmp_path / "nothing"))
 
 
-def test_copies_of_a_drafter_open_the_store_again(tmp_path):
+def test_copied_drafter_reopens_its_store(tmp_path):
     drafter = drafter_of(tmp_path / "s", [[1, 2, 3]])
     for copied in (copy.deepcopy(drafter), pickle.loads(pickle.dumps(drafter))):
         assert drafted(copied, [1, 2]) == drafted(drafter, [1, 2])
@@ -121,7 +121,7 @@ def test_error_names_the_out_of_range_setting(change):
         RestConfig(**change)
 
 
-def test_the_description_names_what_was_built(tmp_path):
+def test_manifest_describes_the_store(tmp_path):
     drafter_of(tmp_path / "s", [[1, 2, 3], [4, 5]])
     said = json.loads((tmp_path / "s" / "store.json").read_text())
     assert said["format"] == "specdec datastore" and said["vocabulary_size"] == VOCABULARY

@@ -49,7 +49,7 @@ def rounds_of(case, store):
         yield theirs, match.length, counts
 
 
-def test_matches_are_the_authors(golden):
+def test_matches_equal_the_authors(golden):
     for theirs, length, _ in rounds_of(*golden):
         assert length == theirs["matched_span"]
 
@@ -77,7 +77,7 @@ def cut(counts, budget):
     return set(left)
 
 
-def test_paths_are_the_authors_where_theirs_are_no_matter_of_chance(golden):
+def test_paths_equal_the_authors_deterministic_ones(golden):
     case, compared = golden[0], 0
     for theirs, _, counts in rounds_of(*golden):
         retrieved = {tuple(path) for path in theirs["retrieved"]}
@@ -91,7 +91,7 @@ def test_paths_are_the_authors_where_theirs_are_no_matter_of_chance(golden):
     assert compared >= 3
 
 
-def test_final_text_is_the_authors(tmp_path):
+def test_final_text_equals_the_authors(tmp_path):
     case = json.loads((DATA / "gqa_64.json").read_text())
     with torch.inference_mode(False):
         model = AutoModelForCausalLM.from_pretrained(DATA / "gqa_64", dtype=torch.float32)

@@ -58,13 +58,13 @@ def test_longer_and_later_matches_are_likelier():
         assert found[token,] == pytest.approx(weight / (sum(weights) + 1), rel=1e-5)
 
 
-def test_every_token_that_proves_right_makes_the_next_likelier():
+def test_longer_matches_along_a_path_raise_the_probability():
     (found,) = drafted([[1, 2, 3, 4, 1]], length=3)
     steps = [found[2,], found[2, 3] / found[2,], found[2, 3, 4] / found[2, 3]]
     assert steps == pytest.approx((ODDS[:3] / (ODDS[:3] + 1)).tolist(), rel=1e-5)
 
 
-def test_what_repeats_itself_is_drafted_on():
+def test_repetitions_are_continued():
     (found,) = drafted([[4, 4, 4]], length=5)
     assert max(found, key=len) == (4,) * 5
 
@@ -75,12 +75,12 @@ def test_nothing_is_proposed_without_a_match_or_without_room():
     assert len(drafted([[1, 2, 3, 1, 4, 5, 1]], nodes=4)[0]) == 3
 
 
-def test_rows_share_what_they_know_and_do_not_match_their_own_ends():
+def test_rows_draft_from_each_other_but_not_from_their_own_end():
     first, second = drafted([[1, 2, 3, 8], [9, 5, 2]])
     assert first == {} and max(second, key=len) == (3, 8)
 
 
-def test_a_session_remembers_its_texts():
+def test_earlier_texts_of_a_session_are_used():
     memory, drafter = {}, drafter_of()
     state = state_of([[1, 2, 3, 4]], memory)
     drafter.start(state)
@@ -93,7 +93,7 @@ def test_a_session_remembers_its_texts():
     assert paths(draft(drafter, elsewhere)) == {}
 
 
-def test_other_texts_weigh_less_than_the_text_itself():
+def test_other_texts_have_less_weight_than_the_same_text():
     memory, drafter = {}, drafter_of(length=1, recency=1.0, others=0.5)
     drafter.start(state_of([[1, 3, 8]], memory))
     state = state_of([[2, 3, 7, 3]], memory)
@@ -102,7 +102,7 @@ def test_other_texts_weigh_less_than_the_text_itself():
     assert found[7,] == pytest.approx(2 * found[8,])
 
 
-def test_a_text_that_goes_on_is_read_from_where_it_is_new():
+def test_continued_text_is_read_from_its_first_new_token():
     memory, drafter = {}, drafter_of()
     for text in ([1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 9, 2]):  # goes on, then rolls back
         drafter.start(state_of([text], memory))
@@ -112,7 +112,7 @@ def test_a_text_that_goes_on_is_read_from_where_it_is_new():
     assert max(paths(draft(drafter, state)), key=len)[0] == 9  # the newest way on
 
 
-def test_the_oldest_texts_are_forgotten():
+def test_oldest_texts_are_dropped_beyond_the_memory_limit():
     memory, drafter = {}, drafter_of(memory=8)
     for text in ([1, 2, 3, 4, 5], [11, 12, 13, 14, 15]):
         drafter.start(state_of([text], memory))
@@ -125,7 +125,7 @@ def test_the_oldest_texts_are_forgotten():
     assert max(paths(draft(drafter, state)), key=len) == (14, 15)
 
 
-def test_a_long_text_that_goes_on_is_not_read_again():
+def test_continued_long_text_is_not_read_again():
     memory, drafter, text = {}, drafter_of(memory=8), list(range(20))
     for length in (10, 12, 14):
         drafter.start(state_of([text[:length]], memory))
@@ -134,7 +134,7 @@ def test_a_long_text_that_goes_on_is_not_read_again():
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_text_is_the_targets_through_several_streams(rows):
+def test_tokens_equal_transformers_over_several_streams(rows):
     target = Target(tiny_model("llama", dtype=torch.float32))
     session = Session(target, "suffix")
     prompts = [random_prompt(8, seed) for seed in range(rows)]
@@ -144,7 +144,7 @@ def test_text_is_the_targets_through_several_streams(rows):
         prompts = [p + w[:11] for p, w in zip(prompts, written.tokens, strict=True)]
 
 
-def test_copies_of_a_prompt_are_known_once():
+def test_copies_of_a_prompt_are_stored_once():
     target = Target(tiny_model("llama", dtype=torch.float32))
     drafter = load_drafter("suffix", target)
     prompt = random_prompt(8, 1)

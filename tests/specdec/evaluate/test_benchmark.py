@@ -1,4 +1,4 @@
-"""The benchmark on a tiny model: what is recorded, and that errors are not missed."""
+"""The benchmark on a tiny model: recorded results, and detection of wrong tokens."""
 
 import json
 
@@ -80,7 +80,7 @@ def test_every_run_is_recorded_and_summarized():
     assert all(wide.measure(table).maximum <= 80 for table in tables)
 
 
-def test_texts_of_a_list_share_its_times_and_are_compared_with_texts_alone():
+def test_listed_texts_share_the_time_and_are_compared_with_single_texts():
     result = benchmark(turns=1, batch=1)
     assert result.machine["batch"] == 1
     assert result.machine["reference"] == "plain"

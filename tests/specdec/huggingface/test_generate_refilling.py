@@ -27,7 +27,7 @@ ENDS = [plain_text(MORE[0])[3], plain_text(MORE[3])[0]]
     ],
     ids=lambda options: ",".join(options) or "plain",
 )
-def test_result_does_not_depend_on_the_rows_at_once(make, options):
+def test_result_does_not_depend_on_rows_at_once(make, options):
     drafter, options = make(target_of()), {"max_new_tokens": 9} | options
     expected = ours(MORE, drafter, **options)
     for rows in (1, 2, 3, 5, 50):
@@ -37,7 +37,7 @@ def test_result_does_not_depend_on_the_rows_at_once(make, options):
         assert [text[: len(one)] for text, one in zip(expected, alone, strict=True)] == alone
 
 
-def test_scores_logits_and_columns_are_those_of_all_rows_at_once():
+def test_scores_logits_and_streaming_do_not_depend_on_rows_at_once():
     class Columns(BaseStreamer):
         def __init__(self):
             self.got = []
@@ -70,7 +70,7 @@ def test_scores_logits_and_columns_are_those_of_all_rows_at_once():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
-def test_sequences_of_one_prompt_take_turns_too(rows):
+def test_num_return_sequences_may_exceed_rows_at_once(rows):
     ids, mask = padded(MORE)
     options = {
         "attention_mask": mask, "max_new_tokens": 7, "num_return_sequences": 3, "do_sample": True, "seed": SEED,
@@ -81,7 +81,7 @@ def test_sequences_of_one_prompt_take_turns_too(rows):
     assert torch.equal(found, expected)
 
 
-def test_criteria_are_asked_row_by_row():
+def test_stopping_criteria_are_called_per_row():
     text = plain_text(MORE[3])
 
     def stop(ids, scores, **options):
@@ -94,7 +94,7 @@ def test_criteria_are_asked_row_by_row():
         assert found == expected
 
 
-def test_method_takes_rows_at_once_too():
+def test_custom_generate_method_accepts_rows_at_once():
     ids, mask = padded(MORE)
     options = {
         "attention_mask": mask,
@@ -109,13 +109,11 @@ def test_method_takes_rows_at_once_too():
     assert out[:, ids.shape[1] :].tolist() == ours(MORE, "lookup", max_new_tokens=7)
 
 
-def test_cache_of_all_rows_is_not_gone_on_with_in_fewer():
+def test_cache_of_all_rows_cannot_be_continued_with_fewer_rows():
     ids, mask = padded(MORE)
     options = {"attention_mask": mask, "max_new_tokens": 3, "return_dict_in_generate": True}
     past = specdec.generate(target_of(), ids, "lookup", **options)[CACHE_NAME]
-    with pytest.raises(
-        ValueError, match="rows_at_once: expected None or at least the 5 rows .* got 4"
-    ):
+    with pytest.raises(ValueError, match="rows_at_once: expected None or at least 5, .* got 4"):
         specdec.generate(
             target_of(), ids, "lookup", rows_at_once=4, **{CACHE_NAME: past}, **options
         )
@@ -126,6 +124,6 @@ def test_cache_of_all_rows_is_not_gone_on_with_in_fewer():
 
 
 @pytest.mark.parametrize("rows", [0, -3])
-def test_rows_at_once_below_1_is_refused_by_name(rows):
+def test_error_names_rows_at_once_below_1(rows):
     with pytest.raises(ValueError, match=f"rows_at_once: expected at least 1, got {rows}"):
         specdec.generate(target_of(), [[3, 4]], "plain", max_new_tokens=2, rows_at_once=rows)

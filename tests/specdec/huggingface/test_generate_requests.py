@@ -130,7 +130,7 @@ def test_stop_strings_are_read_from_arguments_and_both_configurations():
             )  # fmt: skip
             assert out[0, len(prompt) :].tolist() == text[:count], name
         assert model.generation_config.stop_strings == [letters().decode(text[4:6])]
-        with pytest.raises(ValueError, match="tokenizer: expected one, for stop_strings, got none"):
+        with pytest.raises(ValueError, match="tokenizer: expected one for stop_strings, got none"):
             specdec.generate(target_of(), [prompt], "plain")
     finally:
         model.generation_config.stop_strings = None
@@ -148,10 +148,12 @@ def test_other_generation_modes_are_rejected_in_arguments_and_configuration(
     )
     config = GenerationConfig(**{name: value})
     for options in ({name: value}, {"generation_config": config}):
-        with pytest.raises(ValueError, match=f"{name}: expected it to be left as it is, got"):
+        with pytest.raises(
+            ValueError, match=f"{name}: expected no value, as it is not supported, got"
+        ):
             specdec.generate(target, PROMPTS[:1], "plain", **options)
     monkeypatch.setattr(target.model.generation_config, name, value)
-    with pytest.raises(ValueError, match=f"{name}: expected it to be left as it is, got"):
+    with pytest.raises(ValueError, match=f"{name}: expected no value, as it is not supported, got"):
         specdec.generate(target, PROMPTS[:1], "plain")
 
 
@@ -187,7 +189,7 @@ def test_warning_names_the_row_that_reaches_the_last_position(recwarn):
         ({"num_beams": 2, "do_sample": True}, "generation_config: .* got beam_sample"),
         ({"cache_implementation": "static"}, "cache_implementation: .* got 'static'"),
         ({"use_cache": False}, "use_cache: expected True, got False"),
-        ({"position_ids": torch.tensor([[3, 4]])}, "position_ids: expected those of the mask"),
+        ({"position_ids": torch.tensor([[3, 4]])}, "position_ids: expected those that follow from attention_mask"),
         ({"custom_generate": "somewhere"}, "custom_generate"),
         ({"do_sample": True, "seed": -1}, r"seed: expected 0 to 2\*\*64 - 1, got -1"),
         ({"do_sample": True, "seed": "a"}, "seed: expected an integer, got 'a'"),
@@ -273,5 +275,7 @@ def test_cache_of_another_type_or_target_is_rejected(name):
             specdec.generate(
                 model, first.sequences, "plain", **{name: first[CACHE_NAME]}, **options
             )
-    with pytest.raises(ValueError, match="cache, past_key_values: expected one of them, got both"):
+    with pytest.raises(
+        ValueError, match="cache, past_key_values: expected one of the two, got both"
+    ):
         specdec.generate(target, ids, "plain", **dict.fromkeys(CACHE_NAMES, first[CACHE_NAME]))

@@ -101,7 +101,9 @@ def test_error_names_unsupported_model_arguments(name):
     ],
 )
 def test_position_ids_that_contradict_the_mask_are_rejected(positions):
-    with pytest.raises(ValueError, match="^position_ids: expected those of the mask"):
+    with pytest.raises(
+        ValueError, match="^position_ids: expected those that follow from attention_mask"
+    ):
         check_request(CONFIG, False, MASK, {"position_ids": positions})
 
 

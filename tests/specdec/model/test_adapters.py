@@ -1,4 +1,4 @@
-"""Adapters of PEFT that are switched, merged or scaled between texts: the next text is theirs."""
+"""PEFT adapters that change between texts apply to the next text."""
 
 import copy
 

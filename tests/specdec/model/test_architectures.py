@@ -1,4 +1,4 @@
-"""Families of models: the same text as the library's, or a refusal that names the model."""
+"""Model families: transformers' tokens, or an error that names the model."""
 
 import json
 import re

@@ -152,7 +152,7 @@ def test_gradients_flow_through_packed_layers():
     assert model[0].weight.grad.abs().sum() > 0
 
 
-def test_the_options_name_of_the_last_release_still_works_and_warns():
+def test_deprecated_pack_option_works_and_warns():
     with pytest.warns(DeprecationWarning, match="pack: expected prepack"):
         assert load_target(
             copy.deepcopy(tiny_model("llama", dtype=torch.float32)), pack=True

@@ -1,4 +1,4 @@
-"""Flags of torch, which are there without a GPU: off within, and afterwards as they were."""
+"""Torch's reduced-precision flags are off inside the context and restored after it."""
 
 import pytest
 import torch

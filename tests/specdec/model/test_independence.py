@@ -1,4 +1,4 @@
-"""A model in which a token depends on its neighbours in a pass is refused when it is loaded, in every dtype."""
+"""Models in which a token depends on unrelated tokens of a pass are rejected at load time, in every dtype."""
 
 import copy
 from types import SimpleNamespace

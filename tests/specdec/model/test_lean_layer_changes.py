@@ -1,4 +1,4 @@
-"""Layers in few operators: what keeps the library's, what is noticed later, and what stays in memory."""
+"""Lean layers: layers that run as transformers', changes after loading, and memory."""
 
 import copy
 import gc
@@ -24,7 +24,9 @@ def fresh(family="llama", seed=11, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("named", [True, False], ids=["by-name", "by-trying"])
-def test_layers_that_change_far_behind_the_beginning_stay_the_librarys(named, dtype, monkeypatch):
+def test_layers_that_depend_on_large_positions_run_as_transformers_layers(
+    named, dtype, monkeypatch
+):
     """Ministral 3 scales queries by their positions, from a length on that no probe at the beginning sees."""
     if not named:
         monkeypatch.setattr("specdec.model.layer_parts._check_config", lambda config: None)
@@ -42,14 +44,14 @@ def test_layers_that_change_far_behind_the_beginning_stay_the_librarys(named, dt
     assert written == library_greedy(model, prompt, 40)
 
 
-def test_layers_that_clip_stay_the_librarys():
+def test_layers_with_clipping_run_as_transformers_layers():
     model = fresh()
     model.model.layers[0].self_attn.config.clip_qkv = 3.0
     target = load_target(model)
     assert set(target.lean.reasons) == {"it clips queries, keys and values"}
 
 
-def test_layers_that_ours_cannot_run_stay_the_librarys(monkeypatch):
+def test_unsupported_layers_run_as_transformers_layers(monkeypatch):
     def fails(self, hidden, *others):
         raise RuntimeError("expected another dtype\nand more")
 
@@ -60,7 +62,7 @@ def test_layers_that_ours_cannot_run_stay_the_librarys(monkeypatch):
     assert text == library_greedy(fresh(), PROMPT, 6)
 
 
-def test_buffers_of_many_shapes_do_not_pile_up():
+def test_number_of_kept_buffers_is_bounded():
     target = load_target(fresh())
     prompts = [random_prompt(length, length) for length in (3, 30, 90, 5)]
     for _ in range(2):
@@ -71,7 +73,7 @@ def test_buffers_of_many_shapes_do_not_pile_up():
 
 
 @pytest.mark.skipif(not can_prepack(torch.float32), reason="torch has no such operators here")
-def test_hooks_that_come_and_go_see_no_other_tokens_and_leave_no_copies():
+def test_hooks_see_only_generated_tokens_and_leave_no_copies():
     model = fresh()
     target = load_target(model, prepack=True)
     session, seen = Session(target, "plain"), []
@@ -87,7 +89,7 @@ def test_hooks_that_come_and_go_see_no_other_tokens_and_leave_no_copies():
     assert [n for n, m in model.named_modules() if isinstance(m, PrepackedLinear)] == ["lm_head"]
 
 
-def test_hooks_of_the_library_itself_and_of_all_modules_are_told_apart():
+def test_transformers_hooks_and_global_hooks_are_distinguished():
     model = fresh()
     model(torch.tensor([PROMPT]), output_hidden_states=True, output_attentions=True)
     assert all(load_target(model).lean.layers)

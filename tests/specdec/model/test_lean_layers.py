@@ -1,4 +1,4 @@
-"""Layers in few operators: which models have them, and that they are the library's."""
+"""Lean layers: which models have them, and that they agree with transformers' layers."""
 
 import copy
 
@@ -70,7 +70,7 @@ def layer_by_layer(target, exact=None):
 
 
 @pytest.mark.parametrize("name", WORKING)
-def test_families_run_lean_or_say_why_not(name):
+def test_every_family_runs_lean_or_gives_a_reason(name):
     target = load_target(tiny_of(name))
     assert len(target.lean.reasons) == len(target.layer_types)
     for layer, reason in zip(target.lean.layers, target.lean.reasons, strict=True):
@@ -87,7 +87,7 @@ def test_families_run_lean_or_say_why_not(name):
 @pytest.mark.parametrize(
     "name", ["llama", "qwen3", "gemma3_text", "gemma2", "granite", "olmo2", "glm"]
 )
-def test_rounding_errors_are_no_larger_than_the_librarys(name, dtype, prepack):
+def test_lean_rounding_errors_do_not_exceed_transformers(name, dtype, prepack):
     if prepack and not can_prepack(dtype):
         pytest.skip("torch has no such operators here")
     squares = {"lean": 0.0, "library": 0.0}
@@ -114,7 +114,7 @@ def test_rounding_errors_are_no_larger_than_the_librarys(name, dtype, prepack):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_text_of_ragged_rows_is_the_librarys(family, dtype):
+def test_ragged_rows_tokens_equal_transformers(family, dtype):
     model = tiny_model(family, dtype=dtype)
     target = load_target(model)
     prompts = [random_prompt(length, length) for length in (3, 17, 9)]
@@ -125,7 +125,7 @@ def test_greedy_text_of_ragged_rows_is_the_librarys(family, dtype):
         assert written == [library_greedy(model, prompt, 20) for prompt in prompts]
 
 
-def test_layers_library_keeps_the_librarys_layers():
+def test_layers_library_option_runs_transformers_layers():
     target = load_target(fresh(), layers="library")
     assert not any(target.lean.layers) and set(target.lean.reasons) == {"asked for"}
     with pytest.raises(ValueError, match="layers: expected 'auto' or 'library', got 'lean'"):
@@ -157,7 +157,7 @@ def another_activation(model):
 
 
 @pytest.mark.parametrize("touch", [hooked, offloaded, wrapped, another_activation])
-def test_touched_layers_stay_the_librarys(touch):
+def test_modified_layers_run_as_transformers_layers(touch):
     model = fresh()
     touch(model)
     target = load_target(model)
@@ -168,7 +168,7 @@ def test_touched_layers_stay_the_librarys(touch):
 
 @pytest.mark.parametrize("prepack", [False, True], ids=["plain", "prepacked"])
 @pytest.mark.parametrize("touch", [hooked, offloaded])
-def test_hooks_put_on_later_count_from_the_next_text(touch, prepack):
+def test_hooks_added_later_take_effect_at_the_next_text(touch, prepack):
     model = fresh()
     target = load_target(model, prepack=prepack)
     session = Session(target, "plain")
@@ -178,7 +178,7 @@ def test_hooks_put_on_later_count_from_the_next_text(touch, prepack):
     assert after == library_greedy(model, PROMPT, 12) != before
 
 
-def test_a_layer_that_differs_stays_the_librarys_and_says_by_how_much(monkeypatch):
+def test_differing_layer_runs_as_transformers_layer_and_reports_the_difference(monkeypatch):
     target = Target(fresh())
     monkeypatch.setattr("specdec.model.layer_parts.activate", lambda x, activation: x.tanh())
     lean_layers(target, prepack=False)
@@ -211,7 +211,7 @@ def test_weights_are_shared_and_the_model_is_not_changed(tmp_path):
 
 
 @pytest.mark.skipif(not can_prepack(torch.float32), reason="torch has no such operators here")
-def test_prepacking_leaves_the_modules_of_lean_layers_alone():
+def test_prepacking_does_not_change_modules_of_lean_layers():
     model = fresh()
     target = load_target(model, prepack=True)
     assert target.prepacked and target.lean.prepacked
@@ -219,7 +219,7 @@ def test_prepacking_leaves_the_modules_of_lean_layers_alone():
     assert patched == ["lm_head"]
 
 
-def test_two_targets_over_one_model_write_their_texts():
+def test_two_targets_of_one_model_generate_correct_tokens():
     model = fresh(dtype=torch.float64)
     first, plain, second = (load_target(model, layers=x) for x in ("auto", "library", "auto"))
     expected = library_greedy(model, PROMPT, 10)
@@ -227,7 +227,7 @@ def test_two_targets_over_one_model_write_their_texts():
         assert Session(target, "lookup").generate([PROMPT], max_new_tokens=10).tokens[0] == expected
 
 
-def test_layers_are_the_librarys_where_gradients_are_recorded():
+def test_transformers_layers_run_with_gradients():
     target = load_target(fresh())
     with torch.inference_mode(False):
         assert torch.is_grad_enabled() and not target.lean.runs(0)
@@ -236,7 +236,7 @@ def test_layers_are_the_librarys_where_gradients_are_recorded():
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 28), (torch.bfloat16, 30)], ids=str)
-def test_operators_of_a_layer_are_few(dtype, most):
+def test_operators_per_layer_do_not_exceed_the_recorded_maximum(dtype, most):
     """Counted where they are called, and with all that these call: a third of the library's."""
     calls, inner = {}, {}
     for layers in ("auto", "library"):

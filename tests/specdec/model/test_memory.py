@@ -1,4 +1,4 @@
-"""What a model needs is known beforehand, and running out of memory is one line that says what to change."""
+"""Memory estimates, and one error line with advice when memory runs out."""
 
 import copy
 import re
@@ -69,7 +69,7 @@ def test_cache_out_of_memory_error_names_tokens_and_sizes(monkeypatch):
     target = load_target(tiny_model("llama"))
     session = Session(target, "plain")
     monkeypatch.setattr(target, "prefill", fails)
-    message = r"expected 0.00 GB for keys and values of 2 x \d+ tokens beside 0.00 GB of weights"
+    message = r"expected 0.00 GB for keys and values of 2 x \d+ tokens, beside 0.00 GB of weights"
     with pytest.raises(MemoryError, match=message):
         session.generate([random_prompt(4, 1)] * 2, max_new_tokens=4)
     monkeypatch.undo()
@@ -80,7 +80,7 @@ def test_packing_out_of_memory_error_suggests_pack_false(monkeypatch):
     monkeypatch.setattr("specdec.model.cpu_linear.SharedProduct.prepack", fails)
     monkeypatch.setattr("specdec.model.cpu_linear.can_prepack", lambda dtype: True)
     model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
-    with pytest.raises(MemoryError, match="for packed copies .* prepack=False") as caught:
+    with pytest.raises(MemoryError, match="for packed copies, .* prepack=False") as caught:
         load_target(model, prepack=True)
     assert not re.search(r"\n", str(caught.value))
 

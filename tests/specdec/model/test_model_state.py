@@ -1,4 +1,4 @@
-"""What is done to a model after it was loaded is followed, or refused by name, at the next call."""
+"""Changes of a loaded model take effect at the next call, or raise an error that names them."""
 
 import copy
 
@@ -78,7 +78,7 @@ def test_changed_weights_are_used_for_the_next_text(change, prepack):
     assert after != before, "a change that shows nothing"
 
 
-def test_changes_of_inference_mode_weights_are_noticed():
+def test_changed_inference_mode_weights_are_detected():
     with torch.inference_mode():
         model = copy.deepcopy(tiny_model("llama", dtype=torch.float32))
         for parameter in model.parameters():
@@ -203,7 +203,7 @@ def test_autocast_is_rejected():
     target = load_target(fresh(dtype=torch.float32))
     with (
         torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(ValueError, match="autocast: expected it to be off"),
+        pytest.raises(ValueError, match="autocast: expected off"),
     ):
         written(target)
 

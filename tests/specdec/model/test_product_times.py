@@ -1,4 +1,4 @@
-"""Which weights are prepacked: measured once per machine, kept on disk, and never by the number of rows."""
+"""The choice of prepacked weights: measured once per machine, kept on disk, independent of the number of rows."""
 
 import copy
 import json
@@ -91,7 +91,7 @@ def test_times_are_positive_and_of_both_kinds():
     assert plain > 0 and prepacked > 0
 
 
-def test_layers_take_the_decision_per_shape(monkeypatch):
+def test_layers_are_prepacked_per_weight_shape(monkeypatch):
     """Products of the feed-forward part stay plain, those of attention are prepacked, and the text is the library's."""
     monkeypatch.setattr(product_times, "MIN_BYTES", 0)
     decision = {}
@@ -111,7 +111,7 @@ def test_layers_take_the_decision_per_shape(monkeypatch):
     assert written == library_greedy(model, prompt, 12)
 
 
-def test_measuring_leaves_the_callers_random_numbers_alone():
+def test_measuring_does_not_change_the_callers_random_state():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)

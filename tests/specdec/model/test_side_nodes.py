@@ -1,4 +1,4 @@
-"""Side nodes are run as the model itself would run them, and leave nothing behind."""
+"""Side nodes get the model's own logits and leave nothing in the cache."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_side_nodes_never_enter_the_cache():
     torch.testing.assert_close(*kept, rtol=1e-9, atol=1e-9)
 
 
-def test_bit_sets_of_side_nodes_hold_the_root_and_what_they_see():
+def test_side_node_ancestors_are_the_root_and_visible_side_nodes():
     tree = tree_of([[5, 6, 7]], [-1, 0, 0])
     side = SideNodes(torch.zeros(1, 4, dtype=torch.int64), DEPTH[None], SEES, wanted=1)
     nodes = pass_nodes(tree, side)

@@ -1,4 +1,4 @@
-"""The target: a node of a tree says what the model itself says after that node's path."""
+"""The target: a node's logits equal the model's own logits after the node's path."""
 
 import copy
 from itertools import pairwise

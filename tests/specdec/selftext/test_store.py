@@ -75,7 +75,7 @@ def test_seed_is_bound_to_its_settings(tmp_path):
         first = store.begin({"seed": 1, "batch": 2}, {})
         assert store.begin({"seed": 1, "batch": 2}, {}).id == first.id
         with pytest.raises(
-            ValueError, match="seed: expected one that is new to .* or the settings"
+            ValueError, match="seed: expected one that is new to .* or its settings"
         ):
             store.begin({"seed": 1, "batch": 3}, {})
         assert store.begin({"seed": 2, "batch": 3}, {}).id != first.id
@@ -88,7 +88,7 @@ def test_store_of_another_target_is_rejected_unchanged(tmp_path):
         store.add(store.begin({}, {}), [record(0)])
     before = path.read_bytes()
     with (
-        pytest.raises(ValueError, match="store: expected one of text by .*llama.*, got one by"),
+        pytest.raises(ValueError, match="store: expected text of .*llama.*, got text of"),
         Store.write(path, {**FACTS, "layers": 3}),
     ):
         pass

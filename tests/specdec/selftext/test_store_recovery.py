@@ -59,7 +59,7 @@ def test_error_names_the_damaged_store(tmp_path):
     ):
         with contextlib.closing(sqlite3.connect(path)) as connection, connection:
             connection.execute(f"UPDATE {table} SET {column} = 'x'")
-        with pytest.raises(ValueError, match=r"store: expected a whole one, got .*a\.db"):
+        with pytest.raises(ValueError, match=r"store: expected an undamaged file, got .*a\.db"):
             read_all(path)
         gc.collect()
         path.write_bytes(whole)
@@ -87,7 +87,7 @@ def test_open_reader_blocks_writers(tmp_path):
     with Store.write(path, FACTS) as store:
         store.add(store.begin({}, {}), [record(0)])
     conversations = read_conversations(path)
-    with pytest.raises(ValueError, match="nobody else uses"), Store.write(path, FACTS):
+    with pytest.raises(ValueError, match="not in use"), Store.write(path, FACTS):
         pass
     assert len(conversations[0].prompt_ids) == 12
     del conversations
@@ -100,9 +100,7 @@ def test_second_writer_is_rejected_and_the_first_continues(tmp_path):
     with Store.write(path, FACTS) as first:
         run = first.begin({"seed": 1}, {})
         with (
-            pytest.raises(
-                ValueError, match=r"store: expected one that nobody else uses, got .*a\.db"
-            ),
+            pytest.raises(ValueError, match=r"store: expected one not in use, got .*a\.db"),
             Store.write(path, FACTS),
         ):
             pass

@@ -69,7 +69,7 @@ def damage_code(weights):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (damage_code, "weights that want code to be run, or are damaged; nothing was run"),
+        (damage_code, "weights that need code to be run, or are damaged; no code was run"),
         (lambda weights: weights.unlink(), "no file named model.safetensors"),
         (lambda weights: weights.write_bytes(b""), "SafetensorError"),
         (lambda weights: weights.write_bytes(weights.read_bytes()[:-9]), "SafetensorError"),

@@ -202,7 +202,7 @@ def test_medusa_loss_equals_the_papers_formula(target, features, output, labels)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_medusa_begins_as_the_targets_own_head(target, features):
+def test_new_medusa_heads_equal_the_targets_head(target, features):
     hidden = features.hidden[:5].float()
     for output in ("own", "projected", "target"):
         task = medusa_task(target, features, output)
@@ -246,7 +246,7 @@ def test_kangaroo_loss_equals_drafting_one_token_at_a_time(target, features):
     assert losses[first] != pytest.approx(float(loss), rel=1e-2)
 
 
-def test_eagle3_loss_equals_drafting_behind_the_true_text_at_every_place(target, features):
+def test_eagle3_loss_equals_drafting_after_the_true_text_at_every_position(target, features):
     """The loss is that of drafts which are given the true tokens: one place and one pass at a time, on a cache."""
     task = eagle3_task(target, features)
     unit = 3
@@ -305,7 +305,7 @@ def state_behind(target, drafter, tokens, inputs):
 
 @pytest.mark.parametrize("adapter", ["attention", "layer", "mlp", "none"])
 @pytest.mark.parametrize("own_head", [False, True])
-def test_every_kangaroo_adapter_learns(target, features, adapter, own_head):
+def test_training_reduces_the_loss_of_every_kangaroo_adapter(target, features, adapter, own_head):
     size = 40 if adapter == "layer" else None
     config = kangaroo_config(adapter=adapter, own_head=own_head, mlp_size=size)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Accepting in trees of one word and of several."""
+"""Cases of `accept_tree`: trees whose ancestor sets have one word and several."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ CASES = [
 SMALL = [Case("B2-N9", _prepare(2, 9))]
 
 COUNTED = CASES
-"""Small enough for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: small enough for an interpreter."""

@@ -1,4 +1,4 @@
-"""Steps of beam search, alone and together with the head that they follow."""
+"""Cases of `beam_step`, and of `lm_head_beams`."""
 
 from __future__ import annotations
 
@@ -61,4 +61,4 @@ COUNTED = [
     Case("B8-W10-K10", _prepare(8, 10, 10, 10)),
     Case("llama3-8b-head-B2-W10-V2048-float16", _prepare_head(2, 10, 4096, 2048, torch.float16)),
 ]
-"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: widths of real models, small enough for an interpreter."""

@@ -1,4 +1,4 @@
-"""Committing what a round accepts, in the caches of three models."""
+"""Cases of `commit_kv`: one round in the caches of three models."""
 
 from __future__ import annotations
 
@@ -39,4 +39,4 @@ COUNTED = [
     Case("llama3-8b-B2-4-layers-float16", _prepare(2, 4, 8, 128, torch.float16)),
     Case("smollm2-B2-float32", _prepare(2, 30, 3, 64, torch.float32)),
 ]
-"""Real widths, but few enough layers for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: widths of real models, few enough layers for an interpreter."""

@@ -1,4 +1,4 @@
-"""Candidates of a beam search that are ranked with the target's noise."""
+"""Cases of `coupled_log_probs`: candidates of a beam search."""
 
 from __future__ import annotations
 

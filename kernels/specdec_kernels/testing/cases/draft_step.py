@@ -1,4 +1,4 @@
-"""Draft steps of three models: cell and residual blocks, without the head."""
+"""Cases of `draft_step` for three models: cell and residual blocks, without the head."""
 
 from __future__ import annotations
 
@@ -73,4 +73,4 @@ COUNTED = [
     Case("smollm2-B1-W8-float16", _prepare(1, 8, 576, 1000, torch.float16)),
     Case("smollm2-B8-W8-float32", _prepare(8, 8, 576, 1000, torch.float32)),
 ]  # fmt: skip
-"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: widths of real models, small enough for an interpreter."""

@@ -1,4 +1,4 @@
-"""Kangaroo's step on three models, and the two launches of it that no other op has."""
+"""Cases of `early_exit_step` for three models, and of the two launches that only this op has."""
 
 from __future__ import annotations
 
@@ -108,4 +108,4 @@ COUNTED = [
     Case("llama3-8b-B1-V1024-bfloat16", _prepare(1, *LLAMA[:4], 1024, torch.bfloat16)),
     Case("smollm2-B8-V8192-float16", _prepare(8, *SMOLLM[:4], 8192, torch.float16)),
 ]
-"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: widths of real models, small enough for an interpreter."""

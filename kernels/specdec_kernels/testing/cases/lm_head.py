@@ -1,4 +1,4 @@
-"""Heads of real models, for the rows of a beam search, of a batch and of one text."""
+"""Cases of `lm_head_topk`: heads of real models, for rows of a beam search, of a batch and of one text."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ COUNTED = [
     Case("smollm2-R4-k1-V8192-float16", _prepare(4, 576, 8192, 1, torch.float16)),
     Case("smollm2-R20-k4-V4096-float32", _prepare(20, 576, 4096, 4, torch.float32)),
 ]
-"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: widths of real models, small enough for an interpreter."""

@@ -1,4 +1,4 @@
-"""Packing final beams, as few as a default draft has and as many as the kernel takes, and an expanded search."""
+"""Cases of `pack_tree`: final beams, from a default draft's number to the kernel's limit, and an expanded search."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _prepare(
             for x in (roots, drafted.flatten(1), beam_parents(drafted), scores.flatten(1))
         ]
         valid = torch.ones_like(tensors[1], dtype=torch.bool)
-        # With a width the reference does not ask the device for it.
+        # With a given width the reference does not read it from the device.
         return lambda: pack_tree(
             *tensors,
             valid=valid,
@@ -50,4 +50,4 @@ CASES = [
 SMALL = [Case("B2-W3-L4-N9", _prepare(2, 3, 4, 9, 50))]
 
 COUNTED = CASES[:2]
-"""Few enough numbers for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: small enough for an interpreter."""

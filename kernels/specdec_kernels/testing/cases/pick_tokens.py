@@ -1,4 +1,4 @@
-"""Picks from vocabularies of real models, with and without filters."""
+"""Cases of `pick_tokens`: vocabularies of real models, with and without filters."""
 
 from __future__ import annotations
 
@@ -58,4 +58,4 @@ COUNTED = [
     Case("smollm2-R2-float32", _prepare(2, 49152, torch.float32, 0.8)),
     Case("R1-V4096-k50-p0.9-float32", _prepare(1, 4096, torch.float32, 0.8, 50, 0.9)),
 ]
-"""Few enough numbers for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: small enough for an interpreter."""

@@ -1,4 +1,4 @@
-"""Attention of trees with the heads of real models, each dtype, and everything that adds code to a kernel."""
+"""Cases of `tree_attention`: heads of real models, each dtype, and every option that adds code to a kernel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prepare(
     spare: int = 0,
     **options: Any,
 ) -> Callable[[Inputs], Callable[[], Any]]:
-    """Prefixes are one for all rows or one each; a cache has `spare` slots behind the longest row."""
+    """Create a case; `prefix` is one length for all rows or one per row, and the cache has `spare` slots after the longest."""
     batch, nodes, heads, kv_heads, size = shape
     prefixes = [prefix] * batch if isinstance(prefix, int) else prefix
     slots = max(prefixes) + nodes + spare
@@ -33,7 +33,7 @@ def prepare(
     def prepare(inputs: Inputs) -> Callable[[], Any]:
         generator = torch.Generator().manual_seed(nodes)
         parents = torch.stack([make_parents("random", nodes, generator) for _ in range(batch)])
-        # Queries as Hugging Face models hand them over, in `[B, H, N, D]` order.
+        # Queries in the order in which Hugging Face models pass them, `[B, H, N, D]`.
         q = inputs.floats(batch, heads, nodes, size, dtype=dtype).transpose(1, 2)
         k, v = (inputs.floats(batch, kv_heads, slots, size, dtype=dtype) for _ in "kv")
         tree: dict[str, Any] = {
@@ -105,8 +105,8 @@ GRID = [
     *(_grid(batch, 64, prefix) for batch, prefix in ((32, 8192), (8, 32768))),
     *(_grid(32, nodes, 32768) for nodes in (16, 64)),
 ]
-"""Verification of trees over short and long prefixes, in small and large batches. First come those that say most of the
-targets of `bench/report/gpu/targets.py`; last those whose models' own way (K and V repeated) takes tens of gigabytes."""
+"""Verification of trees over short and long prefixes, in small and large batches. First the cases of most targets in
+`bench/report/gpu/targets.py`, last the cases for which transformers' attention (K and V repeated) takes tens of gigabytes."""
 
 COUNTED = [
     Case("llama3-8b-B1-N64-P1024-bfloat16", prepare((1, 64, *LLAMA3), 1024, BF16)),
@@ -118,4 +118,4 @@ COUNTED = [
     Case("smollm2-B4-N16-P2048-63-64-65-spare-float16",
          prepare((4, 16, *SMOLLM2), [2048, 63, 64, 65], FP16, spare=600)),
 ]  # fmt: skip
-"""Real widths, but few enough numbers for an interpreter: their bytes are counted."""
+"""Cases whose bytes are counted: widths of real models, small enough for an interpreter."""
