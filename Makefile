@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SPEC_BENCH = $(BIN)/specdec bench --prompts tests/data/questions.jsonl $(BENCH_FLAGS)
-METHODS := plain,transformers,transformers-lookup,lookup,redrafter,kangaroo,mixed
+METHODS := plain,transformers,transformers-lookup,lookup,redrafter,kangaroo,mixed,suffix+recycling
 DATA := bench/training/self_text.db
 # What both trainings share lies in one folder: delete it to train on other data.
 TRAINING := --features .training/features

@@ -217,7 +217,7 @@ def known_settings(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     known, renamed = METHODS[method].settings, METHODS[method].renamed
     for old in settings.keys() & renamed.keys():
         warnings.warn(
-            f"{old}: expected its new name, {renamed[old]}; the old one goes with the next release",
+            f"{old}: expected its new name, {renamed[old]}; the next release drops the old one",
             DeprecationWarning,
             stacklevel=4,
         )

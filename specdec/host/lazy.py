@@ -27,7 +27,7 @@ def lazily(
     def __getattr__(name: str) -> Any:
         if name in renamed:
             warnings.warn(
-                f"{package}.{name} is {renamed[name]} now; the old name goes with the next release",
+                f"{package}.{name} is {renamed[name]} now; the next release drops the old name",
                 DeprecationWarning,
                 stacklevel=2,
             )

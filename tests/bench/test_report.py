@@ -32,7 +32,7 @@ def saved(*methods):
     ],
     ids=len,
 )  # fmt: skip
-def test_a_comparison_is_told_for_the_methods_that_are_there(methods, tmp_path):
+def test_comparison_tables_have_the_measured_methods(methods, tmp_path):
     from bench.report import comparison as report
 
     result = saved(*methods)
@@ -48,7 +48,7 @@ def test_a_comparison_is_told_for_the_methods_that_are_there(methods, tmp_path):
     assert len(report.stages_table({"float32": result}).splitlines()) == 2 + 1 + len(drafters)
 
 
-def test_a_training_is_told_by_epochs(tmp_path):
+def test_training_table_has_a_row_per_epoch(tmp_path):
     from bench.report import training as report
 
     log = [
@@ -69,7 +69,7 @@ def test_a_training_is_told_by_epochs(tmp_path):
     assert (tmp_path / "training.png").exists()
 
 
-def test_the_second_model_is_told_with_the_times_that_there_are():
+def test_second_model_table_shows_the_measured_times():
     from bench.report.second import second_model_page
 
     def row(**figures):
@@ -110,7 +110,7 @@ def test_the_second_model_is_told_with_the_times_that_there_are():
     assert "| transformers | - | - | - | 13/13 | 0 | 0 | - | - | 20.0 | 1.00 | 2.00 |" in page
 
 
-def test_a_page_keeps_what_is_outside_its_marks(tmp_path):
+def test_fill_keeps_text_outside_the_marks(tmp_path):
     from bench.report.pages import fill
 
     page = tmp_path / "page.md"
@@ -133,7 +133,7 @@ def test_long_sentences_are_wrapped_and_tables_are_not(tmp_path):
     assert all(len(line) <= 100 for line in lines if line != row)
 
 
-def test_figures_without_a_class_of_cpu_say_so():
+def test_figures_without_a_cpu_class_are_marked():
     from bench.report.pages import classed
 
     assert classed("bf16; cpu (AMD EPYC), 2 threads") == (

@@ -13,9 +13,16 @@ from bench.report.pages import DOCS, README, fill, machine_line, number, table
 from specdec.evaluate.method_names import PLAIN, TRANSFORMERS
 
 CLASSES = {"AVX512": "AVX-512", "AVX2": "AVX2"}
-HEADER = ["CPU", "dtype", "drafter", "transformers, tokens/s", "loop and packing", "x drafting", "= speed-up", "specdec, tokens/s", "identical texts"]  # fmt: skip
+HEADER = ["CPU", "dtype", "drafter", "transformers, tokens/s", "specdec, tokens/s", "loop and packing", "× drafting", "= speed-up", "tokens per round", "same text"]  # fmt: skip
 LIBRARY_LOOKUP = "transformers-lookup"
-NAMES = {"mixed": "ReDrafter and `lookup`", "lookup": "`lookup`, no training"}
+UNTRAINED = "suffix+recycling"
+NAMES = {"mixed": "`redrafter+lookup`", UNTRAINED: f"`{UNTRAINED}`"}
+ROWS = (
+    ("float32", "mixed"),
+    ("float32", UNTRAINED),
+    ("bfloat16", "mixed"),
+    ("bfloat16", UNTRAINED),
+)
 
 
 def front_page(results: Path) -> None:
@@ -28,7 +35,7 @@ def front_page(results: Path) -> None:
 
 
 def results_table(results: Path) -> str:
-    """Make five rows: three of the machine that wrote the main files, two of a CPU of another class.
+    """Make five rows: four of the machine that wrote the main files, one of a CPU of another class.
 
     Every ratio is of one file, so of one machine. The other class is read from `spec_bench_cpu_DTYPE_CLASS.json`, CLASS
     in small letters; a class without a file is not measured.
@@ -36,10 +43,10 @@ def results_table(results: Path) -> str:
     main = {dtype: load(results, dtype) for dtype in ("float32", "bfloat16")}
     there = [result for result in main.values() if result]
     other = "AVX512" if there and class_of(there[0]) == "AVX2" else "AVX2"
-    rows = [row(main[dtype], dtype, method, "AVX512") for dtype, method in (("float32", "mixed"), ("float32", "lookup"), ("bfloat16", "mixed"))]  # fmt: skip
-    second = {dtype: load(results, f"{dtype}_{other.lower()}") for dtype in main}
-    rows += [row(result, dtype, "mixed", other) for dtype, result in second.items()]
-    measured = [*there, *filter(None, second.values())]
+    rows = [row(main[dtype], dtype, method, "AVX512") for dtype, method in ROWS]
+    second = load(results, f"float32_{other.lower()}")
+    rows.append(row(second, "float32", "mixed", other))
+    measured = [*there, second] if second else there
     lookups = [
         f"{number(result['summary'][LIBRARY_LOOKUP]['speedup_vs_transformers'])} ({result['machine']['dtype']})"
         for result in measured
@@ -54,7 +61,7 @@ def results_table(results: Path) -> str:
 def row(result: Result | None, dtype: str, method: str, missing: str) -> list[str]:
     """Write one row; without a result, of the class that is missing."""
     if result is None or method not in result["summary"]:
-        return [CLASSES[missing], dtype, NAMES[method], "not measured", *["-"] * 5]
+        return [CLASSES[missing], dtype, NAMES[method], "not measured", *["-"] * 6]
     summary: dict[str, dict[str, Any]] = result["summary"]
     drafting = summary[method]
     return [
@@ -62,10 +69,11 @@ def row(result: Result | None, dtype: str, method: str, missing: str) -> list[st
         dtype,
         NAMES[method],
         f"{summary[TRANSFORMERS]['tokens_per_second']:.1f}",
+        f"{drafting['tokens_per_second']:.1f}",
         number(summary[PLAIN]["speedup_vs_transformers"]),
         number(drafting["speedup_vs_plain"]),
         number(drafting["speedup_vs_transformers"]),
-        f"{drafting['tokens_per_second']:.1f}",
+        number(drafting["tokens_per_round"]),
         f"{drafting['identical']} of {drafting['answers']}",
     ]
 

@@ -125,7 +125,7 @@ def test_training_free_method_accepts_its_settings():
 
 def test_deprecated_names_work_and_warn():
     target = Target(tiny_model("llama"))
-    with pytest.warns(DeprecationWarning, match="drafter: expected plain, got none"):
+    with pytest.warns(DeprecationWarning, match="drafter: expected plain, got its old name none"):
         drafter = load_drafter("none", target)
     with pytest.warns(DeprecationWarning, match="NoDrafter is PlainDrafter now"):
         from specdec.drafters import NoDrafter

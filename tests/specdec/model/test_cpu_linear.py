@@ -153,7 +153,7 @@ def test_gradients_flow_through_packed_layers():
 
 
 def test_deprecated_pack_option_works_and_warns():
-    with pytest.warns(DeprecationWarning, match="pack: expected prepack"):
+    with pytest.warns(DeprecationWarning, match="pack: expected the argument prepack"):
         assert load_target(
             copy.deepcopy(tiny_model("llama", dtype=torch.float32)), pack=True
         ).prepacked
