@@ -35,7 +35,7 @@ NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PROMPT = 64
 SECONDS = 2.0
 """Least seconds of timing passes; every size is timed at least twice."""
-# Ratio of slower to faster passes of one size from which the machine counts as busy; then the table is not kept on disk.
+# Ratio of times of equal passes from which the machine counts as busy; times of a busy machine are not kept on disk.
 STEADY = 1.25
 # Numbers of steps of the timed drafts; from two numbers follow the fixed cost and the cost per step.
 DEPTHS = (1, 4)
@@ -46,7 +46,7 @@ def costs_of(target: Target, drafter: Drafter) -> Costs:
     """Return the cost table of a target and a drafter on this machine; missing times are measured.
 
     Measuring passes takes about two seconds if a step takes 20 ms. The table is kept on disk unless the machine was
-    busy.
+    busy. A stored table whose passes are slower than the machine is now was measured while it was busy: it is measured again.
 
     Args:
         target: the target; its passes are timed.
@@ -62,6 +62,8 @@ def costs_of(target: Target, drafter: Drafter) -> Costs:
     if known is not None and not missing(known):
         return known
     stored = known_costs(target)
+    if known is None and stored is not None and single_pass(target) * STEADY < stored.passes[0][1]:
+        stored = None
     known, steady = known or stored, stored is not None
     if known is None:
         passes = measure_passes(target)
@@ -69,6 +71,7 @@ def costs_of(target: Target, drafter: Drafter) -> Costs:
         known = Costs(passes.points, tree=measure_tree(target), machine=machine_of(target))
     if unknown := missing(known):
         known = replace(known, drafts=dict(known.drafts) | measure_drafts(target, unknown))
+        steady = steady and single_pass(target) < STEADY * known.passes[0][1]
     if steady and known != stored:
         keep(known, target)
     target.costs[threads] = known
@@ -91,22 +94,33 @@ class Passes(NamedTuple):
     """Measured times of passes."""
 
     points: tuple[tuple[int, float], ...]
-    """Nodes and milliseconds (the lower quartile, as other work on the machine only adds time)."""
+    """Nodes and milliseconds, the lower quartile as in `_typical`."""
     spread: float
     """Ratio of upper to lower quartile of one size's times, the median over sizes."""
 
 
+def single_pass(target: Target) -> float:
+    """Return the milliseconds of a pass over one node, the faster of two."""
+    return measure_passes(target, 0.0, sizes=NODES[:1]).points[0][1]
+
+
 @torch.inference_mode()
-def measure_passes(target: Target, seconds: float = SECONDS, show: Show | None = None) -> Passes:
-    """Time passes of all sizes in `NODES`, alternating."""
+def measure_passes(
+    target: Target,
+    seconds: float = SECONDS,
+    show: Show | None = None,
+    *,
+    sizes: Sequence[int] = NODES,
+) -> Passes:
+    """Time passes of all sizes, alternating."""
     prompt = torch.tensor([_prompt(target)], device=target.device)
     length = prompt.shape[1]
-    cache = target.new_cache(rows=1, capacity=length, tree_capacity=max(NODES))
+    cache = target.new_cache(rows=1, capacity=length, tree_capacity=max(sizes))
     target.prefill(prompt, [length], cache)
     rows = Rows.first(1, target.device)
     chains = [
         TokenTree.chain(torch.ones(1, nodes, dtype=torch.int64, device=target.device))
-        for nodes in NODES
+        for nodes in sizes
         if length + nodes <= target.position_limit
     ]
     times: list[list[float]] = [[] for _ in chains]
@@ -125,8 +139,8 @@ def measure_passes(target: Target, seconds: float = SECONDS, show: Show | None =
             _wait(target)
             found.append(1e3 * (time.perf_counter() - start))
     low, high = np.quantile(np.array(times), (0.25, 0.75), axis=1, method="nearest")
-    sizes = (chain.tokens.shape[1] for chain in chains)
-    points = tuple(zip(sizes, map(float, low), strict=True))
+    timed = (chain.tokens.shape[1] for chain in chains)
+    points = tuple(zip(timed, map(float, low), strict=True))
     return Passes(points, float(np.median(high / low)))
 
 
@@ -155,7 +169,7 @@ def measure_tree(target: Target, rounds: int = ROUNDS) -> float:
             found[round.tree.tokens.shape[1] > 1].append(1e3 * others)
 
     _decode(target, _Chains(), 2 * rounds, listen)
-    without, with_tree = (float(np.median(times[1:])) for times in found)
+    without, with_tree = (_typical(times[1:]) for times in found)
     return max(0.0, with_tree - without)
 
 
@@ -210,7 +224,7 @@ class Timed(Drafter):
         for steps, spent in self.times[2:]:
             by_steps.setdefault(steps, []).append(spent)
         (few, first), (many, last) = (
-            (steps, float(np.median(by_steps[steps]))) for steps in (min(by_steps), max(by_steps))
+            (steps, _typical(by_steps[steps])) for steps in (min(by_steps), max(by_steps))
         )
         step = max(0.0, (last - first) / (many - few)) if many > few else 0.0
         return DraftCost(max(0.0, first - few * step), step)
@@ -252,6 +266,11 @@ def _prompt(target: Target) -> list[int]:
     """Make a text with repetitions, for drafters that look them up."""
     length = max(1, min(PROMPT, target.position_limit // 2))
     return [(at % 16) ** 2 % target.config.vocab_size for at in range(length)]
+
+
+def _typical(times: Sequence[float]) -> float:
+    """Return the lower quartile: other work on the machine only adds time."""
+    return float(np.quantile(times, 0.25, method="nearest"))
 
 
 def _wait(target: Target) -> None:
