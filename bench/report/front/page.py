@@ -48,7 +48,7 @@ def results_table(results: Path) -> str:
     rows.append(row(second, "float32", "mixed", other))
     measured = [*there, second] if second else there
     lookups = [
-        f"{number(result['summary'][LIBRARY_LOOKUP]['speedup_vs_transformers'])} ({result['machine']['dtype']})"
+        f"{number(result['summary'][LIBRARY_LOOKUP]['speedup_vs_transformers'])} ({result['machine']['dtype']}{', ' + CLASSES[kind] if (kind := class_of(result)) else ''})"
         for result in measured
         if LIBRARY_LOOKUP in result["summary"]
     ]

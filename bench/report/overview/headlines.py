@@ -28,7 +28,7 @@ def headlines_table(results: Path) -> str:
         ["[Launches, counted](counted.md#launches-and-host-reads)", launches(results), "`make launches`"],
         ["[Registers and spills](../kernels/registers.md)", "see the tables", "`make aot`"],
         ["[Training-free methods](training_free.md)", training_free(results), "`make training-free`*"],
-        ["[Trained heads](trained.md)", "all heads on one training budget", "`python -m bench.trained.one_budget`"],
+        ["[Trained heads](trained.md)", trained(results), "`python -m bench.trained.one_budget`"],
         ["[Computed settings](../how/settings.md)", settings(results), "`python -m bench.replay.run`"],
         ["[Compatibility](counted.md#compatibility)", compat(results), "`make compat`"],
     ]  # fmt: skip
@@ -37,6 +37,13 @@ def headlines_table(results: Path) -> str:
 
 def load(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def trained(results: Path) -> str:
+    if not (result := load(results / "one_budget.json")):
+        return "**not measured**"
+    rows = [row["nodes"]["16"]["tokens_per_round"] for row in result["methods"].values()]
+    return f"tokens per round at 16 nodes: {min(rows):.2f} to {max(rows):.2f}"
 
 
 def cpu(results: Path) -> str:
