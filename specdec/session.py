@@ -317,9 +317,8 @@ class Session:
             default=0,
         )
         if self._listener is not None and shared:
-            shared -= (
-                1  # a listener's entry for a token depends on the next token, which may differ now
-            )
+            # A listener's entry for a token depends on the next token, which may differ now.
+            shared -= 1
         if capacity > cache.capacity or self.tree_nodes > cache.tree_capacity:
             cache.grow(self._roomy(texts, capacity), self.tree_nodes)
         cache.set_lengths([shared] * len(texts))
