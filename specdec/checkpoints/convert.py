@@ -20,7 +20,8 @@ from ..drafters.redrafter import ReDrafterConfig
 from ..host.json_files import read_json
 from ..host.whole_file import check_new_folder, whole_file
 from ..model.target import Target
-from .eagle3_layout import Kind, kind_of, read_eagle3, write_eagle3
+from .eagle3_config import Kind
+from .eagle3_layout import kind_of, read_eagle3, write_eagle3
 from .format import CONFIG, read_description, read_weights, save_checkpoint
 from .kangaroo_layout import LAYER, read_kangaroo, write_kangaroo
 from .layout import Layout

@@ -10,26 +10,25 @@
     norm, lm_head               the same                  output_norm, output
     d2t, t2d                    the same                  draft_vocabulary
 
-`d2t [Vd]` says how far a token's id is from its row, `t2d [V]` which ids are there. Sizes come from `config.json`, which speculators
-nests, as no tensor tells those of heads.
+`d2t [Vd]` says how far a token's id is from its row, `t2d [V]` which ids are there.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..drafters.parts.eagle3_model import AUTHORS_LAYERS, STRETCHING, Eagle3Config
+from ..drafters.parts.eagle3_model import AUTHORS_LAYERS, Eagle3Config
+from .eagle3_config import LAYER_IDS, Kind, outputs_of_default, read_config
 from .format import VOCABULARY
 from .mapping import TensorMapping
 from .target_facts import TargetFacts
 from .tensors import check_shapes
 
-Kind = Literal["authors", "speculators"]
 PREFIXES: dict[Kind, str] = {"authors": "midlayer.", "speculators": "layers.0."}
 OF_LAYER = {
     "input_layernorm": "embedding_norm",
@@ -44,7 +43,6 @@ IGNORED = {
     re.compile(r".*rotary_emb\.inv_freq"): "follows from the sizes",
     re.compile(r"verifier_(lm_head|norm)\.weight"): "the target's own, kept for training",
 }
-LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 def kind_of(tensors: dict[str, Tensor]) -> Kind | None:
@@ -78,15 +76,24 @@ def read_eagle3(
         The configuration and the mapping.
 
     Raises:
-        ValueError: if a size or the vocabulary is not the target's; naming a tensor that is missing, unexpected, of an unexpected
+        ValueError: if a size or the vocabulary is not the target's; naming an entry of the configuration that is malformed or of
+            another mathematics; naming a tensor that is missing, unexpected, of an unexpected
             shape or in contradiction to another.
     """
     kind = kind_of(tensors) or "authors"
-    config = _config(where, kind, theirs, layers)
+    said = read_config(
+        where,
+        kind,
+        theirs,
+        target_layers=target.layers,
+        target_vocabulary=target.vocab_size,
+        layers=layers,
+    )
+    config, rows = said.drafter, said.draft_vocab_size
     width = config.target_size or config.hidden_size
     if width != target.hidden_size:
         raise ValueError(f"hidden_size: expected the target's {target.hidden_size}, got {width}")
-    if (size := _inner(kind, theirs).get("vocab_size", target.vocab_size)) != target.vocab_size:
+    if (size := said.vocab_size) != target.vocab_size:
         raise ValueError(
             f"vocab_size: expected the target's vocabulary of {target.vocab_size}, got {size}"
         )
@@ -101,7 +108,6 @@ def read_eagle3(
         _check_embedding(where, copy, embedding)
         mapping.leave_out(EMBEDDING, "the target's own")
     offsets, members = kept.pop(OFFSETS, None), kept.pop(MEMBERS, None)
-    rows = int(theirs.get("draft_vocab_size") or target.vocab_size)
     check_shapes(where, _shapes(kind, config, rows), kept)
     for source, name in _names(kind).items():
         if name != "output.weight":
@@ -131,6 +137,10 @@ def write_eagle3(
     if kind == "authors" and config.layers not in (None, chosen):
         raise ValueError(
             f"layers: expected {list(chosen)}, the authors' choice, got {list(config.layers or ())}"
+        )
+    if kind == "speculators" and config.layers == outputs_of_default(target.layers):
+        raise ValueError(
+            f"layers: expected others than {list(config.layers)}, which a reader takes for {list(chosen)}, got them"
         )
     if kind == "authors" and config.rope_scaling is not None:
         raise ValueError("rope_scaling: expected None, as the authors' code has none, got some")
@@ -188,50 +198,6 @@ def write_eagle3(
         "torch_dtype": dtype,
         "transformer_layer_config": inner,
     }, mapping
-
-
-def _inner(kind: Kind, theirs: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a configuration that describes the draft layer."""
-    inner = theirs.get("transformer_layer_config") if kind == "speculators" else theirs
-    return inner if isinstance(inner, dict) else {}
-
-
-def _config(
-    where: Path, kind: Kind, theirs: dict[str, Any], layers: tuple[int, ...] | None
-) -> Eagle3Config:
-    inner = _inner(kind, theirs)
-    rope = inner.get("rope_parameters") or {}
-    scaling = inner.get("rope_scaling") or rope
-    kinds = ("default", "llama3")
-    if (rotations := scaling.get("rope_type", scaling.get("type", "default"))) not in kinds:
-        raise ValueError(
-            f"{where}: expected rotations of rope_type {' or '.join(kinds)} in a drafter, got {rotations!r}"
-        )
-    named = theirs.get(LAYER_IDS) or (theirs.get("eagle_config") or {}).get(LAYER_IDS)
-    # A fourth id is the last layer's: a training label, not an input.
-    named = None if named is None else tuple(named[:AUTHORS_LAYERS])
-    try:
-        hidden, heads = int(inner["hidden_size"]), int(inner["num_attention_heads"])
-        wide = theirs.get("target_hidden_size")
-        return Eagle3Config(
-            hidden_size=hidden,
-            intermediate_size=int(inner["intermediate_size"]),
-            heads=heads,
-            kv_heads=int(inner.get("num_key_value_heads") or heads),
-            head_dim=int(inner.get("head_dim") or hidden // heads),
-            target_size=None if wide in (None, hidden) else int(wide),
-            layers=layers or named,
-            rms_norm_eps=float(inner.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(inner.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-            rope_scaling={name: float(scaling[name]) for name in STRETCHING}
-            if rotations == "llama3"
-            else None,
-            norm_residual=kind == "speculators" and bool(theirs.get("norm_before_residual", False)),
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{where}: expected a configuration with hidden_size, intermediate_size and num_attention_heads, got {error}"
-        ) from error
 
 
 def _names(kind: Kind) -> dict[str, str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import every_drafter
+from eagle3_heads import CASES, GOLDENS, assert_same, configure, rewrite, target_of
 from specdec import cli
 from specdec.checkpoints import (
     Layout,
@@ -22,54 +23,23 @@ from specdec.checkpoints import (
     read_description,
     save_drafter,
 )
-from specdec.checkpoints.tensors import read_tensors, write_pickle, write_safetensors
+from specdec.checkpoints.tensors import read_tensors, write_safetensors
 from specdec.drafters import check_drafter_name, load_drafter
 from specdec.drafters.eagle3 import Eagle3Config
 from specdec.model.target import Target
 from specdec.session import Session
 from tiny import tiny_model
 
-GOLDENS = Path(__file__).parents[2] / "data" / "eagle3"
-CASES = sorted(folder.name for folder in GOLDENS.iterdir())
-
 
 @pytest.fixture(scope="module")
 def targets():
-    with torch.inference_mode(False):
-        models = {
-            case: AutoModelForCausalLM.from_pretrained(GOLDENS / case / "base", dtype=torch.float32)
-            for case in CASES
-        }
-    return {case: Target(model.eval()) for case, model in models.items()}
+    return {case: target_of(case) for case in CASES}
 
 
 @pytest.fixture
 def head(tmp_path):
     """A copy of the authors' head, to be changed."""
     return Path(shutil.copytree(GOLDENS / "gqa_d2t" / "draft", tmp_path / "head"))
-
-
-def rewrite(folder, change):
-    """Change a head's tensors in place."""
-    tensors = read_tensors(folder)
-    change(tensors)
-    write_pickle(folder / "pytorch_model.bin", tensors)
-
-
-def configure(folder, **entries):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-
-
-def weights(drafter):
-    ids = drafter.head.id_map
-    return drafter.model.state_dict() | {"ids": torch.empty(0) if ids is None else ids}
-
-
-def assert_same(drafter, other):
-    ours, theirs = weights(drafter), weights(other)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -265,7 +235,7 @@ def test_truncated_files_and_files_with_code_are_rejected(targets, head):
         ({"hidden_size": 32}, "hidden_size: expected the target's 64, got 32"),
         ({"vocab_size": 128256}, "vocab_size: expected the target's vocabulary of 240, got 128256"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "expected rotations of rope_type default or llama3 in a drafter, got 'linear'"),
-        ({"num_attention_heads": "many"}, "expected a configuration with hidden_size"),
+        ({"num_attention_heads": 3}, "expected the configuration of a drafter, got kv_heads: expected a divisor of 3 heads"),
         ({"speculators_model_type": "dflash"}, "expected a head of eagle3, got one of dflash"),
         ({"eagle_aux_hidden_state_layer_ids": [1, 2, 9]}, r"layers: expected 1 to 6 of the target's 7 layers, got \[1, 2, 9\]"),
     ],
