@@ -15,13 +15,15 @@ def copy_final_norm(target: Target, norm: nn.RMSNorm) -> None:
     """Set the scale of a norm to that of the target's final norm.
 
     Args:
-        target: its final norm may subtract the mean and add a bias.
+        target: its final norm may subtract the mean and add a bias; without one, nothing is copied.
         norm: over the target's hidden size; its weight is written.
     """
+    final: Any = target.parts.norm
+    if final is None:
+        return
     # Numbers of mean zero and mean square one pass both kinds of norm unchanged; the difference drops the bias.
     signs = torch.ones(len(norm.weight), dtype=target.dtype, device=target.device)
     signs[1::2] = -1
-    final: Any = target.parts.norm
     norm.weight.copy_((final(signs) - final(-signs)) / 2 * signs)
 
 

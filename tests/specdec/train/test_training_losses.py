@@ -1,6 +1,7 @@
 """What is trained on and what is minimised: features, draft vocabulary and losses."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from specdec.model.target import Target
 from specdec.state import State
 from specdec.text import Text
 from specdec.train import features as features_module
+from specdec.train.begin import copy_final_norm
 from specdec.train.eagle3 import DECAY, PASSES
 from specdec.train.features import Features, collect_features
 from specdec.train.kangaroo import new_task
@@ -209,6 +211,12 @@ def test_new_medusa_heads_equal_the_targets_head(target, features):
         for head, x in zip(task.heads, task.model(hidden), strict=True):
             expected = target.draft_head(task.model.draft_vocabulary).logits(hidden)
             torch.testing.assert_close(head.logits(x), expected)
+
+
+def test_norm_stays_as_it_is_where_the_target_has_no_final_norm():
+    norm = torch.nn.RMSNorm(4)
+    copy_final_norm(SimpleNamespace(parts=SimpleNamespace(norm=None), dtype=torch.float32, device="cpu"), norm)  # fmt: skip
+    assert torch.equal(norm.weight, torch.ones(4))
 
 
 def test_kangaroo_loss_equals_drafting_one_token_at_a_time(target, features):
