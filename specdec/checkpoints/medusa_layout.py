@@ -26,6 +26,8 @@ from .tensors import check_shapes, read_file, read_tensors
 RELEASED = "medusa_lm_head.pt"
 FILES = ("medusa_lm_head.safetensors", RELEASED)
 INSIDE_MODEL = "medusa_head."
+PADDING = 128
+"""Rows that a vocabulary may be padded by, less one; more of them belong to another vocabulary."""
 NAME = re.compile(r"(?:.*\bmedusa_head\.)?(\d+)\.(\d+)\.(linear\.(?:weight|bias)|weight)")
 
 
@@ -46,8 +48,7 @@ def medusa_tensors(folder: Path) -> dict[str, Tensor]:
     for name in FILES:
         if (folder / name).is_file():
             return read_file(folder / name)
-    inside = {n: x for n, x in read_tensors(folder).items() if INSIDE_MODEL in n}
-    if not inside:
+    if not (inside := read_tensors(folder, INSIDE_MODEL)):
         raise ValueError(
             f"checkpoint: expected {RELEASED} or tensors {INSIDE_MODEL}* in {folder}, got neither"
         )
@@ -96,6 +97,10 @@ def read_medusa(
         if rows < target.vocab_size:
             raise ValueError(
                 f"{source}: expected rows for the target's vocabulary of {target.vocab_size}, got {rows}"
+            )
+        if rows >= target.vocab_size + PADDING:
+            raise ValueError(
+                f"{source}: expected the target's {target.vocab_size} rows and fewer than {PADDING} of padding, got {rows}"
             )
         action = f"cut to {target.vocab_size} rows: the others are padding"
         mapping.copy(source, ours, rows=slice(target.vocab_size), action=action)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..host.json_files import read_json
@@ -24,45 +24,53 @@ from ..host.whole_file import whole_file
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path, part: str = "") -> dict[str, Tensor]:
     """Read a checkpoint of one file or several shards: safetensors, or torch's format with weights only.
+
+    Args:
+        folder: with the files.
+        part: of the names of the tensors to read; other shards need not be there.
 
     Raises:
         ValueError: if there is none, a part of it is missing or damaged, or a file holds more than tensors.
     """
     for name in (SAFETENSORS, PICKLE):
         if (folder / name).is_file():
-            return read_file(folder / name)
+            return read_file(folder / name, part)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return _read_shards(index)
+            return _read_shards(index, part)
     raise ValueError(f"checkpoint: expected {SAFETENSORS} or {PICKLE} in {folder}, got neither")
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path, part: str) -> dict[str, Tensor]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in places.values()
     ):
         raise ValueError(f"{index}: expected a weight_map from tensors to files beside it")
+    places = {name: file for name, file in places.items() if part in name}
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
-        tensors |= read_file(index.parent / file)
+        tensors |= read_file(index.parent / file, part)
     check_names(index.parent, places, tensors)
     return tensors
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """Read one file; raises as `read_tensors`."""
+def read_file(path: Path, part: str = "") -> dict[str, Tensor]:
+    """Read one file, or its tensors with `part` in their names; raises as `read_tensors`."""
     if not path.is_file():
         raise ValueError(f"checkpoint: expected a file {path}, got none")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, part)
+    return {name: tensor for name, tensor in _read_pickle(path).items() if part in name}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, part: str) -> dict[str, Tensor]:
     _check_complete(path)
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if part in name}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: expected undamaged safetensors, got {reason(error)}") from error
 

@@ -9,7 +9,10 @@ from ..host.reasons import foreign
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Files that describe a drafter, and files of weights; no code.
-DESCRIPTIONS, WEIGHTS = ("*.json",), ("*.safetensors", "*.bin", "*.pt")
+DESCRIPTIONS = ("*.json",)
+SAFETENSORS, PICKLES = ("*.safetensors",), ("*.bin", "*.pt")
+# Names of a drafter's safetensors; where one is there, the same weights in torch's format are not needed.
+ENOUGH = ("model*.safetensors", "medusa_lm_head.safetensors")
 
 
 def is_hub_id(name: str) -> bool:
@@ -29,5 +32,8 @@ def fetched_head(name: str, *, weights: bool) -> Path:
 
     message = f"drafter: expected a method, a checkpoint's folder or a hub id that can be fetched, got {name!r}"
     with foreign(message), quiet():
-        files = [*DESCRIPTIONS, *(WEIGHTS if weights else ())]
-        return Path(snapshot_download(name, allow_patterns=files))
+        wanted = [*DESCRIPTIONS, *(SAFETENSORS if weights else ())]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        if weights and not any(any(folder.glob(pattern)) for pattern in ENOUGH):
+            folder = Path(snapshot_download(name, allow_patterns=[*DESCRIPTIONS, *PICKLES]))
+        return folder

@@ -23,6 +23,8 @@ from specdec.checkpoints import (
     read_description,
     save_drafter,
 )
+from specdec.checkpoints.eagle3_layout import read_eagle3
+from specdec.checkpoints.target_facts import TargetFacts
 from specdec.checkpoints.tensors import read_tensors, write_safetensors
 from specdec.drafters import check_drafter_name, load_drafter
 from specdec.drafters.eagle3 import Eagle3Config
@@ -124,6 +126,26 @@ def test_speculators_entries_are_read(targets, tmp_path):
     write_safetensors(folder / "model.safetensors", tensors)
     with pytest.raises(ValueError, match=r"expected the target's embedding .* in tensor embed_tokens.weight"):  # fmt: skip
         load_folder(folder, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16])
+def test_copy_of_the_embedding_is_recognised_in_every_dtype(targets, head, dtype, kept):
+    facts = TargetFacts.of(targets["gqa_d2t"])
+    generator = torch.Generator().manual_seed(0)
+    scale = 10.0 ** -torch.rand(240, 1, generator=generator).mul(9)  # down to what float16 cannot
+    embedding = torch.randn(240, 64, generator=generator) * scale
+    tensors, theirs = read_tensors(head), json.loads((head / "config.json").read_text())
+
+    def read(copy):
+        whole = tensors | {"embed_tokens.weight": copy.to(kept)}
+        return read_eagle3(head, whole, theirs, facts, embedding=embedding.to(dtype))
+
+    moves = {move.source: move.action for move in read(embedding)[1].moves}
+    assert moves["embed_tokens.weight"] == "left out: the target's own"
+    for another in (embedding * 1.02, embedding.roll(1, 0), embedding[:, :32]):
+        with pytest.raises(ValueError, match="expected the target's embedding"):
+            read(another)
 
 
 def test_scaled_rotary_embeddings_equal_transformers(targets, head, tmp_path):

@@ -5,12 +5,14 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from checkpoint_parts import DRAFTERS, assert_same, target_of, tiny_target
 from specdec import cli
 from specdec.checkpoints import Layout, export_drafter, import_drafter, save_drafter
-from specdec.checkpoints.medusa_layout import RELEASED
+from specdec.checkpoints.medusa_layout import RELEASED, medusa_tensors
+from specdec.checkpoints.tensors import read_tensors
 from specdec.drafters import load_drafter
 from specdec.drafters.mixed import MixedDrafter
 from specdec.session import Session
@@ -109,11 +111,60 @@ def test_safetensors_of_heads_are_read_too_and_share_a_tree(tmp_path):
 
 
 def test_padded_vocabulary_is_cut(tmp_path):
-    source = released(tmp_path / "theirs", heads(vocabulary=128))
+    source = released(tmp_path / "theirs", heads(vocabulary=VOCABULARY + 127))
     conversion = import_drafter(source, target_of())
     moves = {move.source: move for move in conversion.moves}
     assert moves["0.1.weight"].action == "cut to 97 rows: the others are padding"
     assert load_drafter(source, target_of()).heads[0].linear.out_features == 97
+    larger = released(tmp_path / "larger", heads(vocabulary=VOCABULARY + 128))
+    message = r"0.1.weight: expected the target's 97 rows and fewer than 128 of padding, got 225"
+    with pytest.raises(ValueError, match=message):
+        load_drafter(larger, target_of())
+
+
+def test_only_the_heads_of_a_merged_model_are_read(tmp_path, monkeypatch):
+    source = merged(tmp_path / "merged", heads())
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    index["weight_map"]["lm_head.weight"] = "part-2.safetensors"
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    (source / "part-2.safetensors").write_bytes(b"damaged, and without heads")
+    assert_same(medusa_tensors(source), {f"medusa_head.{n}": x for n, x in heads().items()})
+    read = []
+
+    class Spy:
+        def __init__(self, *args, **options):
+            self.file = safe_open(*args, **options)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            self.file.__exit__(*error)
+
+        def keys(self):
+            return self.file.keys()
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    monkeypatch.setattr("specdec.checkpoints.tensors.safe_open", Spy)
+    assert sorted(medusa_tensors(source)) == sorted(read)
+    with pytest.raises(ValueError, match="safetensors header"):
+        read_tensors(source)
+
+
+def test_hub_id_of_released_heads_is_loaded_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    store = tmp_path / "cache" / "models--nobody--medusa-tiny"
+    (store / "refs").mkdir(parents=True)
+    (store / "refs" / "main").write_text("0" * 40)
+    (store / "snapshots").mkdir()
+    source = released(store / "snapshots" / ("0" * 40), heads())
+    drafter = load_drafter("nobody/medusa-tiny", target_of())
+    assert drafter.name == "nobody/medusa-tiny"
+    assert_same(drafter.model.state_dict(), load_drafter(source, target_of()).model.state_dict())
 
 
 @pytest.mark.parametrize(
