@@ -8,6 +8,7 @@
     midlayer.post_attention_layernorm    layers.0.…       mlp_norm
     midlayer.mlp.{gate,up,down}_proj     layers.0.…       the same, without the prefix
     norm, lm_head               the same                  output_norm, output
+    embed_tokens                the same                  embedding, where it is not the target's
     d2t, t2d                    the same                  draft_vocabulary
 
 `d2t [Vd]` says how far a token's id is from its row, `t2d [V]` which ids are there.
@@ -16,6 +17,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def read_eagle3(
         tensors: all of it, in one of the two layouts.
         theirs: its `config.json`.
         target: what it was trained for.
-        embedding: `[V, E]`, the target's; a copy in the checkpoint must be this one.
+        embedding: `[V, E]`, the target's; one in the checkpoint must be a copy, unless its configuration tells of another.
         layers: of the target, whose inputs it reads; None for what the configuration says, or else the authors' choice.
 
     Returns:
@@ -104,12 +106,25 @@ def read_eagle3(
             if pattern.fullmatch(name):
                 mapping.leave_out(name, why)
                 del kept[name]
-    if (copy := kept.pop(EMBEDDING, None)) is not None:
-        _check_embedding(where, copy, embedding)
+    found = kept.get(EMBEDDING)
+    if found is not None and (embedding is None or not _is_copy(found, embedding)):
+        if not said.may_embed and embedding is not None:
+            raise ValueError(
+                f"{where}: expected the target's embedding {list(embedding.shape)} in tensor {EMBEDDING}, got another "
+                f"{list(found.shape)}"
+            )
+        config = replace(config, own_embedding=said.may_embed)
+    elif found is None and embedding is not None and embedding.shape[1] != config.hidden_size:
+        raise ValueError(
+            f"{where}: expected tensor {EMBEDDING} of shape {[target.vocab_size, config.hidden_size]}, as the head is narrower or "
+            f"wider than the target's embedding of {embedding.shape[1]}, got none"
+        )
+    if found is not None and not config.own_embedding:
         mapping.leave_out(EMBEDDING, "the target's own")
+        del kept[EMBEDDING]
     offsets, members = kept.pop(OFFSETS, None), kept.pop(MEMBERS, None)
-    check_shapes(where, _shapes(kind, config, rows), kept)
-    for source, name in _names(kind).items():
+    check_shapes(where, _shapes(kind, config, rows, target.vocab_size), kept)
+    for source, name in _names(kind, config).items():
         if name != "output.weight":
             mapping.copy(source, name)
     ids = _vocabulary(where, offsets, members, rows, target.vocab_size)
@@ -149,7 +164,7 @@ def write_eagle3(
             "norm_residual: expected False, as the authors' code adds to the state itself, got True"
         )
     mapping = TensorMapping(weights)
-    for name, source in _names(kind).items():
+    for name, source in _names(kind, config).items():
         mapping.copy(source, name)
     rows = len(weights["output.weight"])
     if (ids := weights.get(VOCABULARY)) is not None:
@@ -157,6 +172,7 @@ def write_eagle3(
         members = torch.zeros(target.vocab_size, dtype=torch.bool)
         members[ids] = True
         mapping.make(VOCABULARY, MEMBERS, members, "as membership")
+    wide = config.target_size or config.hidden_size
     dtype = str(weights["output.weight"].dtype).removeprefix("torch.")
     inner = {
         "head_dim": config.head_dim,
@@ -180,11 +196,12 @@ def write_eagle3(
             **inner,
             "torch_dtype": dtype,
             "draft_vocab_size": rows,
-            **({} if config.target_size is None else {"target_hidden_size": config.target_size}),
+            **({"target_hidden_size": wide} if config.own_embedding or config.target_size else {}),
         }, mapping
     return {
         "architectures": ["Eagle3Speculator"],
         "draft_vocab_size": rows,
+        "embed_requires_grad": config.own_embedding,
         LAYER_IDS: None if config.layers is None else list(config.layers),
         "norm_before_residual": config.norm_residual,
         "speculators_config": {
@@ -200,13 +217,17 @@ def write_eagle3(
     }, mapping
 
 
-def _names(kind: Kind) -> dict[str, str]:
+def _names(kind: Kind, config: Eagle3Config) -> dict[str, str]:
     """Map their names to ours."""
     names = {f"{PREFIXES[kind]}{name}": ours for name, ours in OF_LAYER.items()} | AROUND
+    if config.own_embedding:
+        names["embed_tokens"] = "embedding"
     return {f"{name}.weight": f"{ours}.weight" for name, ours in names.items()}
 
 
-def _shapes(kind: Kind, config: Eagle3Config, rows: int) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    kind: Kind, config: Eagle3Config, rows: int, vocabulary: int
+) -> dict[str, tuple[int, ...]]:
     width, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     fused = config.fused * (config.target_size or width)
@@ -214,17 +235,9 @@ def _shapes(kind: Kind, config: Eagle3Config, rows: int) -> dict[str, tuple[int,
         "fuse": (width, fused), "embedding_norm": (width,), "hidden_norm": (width,), "q_proj": (queries, 2 * width),
         "k_proj": (keys, 2 * width), "v_proj": (keys, 2 * width), "o_proj": (width, queries), "mlp_norm": (width,),
         "gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner), "output_norm": (width,),
-        "output": (rows, width),
+        "output": (rows, width), "embedding": (vocabulary, width),
     }  # fmt: skip
-    return {name: ours[own.removesuffix(".weight")] for name, own in _names(kind).items()}
-
-
-def _check_embedding(where: Path, copy: Tensor, embedding: Tensor | None) -> None:
-    """Raise ValueError unless a checkpoint's copy of the embedding is the target's."""
-    if embedding is not None and not _is_copy(copy, embedding):
-        raise ValueError(
-            f"{where}: expected the target's embedding {list(embedding.shape)} in tensor {EMBEDDING}, got another {list(copy.shape)}"
-        )
+    return {name: ours[own.removesuffix(".weight")] for name, own in _names(kind, config).items()}
 
 
 def _is_copy(copy: Tensor, embedding: Tensor) -> bool:

@@ -71,14 +71,17 @@ class Eagle3Drafter(Drafter):
                 for each row of the head.
         """
         embedding, width = target.embedding.shape[1], target.config.hidden_size
-        if config.hidden_size != embedding:
+        if model.embedding is None and config.hidden_size != embedding:
             raise ValueError(
                 f"hidden_size: expected the target's {embedding}, got {config.hidden_size}"
             )
         if (found := config.target_size or config.hidden_size) != width:
             raise ValueError(f"target_size: expected the target's {width}, got {found}")
-        check_draft_vocabulary(draft_vocabulary, target.config.vocab_size)
-        rows = target.config.vocab_size if draft_vocabulary is None else len(draft_vocabulary)
+        tokens = target.config.vocab_size
+        if model.embedding is not None and (found := model.embedding.num_embeddings) != tokens:
+            raise ValueError(f"embedding: expected {tokens} rows, one for each token, got {found}")
+        check_draft_vocabulary(draft_vocabulary, tokens)
+        rows = tokens if draft_vocabulary is None else len(draft_vocabulary)
         if (found := model.output.out_features) != rows:
             raise ValueError(
                 f"output: expected {rows} rows, one for each token that can be drafted, got {found}"
@@ -163,12 +166,18 @@ class Eagle3Drafter(Drafter):
     ) -> None:
         """Write keys and values of pairs into the first slots of the open pass; the other slots get zeros."""
         assert cache.current is not None
-        joined = self.model.join(self.target.embed(following), self._fuse(inputs))
+        joined = self.model.join(self._embed(following), self._fuse(inputs))
         rest = cache.current.positions.shape[1] - positions.shape[1]
         keys, values = self.model.keys_values(joined, positions)
         if rest:
             keys, values = (F.pad(x, (0, 0, 0, rest)) for x in (keys, values))
         cache.update(keys, values, cache.shape[0])
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Embed int64 tokens `[...]` to `[..., E]`, by the model's own embedding if it has one."""
+        own = self.model.embedding
+        embedded: Tensor = self.target.embed(tokens) if own is None else own(tokens)
+        return embedded
 
     def _fuse(self, inputs: Mapping[int, Tensor]) -> Tensor:
         """Project the hidden states of the fused layers, `[..., E']` each, to `[..., E]`."""
@@ -184,7 +193,7 @@ class Eagle3Drafter(Drafter):
         before = parents = torch.full_like(tokens, -1)
         counted = 0
         while True:
-            hidden = tree.add(self.target.embed(tokens), hidden, parents)
+            hidden = tree.add(self._embed(tokens), hidden, parents)
             log_probs, ids = self._likeliest(hidden, width, state, len(levels))
             totals = (scores[..., None] + log_probs).flatten(1)
             each = before.repeat_interleave(ids.shape[-1], 1)
@@ -224,7 +233,7 @@ def new_module(
 ) -> Eagle3Model:
     """Create a draft model with random weights."""
     size = vocabulary_size if draft_vocabulary is None else len(draft_vocabulary)
-    return Eagle3Model(config, size)
+    return Eagle3Model(config, size, vocabulary_size)
 
 
 def join(

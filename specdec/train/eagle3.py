@@ -34,8 +34,10 @@ def exit_layers(config: Eagle3Config) -> list[int]:
     """Return the layers whose inputs are fused.
 
     Raises:
-        ValueError: if the configuration names none.
+        ValueError: if the configuration names none, or is of a model with an embedding of its own, which is not trained.
     """
+    if config.own_embedding:
+        raise ValueError("own_embedding: expected False for a training, got True")
     if config.layers is None:
         raise ValueError("layers: expected some that are named for a training, got none")
     return list(config.layers)
@@ -53,8 +55,9 @@ def new_task(
     """Start from random weights, but for the last norm and the head; `labels` is not used.
 
     Raises:
-        ValueError: if the target's embedding has another width than the layer.
+        ValueError: if the target's embedding has another width than the layer, or the layer has its own.
     """
+    exit_layers(config)
     if (found := target.embedding.shape[1]) != config.hidden_size:
         raise ValueError(f"hidden_size: expected the target's {found}, got {config.hidden_size}")
     model = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)

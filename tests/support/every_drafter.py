@@ -85,6 +85,19 @@ def eagle3(target, vocabulary=None, **settings):
     return Eagle3Drafter(target, config, model, vocabulary)
 
 
+def narrow_eagle3(target):
+    """A third narrower than the target, with an embedding of its own."""
+    torch.manual_seed(4)
+    width = target.config.hidden_size
+    config = Eagle3Config(
+        width * 2 // 3, intermediate_size=40, heads=4, kv_heads=2, head_dim=8, target_size=width, own_embedding=True,
+        layers=tuple(range(1, len(target.layer_types))), depth=3, width=3, min_prob=0, min_step_prob=0,
+    )  # fmt: skip
+    vocabulary = torch.arange(1, VOCABULARY, 2)
+    model = new_module(config, VOCABULARY, vocabulary).requires_grad_(False)
+    return Eagle3Drafter(target, config, model, vocabulary)
+
+
 def lean_eagle3(target):
     """Beside what needs no training, and with a head of some tokens."""
     drafter = eagle3(target, torch.arange(1, VOCABULARY, 2), depth=4, norm_residual=True)

@@ -36,7 +36,7 @@ class Eagle3Config:
     """Shape of an EAGLE-3 draft model and its draft settings."""
 
     hidden_size: int
-    """E of the draft layer; equals the width of the target's embedding."""
+    """E of the draft layer; the width of the target's embedding unless the model has its own."""
     intermediate_size: int
     """Width of the MLP."""
     heads: int
@@ -56,6 +56,8 @@ class Eagle3Config:
     """RoPE scaling as in Llama 3.1: a number for each of `STRETCHING`; None for no scaling."""
     norm_residual: bool = False
     """Whether the residual is the normalised state; `norm_before_residual` in the library speculators."""
+    own_embedding: bool = False
+    """Whether the model has an embedding `[V, E]`; False for the target's."""
     depth: int = 6
     """Maximum draft length, 1 to 16; the authors' `depth` + 1."""
     width: int | None = None
@@ -159,9 +161,24 @@ def _ascend(numbers: Sequence[int]) -> bool:
 class Eagle3Model(nn.Module):
     """Fusion, draft layer and head."""
 
-    def __init__(self, config: Eagle3Config, draft_size: int) -> None:
-        """Create a model with random weights and a head of `draft_size` rows."""
+    embedding: nn.Embedding | None
+
+    def __init__(
+        self, config: Eagle3Config, draft_size: int, vocabulary_size: int | None = None
+    ) -> None:
+        """Create a model with random weights.
+
+        Args:
+            config: its shape.
+            draft_size: rows of the head.
+            vocabulary_size: rows of an embedding of its own.
+
+        Raises:
+            ValueError: if the configuration has an embedding of its own and `vocabulary_size` is missing.
+        """
         super().__init__()
+        if config.own_embedding and vocabulary_size is None:
+            raise ValueError("vocabulary_size: expected a size for an own embedding, got None")
         self.config = config
         width, inner = config.hidden_size, config.intermediate_size
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -172,6 +189,11 @@ class Eagle3Model(nn.Module):
         def linear(inputs: int, outputs: int) -> nn.Linear:
             return nn.Linear(inputs, outputs, bias=False)
 
+        self.embedding = (
+            nn.Embedding(vocabulary_size, width)
+            if config.own_embedding and vocabulary_size is not None
+            else None
+        )
         self.fuse = linear(config.fused * (config.target_size or width), width)
         self.embedding_norm, self.hidden_norm = norm(), norm()
         self.q_proj = linear(2 * width, queries)

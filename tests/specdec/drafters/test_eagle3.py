@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 import every_drafter
 from specdec.costs.guard import Guard
@@ -38,7 +39,8 @@ def true_keys_values(drafter, ids):
     """Of the pairs of a text, from the library's own hidden states: `[2, G, L - 1, D]`."""
     states = drafter.target.model(ids[None], output_hidden_states=True).hidden_states
     read = drafter._fuse({layer: states[layer][:, :-1] for layer in drafter.listener.layers})
-    joined = drafter.model.join(drafter.target.embed(ids[None, 1:]), read)
+    embed = drafter.model.embedding if drafter.config.own_embedding else drafter.target.embed
+    joined = drafter.model.join(embed(ids[None, 1:]), read)
     place = torch.arange(len(ids) - 1)[None]
     return torch.cat(drafter.model.keys_values(joined, place))
 
@@ -62,14 +64,17 @@ def checked(drafter):
     del drafter.draft
 
 
+@pytest.mark.parametrize("make", [every_drafter.eagle3, every_drafter.narrow_eagle3])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
 @pytest.mark.parametrize("at_once", [None, 2])
-def test_keys_and_values_equal_recomputed_ones_after_every_text(family, how, at_once, monkeypatch):
+def test_keys_and_values_equal_recomputed_ones_after_every_text(
+    family, how, at_once, make, monkeypatch
+):
     monkeypatch.setattr("specdec.model.target.PREFILL_CHUNK", 8)
     model = tiny_model(family)
     target = Target(model)
-    drafter = every_drafter.eagle3(target)
+    drafter = make(target)
     rows = len(PROMPTS)
     picker = PathPicker(Sampling(SEED, torch.arange(rows))) if how == "sampled" else None
     write = library_greedy if how == "greedy" else library_sampled
@@ -121,7 +126,9 @@ def test_keys_and_values_equal_recomputed_ones_in_copies_and_after_rollback():
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("make", [every_drafter.eagle3, every_drafter.lean_eagle3])
+@pytest.mark.parametrize(
+    "make", [every_drafter.eagle3, every_drafter.lean_eagle3, every_drafter.narrow_eagle3]
+)
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
 @pytest.mark.parametrize("rows", [1, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,11 +149,30 @@ def test_tokens_equal_transformers(family, rows, how, make):
     assert again.tokens == cut
 
 
+def test_head_of_a_target_with_a_narrower_embedding_drafts():
+    torch.manual_seed(0)
+    shape = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=48, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=128, do_layer_norm_before=False,
+    )  # fmt: skip
+    with torch.inference_mode(False):
+        target = Target(OPTForCausalLM(shape).double().eval())
+    assert target.embedding.shape == (VOCABULARY, 32)
+    shape = config(hidden_size=32, target_size=48, depth=3, width=3, min_prob=0, min_step_prob=0)
+    drafter = Eagle3Drafter(target, shape, new_module(shape, VOCABULARY, None))
+    with checked(drafter) as counted:
+        session = Session(target, drafter, max_nodes=8, guard=False)
+        written = session.generate(PROMPTS, max_new_tokens=NEW)
+    assert counted
+    assert written.tokens == [library_greedy(target.model, prompt, NEW) for prompt in PROMPTS]
+
+
 @pytest.mark.parametrize("rows", [1, 3])
-def test_exact_bfloat16_text_does_not_depend_on_the_draft(rows):
+@pytest.mark.parametrize("make", [every_drafter.eagle3, every_drafter.narrow_eagle3])
+def test_exact_bfloat16_text_does_not_depend_on_the_draft(rows, make):
     target = Target(tiny_model("llama", dtype=torch.bfloat16), exact=True)
     plain = Session(target, "plain").generate(PROMPTS[:rows], max_new_tokens=NEW)
-    session = Session(target, every_drafter.eagle3(target), guard=False)
+    session = Session(target, make(target), guard=False)
     assert session.generate(PROMPTS[:rows], max_new_tokens=NEW).tokens == plain.tokens
 
 

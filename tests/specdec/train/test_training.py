@@ -80,6 +80,9 @@ def test_error_names_the_invalid_setting_or_data(target, features, conversations
         shape = replace(eagle3_config(), layers=layers)
         with pytest.raises(ValueError, match=f"layers: expected {message}"):
             Eagle3Task(target, new_module(shape, 61, None), features)
+    shape = replace(eagle3_config(), own_embedding=True)
+    with pytest.raises(ValueError, match="own_embedding: expected False for a training, got True"):
+        Eagle3Task(target, new_module(shape, 61, None), features)
     with pytest.raises(ValueError, match="epochs: expected at least 1"):
         Schedule(epochs=0)
     with pytest.raises(ValueError, match="learning_rate: expected above 0"):
