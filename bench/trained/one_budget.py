@@ -52,7 +52,7 @@ def recipes(target: Target) -> dict[str, tuple[Any, Schedule]]:
         "kangaroo": kangaroo,
         "kangaroo-own-head": replace(kangaroo, own_head=True),
         "kangaroo-layer": replace(kangaroo, adapter="layer", mlp_size=8 * width // 3),
-        "kangaroo-mlp": replace(kangaroo, adapter="mlp"),
+        "kangaroo-mlp": replace(kangaroo, adapter="mlp", own_head=True),
         "kangaroo-none": replace(kangaroo, adapter="none"),
     }
     return {
@@ -61,7 +61,11 @@ def recipes(target: Target) -> dict[str, tuple[Any, Schedule]]:
             by_position,
         ),
         "medusa": (MedusaConfig(hidden_size=width, output="projected"), by_position),
-        "eagle3": (Eagle3Config.beside(target.config, None), by_text),
+        # Its passes are dear: three, often, teach more in the same minutes than seven (`eagle3_causes`).
+        "eagle3": (
+            Eagle3Config.beside(target.config, None, passes=3),
+            replace(by_text, epochs=2 * EPOCHS, batch=1),
+        ),
         **{name: (config, replace(by_text, learning_rate=1e-2)) for name, config in variants.items()},
     }  # fmt: skip
 

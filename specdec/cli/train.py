@@ -259,6 +259,9 @@ def eagle3(
         int | None,
         typer.Option(help="Width of the MLP; default: the target's.", callback=between(1, 262144)),
     ] = None,
+    passes: Annotated[
+        int, typer.Option(help="Passes of the training-time test.", callback=between(1, 16))
+    ] = 7,
     depth: Annotated[int, typer.Option(help="Maximum draft length.", callback=between(1, 16))] = 6,
     width: Annotated[
         int | None,
@@ -290,6 +293,7 @@ def eagle3(
         target.config,
         named or None,
         intermediate_size=intermediate_size,
+        passes=passes,
         depth=depth,
         width=width,
     )

@@ -20,12 +20,10 @@ from specdec_kernels import LMHeadTopK
 from ..drafters.eagle3 import Eagle3Config, Eagle3Model, new_module
 from ..model.target import Target
 from .ahead import draft_ranks
-from .begin import copy_final_norm, copy_head
+from .begin import copy_final_norm, copy_head, copy_last_layer
 from .features import Features
 from .loss import chunked_cross_entropy
 
-PASSES = 7
-"""Passes of the training-time test, as in the authors' code."""
 DECAY = 0.8
 """Loss weight of pass j is 0.8^j, as in the authors' code."""
 
@@ -52,7 +50,7 @@ def new_task(
     labels: str,
     validate: Callable[[], dict[str, float]],
 ) -> Eagle3Task:
-    """Start from random weights, but for the last norm and the head; `labels` is not used.
+    """Start from the target's last layer, last norm and head, and random weights elsewhere; `labels` is not used.
 
     Raises:
         ValueError: if the target's embedding has another width than the layer, or the layer has its own.
@@ -61,6 +59,7 @@ def new_task(
     if (found := target.embedding.shape[1]) != config.hidden_size:
         raise ValueError(f"hidden_size: expected the target's {found}, got {config.hidden_size}")
     model = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)
+    copy_last_layer(target, model)
     copy_final_norm(target, model.output_norm)
     copy_head(target, draft_vocabulary, model.output)
     return Eagle3Task(target, model, features, draft_vocabulary=draft_vocabulary, validate=validate)
@@ -76,7 +75,6 @@ class Eagle3Task:
         features: Features,
         *,
         draft_vocabulary: Tensor | None = None,
-        passes: int = PASSES,
         validate: Callable[[], dict[str, float]] = dict,
     ) -> None:
         """Prepare.
@@ -87,7 +85,6 @@ class Eagle3Task:
             features: of training texts, with the inputs of the model's layers.
             draft_vocabulary: `[Vd]` int64, the tokens of its head's rows, None for all. The teacher's distribution is
                 renormalised over it.
-            passes: number of passes of the training-time test.
             validate: called after each epoch; returns figures for the log.
 
         Raises:
@@ -99,7 +96,7 @@ class Eagle3Task:
                 f"layers: expected some of {sorted(features.exits)} whose hidden states were collected, got {min(missing)}"
             )
         self.target, self.model, self.features = target, model, features
-        self.validate, self.passes = validate, passes
+        self.validate, self.passes = validate, model.config.passes
         self.states = [features.exits[layer] for layer in layers]
         self.teacher = target.draft_head(draft_vocabulary)
         self.head = LMHeadTopK(model.output)
@@ -181,7 +178,7 @@ class Eagle3Task:
 
 
 def run_passes(
-    target: Target, model: Eagle3Model, states: Tensor, tokens: Tensor, passes: int = PASSES
+    target: Target, model: Eagle3Model, states: Tensor, tokens: Tensor, passes: int
 ) -> Iterator[Tensor]:
     """Run the passes of the training-time test.
 

@@ -58,6 +58,8 @@ class Eagle3Config:
     """Whether the residual is the normalised state; `norm_before_residual` in the library speculators."""
     own_embedding: bool = False
     """Whether the model has an embedding `[V, E]`; False for the target's."""
+    passes: int = 7
+    """Passes of the training-time test, 1 to 16; 7 in the authors' code."""
     depth: int = 6
     """Maximum draft length, 1 to 16; the authors' `depth` + 1."""
     width: int | None = None
@@ -93,7 +95,7 @@ class Eagle3Config:
         layers = self.layers
         if layers is not None and not (layers and layers[0] > 0 and _ascend(layers)):
             raise ValueError(f"layers: expected ascending numbers from 1 on, got {list(layers)}")
-        check_between(self, 1, 16, "depth", "width")
+        check_between(self, 1, 16, "passes", "depth", "width")
         check_between(self, 0, 1, "min_prob", "min_step_prob")
 
     @classmethod

@@ -15,7 +15,7 @@ from specdec.state import State
 from specdec.text import Text
 from specdec.train import features as features_module
 from specdec.train.begin import copy_final_norm
-from specdec.train.eagle3 import DECAY, PASSES
+from specdec.train.eagle3 import DECAY
 from specdec.train.features import Features, collect_features
 from specdec.train.kangaroo import new_task
 from specdec.train.loss import chunked_cross_entropy
@@ -262,7 +262,8 @@ def test_eagle3_loss_equals_drafting_after_the_true_text_at_every_position(targe
     ids = task.teacher.id_map
     layers = task.model.config.layers
     drafter = Eagle3Drafter(target, task.model.config, copy.deepcopy(task.model), ids)
-    losses = [[] for _ in range(PASSES)]
+    passes = task.model.config.passes
+    losses = [[] for _ in range(passes)]
     with torch.no_grad():
         loss, figures = task.loss(torch.tensor([unit]))
         tokens = features.tokens[start:end].long()
@@ -273,7 +274,7 @@ def test_eagle3_loss_equals_drafting_after_the_true_text_at_every_position(targe
                 DraftTree(drafter.model, state),
                 drafter._fuse({layer: x[None, place, None] for layer, x in inputs.items()}),
             )
-            for step in range(PASSES):
+            for step in range(passes):
                 at = place + 1 + step  # whose distribution is learned
                 if at >= end - start:
                     break
@@ -291,7 +292,7 @@ def test_eagle3_loss_equals_drafting_after_the_true_text_at_every_position(targe
                 read = drafter.head.logits(drafter.model.output_norm(hidden[:, 0])).log_softmax(-1)
                 losses[step].append(float(-(taught * read).sum()))
     means = [sum(each) / len(each) for each in losses if each]
-    assert len(means) == PASSES
+    assert len(means) == passes
     assert float(loss) == pytest.approx(sum(DECAY**i * m for i, m in enumerate(means)), rel=1e-4)
     assert figures.keys() == {"right_1", "right_7"}
 
@@ -299,7 +300,7 @@ def test_eagle3_loss_equals_drafting_after_the_true_text_at_every_position(targe
 def state_behind(target, drafter, tokens, inputs):
     """A row whose cache holds the drafter's keys and values of a text, but for its last pair."""
     length = len(tokens) - 1
-    cache = target.new_cache(rows=1, capacity=length + 1, tree_capacity=PASSES + 1)
+    cache = target.new_cache(rows=1, capacity=length + 1, tree_capacity=8)
     chain = TokenTree.chain(tokens[None, 1:])
     cache.open(chain.ancestors, chain.depth, Rows.first(1, target.device))
     read = {layer: x[None, :length] for layer, x in inputs.items()}
