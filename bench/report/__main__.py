@@ -43,7 +43,7 @@ from bench.report.settings.lists import lists_table
 from bench.report.settings.one_factor import factors_table
 from bench.report.settings.replay import draw_settings, replay_tables
 from bench.report.steps import kinds_table, steps_table
-from bench.report.trained.one_budget import budget_tables
+from bench.report.trained.one_budget import budget_tables, causes_table
 from bench.report.training import PICTURE, draw_training, sizes_table, training_table
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.train.run import REPORT
@@ -163,6 +163,8 @@ def report_one_budget() -> None:
     ):
         if (measured := RESULTS / f"{file}.json").exists():
             fill(page, {mark: budget_tables(load(measured), **names)})
+    if (measured := RESULTS / "eagle3_causes.json").exists():
+        fill(page, {"causes": causes_table(load(measured))})
 
 
 def report_bytes() -> None:

@@ -92,3 +92,28 @@ def budget_tables(result: dict[str, Any], *, attention: str = "Kangaroo") -> str
             f"Speed, float32: {machine_line(result['speed_machine'])}",
         ]  # fmt: skip
     return "\n\n".join(lines)
+
+
+def causes_table(result: dict[str, Any]) -> str:
+    """Compare EAGLE-3's trainings of `bench/trained/eagle3_causes.py`."""
+    rows = [
+        [
+            name,
+            str(row["passes"]),
+            str(row["epochs"]),
+            str(row["batch"]),
+            f"{row['learning_rate']:g}",
+            "the target's last layer" if row["layer"] else "random",
+            f"{row['seconds'] / 60:.1f}",
+            number(row["nodes"][str(result["nodes"])]["tokens_per_round"]),
+        ]
+        for name, row in result["causes"].items()
+    ]
+    header = ["changed", "passes", "epochs", "batch", "learning rate", "start", "CPU minutes"]
+    return "\n\n".join(
+        [
+            table([*header, f"tokens per round, {result['nodes']} nodes"], rows),
+            f"Text of {result['tokens']:,} tokens; float32, {result['prompts']} questions, {result['max_new_tokens']} tokens "
+            f"each. {machine_line(result['machine'])}",
+        ]
+    )
