@@ -58,6 +58,9 @@ def read_config(
         target_vocabulary: size of its vocabulary, for a file that names none.
         layers: whose inputs are read; None for what the file says, or else the authors' choice.
 
+    Returns:
+        The drafter's configuration, without an embedding of its own, and what decides about tensors.
+
     Raises:
         ValueError: naming an entry that is malformed, out of range or of another mathematics.
     """
