@@ -58,6 +58,9 @@ def read_config(
         target_vocabulary: size of its vocabulary, for a file that names none.
         layers: whose inputs are read; None for what the file says, or else the authors' choice.
 
+    Returns:
+        The drafter's configuration, without an embedding of its own, and what decides about tensors.
+
     Raises:
         ValueError: naming an entry that is malformed, out of range or of another mathematics.
     """
@@ -69,7 +72,10 @@ def read_config(
     _check_attention(where, inner)
     scaling, stretching = _scaling(where, inner, rope)
     hidden = _count(where, inner, "hidden_size")
+    between = _count(where, inner, "intermediate_size")
     heads = _count(where, inner, "num_attention_heads")
+    kv_heads = _count(where, inner, "num_key_value_heads", heads)
+    head_dim = _count(where, inner, "head_dim", max(hidden // heads, 1))
     wide = _count(where, theirs, "target_hidden_size", hidden)
     # Also the default of speculators' Eagle3SpeculatorConfig, which writes the entry always.
     norm_residual = theirs.get("norm_before_residual") or False
@@ -79,21 +85,21 @@ def read_config(
         )
     theta = _number(where, rope, "rope_theta", 10000.0)
     theta = _number(where, scaling, "rope_theta", theta)
-    sizes = {
-        "intermediate_size": _count(where, inner, "intermediate_size"),
-        "kv_heads": _count(where, inner, "num_key_value_heads", heads),
-        "head_dim": _count(where, inner, "head_dim", max(hidden // heads, 1)),
-    }
+    theta = _number(where, inner, "rope_theta", theta)
+    eps = _number(where, inner, "rms_norm_eps", 1e-6)
+    named = _layers(where, theirs, nested, target_layers)
     vocabulary = _count(where, inner, "vocab_size", target_vocabulary)
     try:
         drafter = Eagle3Config(
             hidden_size=hidden,
+            intermediate_size=between,
             heads=heads,
-            **sizes,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             target_size=None if wide == hidden else wide,
-            layers=layers or _layers(where, theirs, nested, target_layers),
-            rms_norm_eps=_number(where, inner, "rms_norm_eps", 1e-6),
-            rope_theta=_number(where, inner, "rope_theta", theta),
+            layers=layers or named,
+            rms_norm_eps=eps,
+            rope_theta=theta,
             rope_scaling=stretching,
             norm_residual=norm_residual,
         )

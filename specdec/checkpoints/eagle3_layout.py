@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..drafters.parts.eagle3_model import AUTHORS_LAYERS, Eagle3Config
-from .eagle3_config import LAYER_IDS, Kind, outputs_of_default, read_config
+from .eagle3_config import LAYER_IDS, Described, Kind, outputs_of_default, read_config
 from .format import VOCABULARY
 from .mapping import TensorMapping
 from .target_facts import TargetFacts
@@ -79,8 +79,8 @@ def read_eagle3(
 
     Raises:
         ValueError: if a size or the vocabulary is not the target's; naming an entry of the configuration that is malformed or of
-            another mathematics; naming a tensor that is missing, unexpected, of an unexpected
-            shape or in contradiction to another.
+            another mathematics; naming a tensor that is missing, unexpected, of an unexpected shape or in contradiction to
+            another.
     """
     kind = kind_of(tensors) or "authors"
     said = read_config(
@@ -106,20 +106,9 @@ def read_eagle3(
             if pattern.fullmatch(name):
                 mapping.leave_out(name, why)
                 del kept[name]
-    found = kept.get(EMBEDDING)
-    if found is not None and (embedding is None or not _is_copy(found, embedding)):
-        if not said.may_embed and embedding is not None:
-            raise ValueError(
-                f"{where}: expected the target's embedding {list(embedding.shape)} in tensor {EMBEDDING}, got another "
-                f"{list(found.shape)}"
-            )
-        config = replace(config, own_embedding=said.may_embed)
-    elif found is None and embedding is not None and embedding.shape[1] != config.hidden_size:
-        raise ValueError(
-            f"{where}: expected tensor {EMBEDDING} of shape {[target.vocab_size, config.hidden_size]}, as the head is narrower or "
-            f"wider than the target's embedding of {embedding.shape[1]}, got none"
-        )
-    if found is not None and not config.own_embedding:
+    own = _has_own_embedding(where, kept.get(EMBEDDING), embedding, said)
+    config = replace(config, own_embedding=own)
+    if EMBEDDING in kept and not own:
         mapping.leave_out(EMBEDDING, "the target's own")
         del kept[EMBEDDING]
     offsets, members = kept.pop(OFFSETS, None), kept.pop(MEMBERS, None)
@@ -141,8 +130,8 @@ def write_eagle3(
         The content of its `config.json`, and the mapping.
 
     Raises:
-        ValueError: if the layout cannot hold the drafter: other layers than the authors' choice, another number of them, or a
-            layer that adds to the normed state.
+        ValueError: if the layout cannot hold the drafter: other layers than the authors' choice, another number of them, layers
+            that a reader takes for others, or a layer that adds to the normed state.
     """
     if config.fused != AUTHORS_LAYERS:
         raise ValueError(
@@ -238,6 +227,32 @@ def _shapes(
         "output": (rows, width), "embedding": (vocabulary, width),
     }  # fmt: skip
     return {name: ours[own.removesuffix(".weight")] for name, own in _names(kind, config).items()}
+
+
+def _has_own_embedding(
+    where: Path, found: Tensor | None, embedding: Tensor | None, said: Described
+) -> bool:
+    """Return whether a checkpoint's embedding is used; False for a copy of the target's, or none.
+
+    Raises:
+        ValueError: if it is another one without the configuration's leave, or missing where the target's is of another width.
+    """
+    if embedding is None:
+        return found is not None and said.may_embed
+    if found is None:
+        if (width := said.drafter.hidden_size) != embedding.shape[1]:
+            raise ValueError(
+                f"{where}: expected tensor {EMBEDDING} of shape {[said.vocab_size, width]}, as the head is narrower or "
+                f"wider than the target's embedding of {embedding.shape[1]}, got none"
+            )
+        return False
+    if _is_copy(found, embedding):
+        return False
+    if not said.may_embed:
+        raise ValueError(
+            f"{where}: expected the target's embedding {list(embedding.shape)} in tensor {EMBEDDING}, got another {list(found.shape)}"
+        )
+    return True
 
 
 def _is_copy(copy: Tensor, embedding: Tensor) -> bool:

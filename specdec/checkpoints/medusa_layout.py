@@ -27,7 +27,7 @@ RELEASED = "medusa_lm_head.pt"
 FILES = ("medusa_lm_head.safetensors", RELEASED)
 INSIDE_MODEL = "medusa_head."
 PADDING = 128
-"""Rows that a vocabulary may be padded by, less one; more of them belong to another vocabulary."""
+"""Rows beyond the target's vocabulary from which on they are no padding: vocabularies are padded to multiples of 64 or 128."""
 NAME = re.compile(r"(?:.*\bmedusa_head\.)?(\d+)\.(\d+)\.(linear\.(?:weight|bias)|weight)")
 
 

@@ -9,7 +9,9 @@ from every_drafter import (
     lean_eagle3,
     lean_kangaroo,
     lookup,
+    medusa,
     mixed,
+    mixed_medusa,
     own_model,
     plain,
     projected_redrafter,
@@ -37,6 +39,8 @@ OPS = {
     own_model: {"beam_step", "pack_tree", "commit_kv"},
     training_free: {"pack_tree", "commit_kv"},
     mixed: {"draft_step", "lm_head_beams", "pack_tree", "commit_kv"},
+    medusa: {"lm_head_topk", "pack_tree", "commit_kv"},
+    mixed_medusa: {"lm_head_topk", "draft_step", "pack_tree", "commit_kv"},
 }
 
 

@@ -10,7 +10,14 @@ from specdec.session import Session
 from tiny import random_prompt, tiny_model
 
 # As counted with three layers in few operators; with the library's a plain round took 371.
-MOST = {"plain": 246, "lookup": 305, "redrafter": 617, "kangaroo": 989, "eagle3": 1082}
+MOST = {
+    "plain": 246,
+    "lookup": 305,
+    "redrafter": 617,
+    "kangaroo": 989,
+    "eagle3": 1082,
+    "medusa": 501,
+}
 
 
 @pytest.mark.parametrize("name", MOST)

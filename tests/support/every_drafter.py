@@ -104,6 +104,11 @@ def lean_eagle3(target):
     return MixedDrafter([drafter, LookupDrafter(), lookahead(target)])
 
 
+def mixed_eagle3(target):
+    """Two trained drafters in one tree."""
+    return MixedDrafter([redrafter(target), narrow_eagle3(target)])
+
+
 def medusa(target, vocabulary=None, **options):
     torch.manual_seed(4)
     config = MedusaConfig(target.config.hidden_size, **({"heads": 3, "min_prob": 0} | options))
@@ -159,5 +164,5 @@ def bare_kangaroo(target):
 # Each training-free method is in one of the unions.
 DRAFTERS = [
     plain, lookup, redrafter, projected_redrafter, kangaroo, lean_kangaroo, eagle3, lean_eagle3, mixed, training_free,
-    all_training_free, own_model, medusa, mixed_medusa,
+    all_training_free, own_model, medusa, mixed_medusa, mixed_eagle3,
 ]  # fmt: skip

@@ -105,8 +105,9 @@ OTHER_MATHEMATICS = [
 def test_error_names_the_entry(entries, message, target, head):
     configure(head, **entries)
     for load in (load_folder, import_drafter):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as raised:
             load(head, target)
+        assert str(raised.value).count(str(head)) == 1
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,11 @@ def test_error_names_tensors_that_do_not_fit_the_kangaroo_layout(change, config,
         import_drafter(folder_of(tmp_path / "a", tensors, config), target_of(64), exit_layer=1)
 
 
+def test_kangaroo_of_another_hidden_size_is_rejected():
+    with pytest.raises(ValueError, match="hidden_size: expected the target's 32, got 64"):
+        import_drafter(KANGAROO, target_of(32), exit_layer=1)
+
+
 @pytest.mark.parametrize("exit_layer", [None, 0, 3])
 def test_kangaroo_import_requires_an_exit_layer(exit_layer):
     with pytest.raises(ValueError, match=f"exit_layer: expected 1 to 2.*got {exit_layer}"):

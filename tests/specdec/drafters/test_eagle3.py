@@ -127,7 +127,13 @@ def test_keys_and_values_equal_recomputed_ones_in_copies_and_after_rollback():
 
 @pytest.mark.sampled
 @pytest.mark.parametrize(
-    "make", [every_drafter.eagle3, every_drafter.lean_eagle3, every_drafter.narrow_eagle3]
+    "make",
+    [
+        every_drafter.eagle3,
+        every_drafter.lean_eagle3,
+        every_drafter.narrow_eagle3,
+        every_drafter.mixed_eagle3,
+    ],
 )
 @pytest.mark.parametrize("how", ["greedy", "sampled"])
 @pytest.mark.parametrize("rows", [1, 3, 4])
@@ -165,6 +171,29 @@ def test_head_of_a_target_with_a_narrower_embedding_drafts():
         written = session.generate(PROMPTS, max_new_tokens=NEW)
     assert counted
     assert written.tokens == [library_greedy(target.model, prompt, NEW) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("norm_residual", [False, True])
+def test_layer_behind_attention_equals_the_formula(norm_residual):
+    torch.manual_seed(0)
+    model = new_module(config(norm_residual=norm_residual), VOCABULARY, None).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight))
+    embedded, x = torch.randn(2, 3, 5, 48, dtype=torch.float64)
+    attended = torch.randn(3, 5, 4, 16, dtype=torch.float64)
+
+    def normed(rows, norm):
+        return rows / (rows.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+    pair = torch.cat([normed(embedded, model.embedding_norm), normed(x, model.hidden_norm)], -1)
+    torch.testing.assert_close(model.join(embedded, x), pair)
+    r = normed(x, model.hidden_norm) if norm_residual else x
+    r = r + attended.flatten(2) @ model.o_proj.weight.T
+    m = normed(r, model.mlp_norm)
+    gate, up = m @ model.gate_proj.weight.T, m @ model.up_proj.weight.T
+    y = r + (gate * gate.sigmoid() * up) @ model.down_proj.weight.T
+    torch.testing.assert_close(model.finish(pair, x, attended), y)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

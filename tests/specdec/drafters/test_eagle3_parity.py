@@ -24,15 +24,16 @@ from specdec.sampling import Sampling
 from specdec.session import Session
 from specdec.state import State
 from specdec.text import Text
-from specdec.train.eagle3 import DECAY, run_passes
+from specdec.train.eagle3 import DECAY, Eagle3Task, run_passes
+from specdec.train.features import Features
 from tiny import SEED, library_greedy, library_sampled
 
 GOLDENS = Path(__file__).parents[2] / "data" / "eagle3"
 CASES = sorted(folder.name for folder in GOLDENS.iterdir())
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 NEAR = 1e-4
-PASSES = 7
 """Gap between scores from which on the order of float32 sums may decide."""
+PASSES = 7
 
 
 @lru_cache
@@ -226,6 +227,46 @@ def test_training_logits_losses_and_accuracies_equal_the_authors(case):
     torch.testing.assert_close(torch.stack(losses), given["plosses"], rtol=1e-5, atol=1e-5)
     total = sum(DECAY**step * loss for step, loss in enumerate(losses))
     torch.testing.assert_close(total, given["loss"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_of_the_task_equals_the_authors(case):
+    of = golden(case)
+    given = {k.removeprefix("train/"): x for k, x in of.arrays.items() if k.startswith("train/")}
+    ids, mask = given["input_ids"], given["loss_mask"].bool()
+    teacher = copy.deepcopy(of.target.model)
+    for weight in teacher.parameters():
+        weight.data = weight.data.half().float()
+    with torch.no_grad():
+        said = teacher(ids, attention_mask=given["attention_mask"], output_hidden_states=True)
+    model, layers = copy.deepcopy(of.drafter.model).requires_grad_(), of.drafter.listener.layers
+    model.config = replace(model.config, rope_theta=10000.0, layers=layers)
+
+    def rows(x):
+        """Behind each text two positions of zeros: theirs learns a uniform distribution there."""
+        return torch.cat([x, torch.zeros_like(x[:, :2])], 1).flatten(0, 1)
+
+    size = ids.shape[1] + 2
+    starts = torch.arange(len(ids)) * size
+    best = said.logits.argmax(-1)
+    features = Features(
+        starts, starts + 1, starts + size, rows(ids).int(), rows(said.hidden_states[-1]), rows(best)[:, None],
+        torch.ones(len(ids) * size, 1), {layer: rows(said.hidden_states[layer]) for layer in layers},
+    )  # fmt: skip
+    known = of.drafter.head.id_map
+    task = Eagle3Task(of.target, model, features, draft_vocabulary=known)
+    task.teacher = Target(teacher).draft_head(known)
+    # Their mask may have gaps: a distribution is learned behind a token of an answer.
+    learned = torch.cat([torch.zeros_like(mask[:, :1]), mask, torch.zeros_like(mask[:, :1])], 1)
+    task.best = torch.where(learned.flatten(), task.best, -1)
+    # Theirs is the mean over all positions, ours over the learned ones.
+    counts = [(task.best.view(-1, size)[:, step + 1 : -1] >= 0).sum() for step in range(PASSES)]
+    expected = sum(
+        DECAY**step * loss * ids.numel() / count
+        for step, (loss, count) in enumerate(zip(given["plosses"], counts, strict=True))
+    )
+    loss, _ = task.loss(torch.arange(len(ids)))
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("how", ["greedy", "sampled"])

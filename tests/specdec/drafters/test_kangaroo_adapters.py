@@ -53,6 +53,14 @@ def test_tokens_equal_transformers(kind, lean):
     assert drawn.tokens == [library_sampled(target.model, p, NEW, i) for i, p in enumerate(PROMPTS)]
 
 
+@pytest.mark.parametrize("kind", ["layer", "mlp", "none"])
+def test_exact_bfloat16_text_does_not_depend_on_the_adapter(kind):
+    target = Target(tiny_model("llama", dtype=torch.bfloat16), exact=True)
+    plain = Session(target, "plain").generate(PROMPTS, max_new_tokens=NEW)
+    session = Session(target, drafter_of(target, kind), max_nodes=8, guard=False)
+    assert session.generate(PROMPTS, max_new_tokens=NEW).tokens == plain.tokens
+
+
 def silent(adapter):
     """Let an adapter add nothing to what it reads."""
     with torch.no_grad():

@@ -4,8 +4,10 @@ One thing of theirs is not ours: they take the padding of a short path for a dra
 node's. Where that happens their text leaves greedy text; ours stays.
 """
 
+import copy
 import json
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from specdec.sampling import most_likely
 from specdec.session import Session
 from specdec.state import State
 from specdec.text import Text
+from specdec.train.features import Features
+from specdec.train.medusa import MedusaTask
 
 GOLDEN = Path(__file__).parents[2] / "data" / "medusa"
 CASES = ["mha_small", "gqa_3heads", "tok0_pad_bug"]
@@ -163,3 +167,28 @@ def test_training_logits_and_loss_equal_the_authors():
     real = mask.bool()
     torch.testing.assert_close(torch.stack(ours)[:, real], theirs[:, real], atol=1e-4, rtol=0)
     torch.testing.assert_close(total, loss, atol=1e-4, rtol=0)
+
+
+def test_loss_of_the_task_equals_the_authors():
+    case = case_of("mha_small")
+    ids, mask, labels, loss = (
+        case.tensors[f"train/{name}"] for name in ("input_ids", "attention_mask", "labels", "loss")
+    )
+    with torch.no_grad():
+        hidden = case.target.model.base_model(ids, attention_mask=mask).last_hidden_state
+    starts = torch.arange(len(ids)) * ids.shape[1]
+    # The token that follows is the only label, as in their code, and every position can be learned.
+    following = torch.cat([ids[:, 1:], ids[:, :1]], 1).flatten()[:, None]
+    features = Features(
+        starts, starts + 1, starts + mask.sum(1), ids.flatten().int(), hidden.flatten(0, 1),
+        following.int(), torch.ones(len(following), 1), {},
+    )  # fmt: skip
+    total, heads = 0.0, len(case.drafter.heads)
+    for k in range(1, heads + 1):
+        # Their weights are 1. Each head has its own positions: those whose label is not masked.
+        model = copy.deepcopy(case.drafter.model).requires_grad_()
+        weights = [float(k == head) for head in range(1, heads + 1)]
+        model.config = replace(model.config, head_weights=weights)
+        labelled = (labels[:, k + 1 :] != -100).nonzero()
+        total += MedusaTask(case.target, model, features).loss(labelled @ torch.tensor([ids.shape[1], 1]))[0]  # fmt: skip
+    assert float(total.detach()) == pytest.approx(float(loss), abs=1e-4)
