@@ -59,4 +59,5 @@ def number(value: float | None) -> str:
 
 def machine_line(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{machine['device']}, {machine['threads']} threads; {versions}."
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"{machine['device']}, {threads}; {versions}."

@@ -3,7 +3,7 @@
     python -m bench.trained.one_budget text --answer-tokens 100000 --folder .training/variants
     python -m bench.trained.eagle3_causes --folder .training/variants --out .training/causes --json bench/results/eagle3_causes.json
 
-Each training reads half of the text of `--folder`, in one thread, and is judged as `bench.trained.judge` judges. A training
+Each training reads the shorter half of the conversations of `--folder`, in one thread, and is judged as `bench.trained.judge` judges. A training
 with fewer passes reads it twice, in about the same time. Resumes after an interruption.
 """
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def half_of(target: Target, folder: Path) -> Features:
-    """Return the first half of the conversations in a folder of `bench.trained.one_budget`."""
+    """Return the shorter half of the conversations in a folder of `bench.trained.one_budget`: they lie in order of length."""
     data = [folder / "questions.jsonl", folder / "text.jsonl"]
     read = Joined([read_conversations(path, target.tokenizer) for path in data])[HELD_OUT:]
     whole = collect_features(target, read, folder / "features")
