@@ -43,7 +43,8 @@ from bench.report.settings.lists import lists_table
 from bench.report.settings.one_factor import factors_table
 from bench.report.settings.replay import draw_settings, replay_tables
 from bench.report.steps import kinds_table, steps_table
-from bench.report.trained.one_budget import budget_tables, causes_table
+from bench.report.trained.one_budget import PICTURE as GAINS
+from bench.report.trained.one_budget import budget_tables, causes_table, draw_gains
 from bench.report.training import PICTURE, draw_training, sizes_table, training_table
 from specdec.drafters.names import SHIPPED, SHIPPED_FOLDER
 from specdec.train.run import REPORT
@@ -157,6 +158,9 @@ def report_second_model() -> None:
 
 def report_one_budget() -> None:
     page, own = DOCS / "results" / "trained.md", {"attention": "the paper's adapter"}
+    if (measured := RESULTS / "one_budget.json").exists():
+        draw_gains(load(measured), PICTURES / "trained.png")
+        fill(page, {"gains": GAINS})
     for mark, file, names in (
         ("one-budget", "one_budget", {}),
         ("variants", "kangaroo_variants", own),

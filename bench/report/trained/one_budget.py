@@ -1,11 +1,15 @@
-"""Tables of drafters that were trained on one budget."""
+"""Tables and a picture of drafters that were trained on one budget."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import matplotlib.pyplot as plt
 
 from bench.report.pages import machine_line, number, table
 
+PICTURE = "![tokens per round over nodes per round](../pictures/trained.png)"
 NAMES = {
     "redrafter": "ReDrafter",
     "medusa": "Medusa-1",
@@ -92,6 +96,25 @@ def budget_tables(result: dict[str, Any], *, attention: str = "Kangaroo") -> str
             f"Speed, float32: {machine_line(result['speed_machine'])}",
         ]  # fmt: skip
     return "\n\n".join(lines)
+
+
+def draw_gains(result: dict[str, Any], path: Path) -> None:
+    """Draw tokens per round over nodes per round, one line per drafter."""
+    figure, axis = plt.subplots(figsize=(7, 3.8))
+    for name, row in result["methods"].items():
+        points = sorted(
+            (at["nodes_per_round"], at["tokens_per_round"]) for at in row["nodes"].values()
+        )
+        axis.plot(*zip(*points, strict=True), marker="o", label=NAMES[name])
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("nodes per round")
+    axis.set_ylabel("tokens per round")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def causes_table(result: dict[str, Any]) -> str:
