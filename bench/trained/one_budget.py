@@ -61,7 +61,7 @@ def recipes(target: Target) -> dict[str, tuple[Any, Schedule]]:
             by_position,
         ),
         "medusa": (MedusaConfig(hidden_size=width, output="projected"), by_position),
-        # Its passes are dear: three, often, teach more in the same minutes than seven (`eagle3_causes`).
+        # In equal minutes, three passes and more epochs teach more than seven passes (`eagle3_causes`).
         "eagle3": (
             Eagle3Config.beside(target.config, None, passes=3),
             replace(by_text, epochs=2 * EPOCHS, batch=1),

@@ -56,19 +56,19 @@ def copy_last_layer(target: Target, model: Eagle3Model) -> None:
     """
     width = model.config.hidden_size
     layer: Any = target.parts.layers[-1]
-    places = {
+    linears = {
         **{f"self_attn.{name}_proj": getattr(model, f"{name}_proj").weight[:, -width:] for name in "qkv"},
         "self_attn.o_proj": model.o_proj.weight,
         **{f"mlp.{name}_proj": getattr(model, f"{name}_proj").weight for name in ("gate", "up", "down")},
     }  # fmt: skip
-    weights = {name.removesuffix(".weight"): x for name, x in layer.named_parameters()}
     norms = {"input_layernorm": model.hidden_norm, "post_attention_layernorm": model.mlp_norm}
-    if weights.keys() != places.keys() | norms.keys():
+    weights = {name.removesuffix(".weight"): x for name, x in layer.named_parameters()}
+    shapes = {name: x.shape for name, x in linears.items()}
+    shapes |= {name: norm.weight.shape for name, norm in norms.items()}
+    if {name: x.shape for name, x in weights.items()} != shapes:
         return
-    if any(weights[name].shape != place.shape for name, place in places.items()):
-        return
-    for name, place in places.items():
-        place.copy_(weights[name])
+    for name, ours in linears.items():
+        ours.copy_(weights[name])
     for name, norm in norms.items():
         norm.weight.copy_(scale_of(getattr(layer, name), target))
     nn.init.zeros_(model.fuse.weight)

@@ -50,12 +50,12 @@ def new_task(
     labels: str,
     validate: Callable[[], dict[str, float]],
 ) -> Eagle3Task:
-    """Start from the target's last layer, last norm and head, and random weights elsewhere; `labels` is not used.
+    """Start from the target's last norm and head, and from its last layer if it fits; `labels` is not used.
 
     Raises:
         ValueError: if the target's embedding has another width than the layer, or the layer has its own.
     """
-    exit_layers(config)
+    exit_layers(config)  # raises for a configuration that cannot be trained
     if (found := target.embedding.shape[1]) != config.hidden_size:
         raise ValueError(f"hidden_size: expected the target's {found}, got {config.hidden_size}")
     model = new_module(config, target.config.vocab_size, draft_vocabulary).to(target.device)

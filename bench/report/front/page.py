@@ -47,15 +47,19 @@ def results_table(results: Path) -> str:
     second = load(results, f"float32_{other.lower()}")
     rows.append(row(second, "float32", "mixed", other))
     measured = [*there, second] if second else there
-    lookups = [
-        f"{number(result['summary'][LIBRARY_LOOKUP]['speedup_vs_transformers'])} ({result['machine']['dtype']}{', ' + CLASSES[kind] if (kind := class_of(result)) else ''})"
-        for result in measured
-        if LIBRARY_LOOKUP in result["summary"]
-    ]
+    lookups = [library_lookup(result) for result in measured if LIBRARY_LOOKUP in result["summary"]]
     notes = list(dict.fromkeys(machine_line(result["machine"]) for result in measured))
     if lookups:
         notes.insert(0, f"Speed-up of transformers' own prompt lookup on the same questions: {', '.join(lookups)}.")  # fmt: skip
     return "\n\n".join([table(HEADER, rows), "\n".join(notes)])
+
+
+def library_lookup(result: Result) -> str:
+    """Return the speed-up of transformers' prompt lookup, with its dtype and CPU class."""
+    speedup = number(result["summary"][LIBRARY_LOOKUP]["speedup_vs_transformers"])
+    kind = class_of(result)
+    where = [result["machine"]["dtype"], *([CLASSES[kind]] if kind else [])]
+    return f"{speedup} ({', '.join(where)})"
 
 
 def row(result: Result | None, dtype: str, method: str, missing: str) -> list[str]:

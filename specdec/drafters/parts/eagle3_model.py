@@ -165,22 +165,9 @@ class Eagle3Model(nn.Module):
 
     embedding: nn.Embedding | None
 
-    def __init__(
-        self, config: Eagle3Config, draft_size: int, vocabulary_size: int | None = None
-    ) -> None:
-        """Create a model with random weights.
-
-        Args:
-            config: its shape.
-            draft_size: rows of the head.
-            vocabulary_size: rows of an embedding of its own.
-
-        Raises:
-            ValueError: if the configuration has an embedding of its own and `vocabulary_size` is missing.
-        """
+    def __init__(self, config: Eagle3Config, draft_size: int, vocabulary_size: int) -> None:
+        """Create a model with random weights, a head of `draft_size` rows and perhaps an embedding of `vocabulary_size`."""
         super().__init__()
-        if config.own_embedding and vocabulary_size is None:
-            raise ValueError("vocabulary_size: expected a size for an own embedding, got None")
         self.config = config
         width, inner = config.hidden_size, config.intermediate_size
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -191,11 +178,7 @@ class Eagle3Model(nn.Module):
         def linear(inputs: int, outputs: int) -> nn.Linear:
             return nn.Linear(inputs, outputs, bias=False)
 
-        self.embedding = (
-            nn.Embedding(vocabulary_size, width)
-            if config.own_embedding and vocabulary_size is not None
-            else None
-        )
+        self.embedding = nn.Embedding(vocabulary_size, width) if config.own_embedding else None
         self.fuse = linear(config.fused * (config.target_size or width), width)
         self.embedding_norm, self.hidden_norm = norm(), norm()
         self.q_proj = linear(2 * width, queries)

@@ -1,25 +1,11 @@
 """What `config.json` of an EAGLE-3 says: read as its writers mean it, or refused with the entry's name."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 
-from eagle3_heads import GOLDENS, configure, target_of
+from eagle3_heads import configure
 from specdec.checkpoints import Layout, export_drafter, import_drafter, load_folder, save_drafter
 
 IDS = "eagle_aux_hidden_state_layer_ids"
-
-
-@pytest.fixture
-def target():
-    return target_of("gqa_d2t")
-
-
-@pytest.fixture
-def head(tmp_path):
-    """A copy of the authors' head, to be changed."""
-    return Path(shutil.copytree(GOLDENS / "gqa_d2t" / "draft", tmp_path / "head"))
 
 
 @pytest.fixture

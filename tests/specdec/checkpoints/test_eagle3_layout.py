@@ -38,12 +38,6 @@ def targets():
     return {case: target_of(case) for case in CASES}
 
 
-@pytest.fixture
-def head(tmp_path):
-    """A copy of the authors' head, to be changed."""
-    return Path(shutil.copytree(GOLDENS / "gqa_d2t" / "draft", tmp_path / "head"))
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("layout", [Layout.eagle3, Layout.speculators])
 def test_head_round_trip_is_bit_identical(targets, case, layout, tmp_path):
